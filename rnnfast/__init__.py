@@ -1,0 +1,1 @@
+"""rnnfast: fused recurrent layers (Elman RNN, LSTM, GRU) for CPUs."""

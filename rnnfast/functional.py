@@ -1,0 +1,239 @@
+"""One recurrent layer in one direction: forward and backward.
+
+The layers of `rnnfast.layers` are made of these; use them directly for weights of your own.
+
+Letters: T steps, B batch, I input size, H hidden size, P projection size, W the width of h (P, or
+H without projection), G gates. Weights have torch's names, shapes and gate order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnfast import _backend, _validate
+from rnnfast._cells import CELLS, DTYPES, Cell, Sizes, Weights, weight_shapes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A snapshot of one layer's weights in the layout of the backend that made it."""
+
+    cell: Cell
+    sizes: Sizes
+    dtype: np.dtype
+    bias: bool
+    backend: _backend.Backend = field(repr=False)
+    weights: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What `Run.backward` gives.
+
+    x : (T, B, I), or None where it was not wanted.
+    h0 : (B, W).
+    c0 : (B, H), or None for a cell without c.
+    weights : a `Weights` of gradients in torch's shapes.
+    """
+
+    x: NDArray | None
+    h0: NDArray
+    c0: NDArray | None
+    weights: Weights
+
+
+def pack(
+    cell: str,
+    weight_ih: NDArray,
+    weight_hh: NDArray,
+    bias_ih: NDArray | None = None,
+    bias_hh: NDArray | None = None,
+    weight_hr: NDArray | None = None,
+) -> Packed:
+    """Copies the weights of one layer into the layout of the backend in use.
+
+    Parameters
+    ----------
+    cell : "rnn_tanh", "rnn_relu", "lstm", "gru" or "gru_reset_before".
+    weight_ih : (G*H, I), float32 or float64. Gates in the order i f g o (LSTM) or r z n (GRU).
+    weight_hh : (G*H, W), the same dtype.
+    bias_ih, bias_hh : (G*H,), both or neither.
+    weight_hr : (P, H), LSTM only: the projection h = weight_hr (o tanh(c)).
+
+    Raises
+    ------
+    TypeError : a dtype other than the two, or not the same for all.
+    ValueError : a shape that does not fit, or an unknown cell.
+    """
+    kind = CELLS[_validate.one_of("cell", cell, CELLS)]
+    dtype = np.asarray(weight_ih).dtype.newbyteorder("=")
+    if dtype not in DTYPES.values():
+        raise TypeError(f"weight_ih: expected {' or '.join(DTYPES)}, got {dtype}")
+    gates = len(kind.gates)
+    w_ih = _validate.floats("weight_ih", weight_ih, dtype, (-1, -1), "(G*H, I)")
+    hidden, rest = divmod(w_ih.shape[0], gates)
+    if rest or not hidden:
+        raise ValueError(f"weight_ih: expected G*H = {gates}*H rows, got {w_ih.shape[0]}")
+    projection = 0
+    if weight_hr is not None:
+        if not kind.projects:
+            raise ValueError(f"weight_hr: expected None for {cell}, got an array")
+        projection = _validate.floats("weight_hr", weight_hr, dtype, (-1, hidden), "(P, H)").shape[0]
+        if not projection:
+            raise ValueError("weight_hr: expected at least one row, got 0")
+    if (bias_ih is None) != (bias_hh is None):
+        raise ValueError("bias_hh: expected both biases or none, got one")
+    sizes = Sizes(w_ih.shape[1], hidden, projection)
+    given = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)._asdict()
+    shapes = weight_shapes(kind, sizes, bias_ih is not None)
+    checked = {n: _validate.floats(n, given[n], dtype, shape) for n, shape in shapes.items()}
+    return pack_checked(kind, sizes, Weights(**checked))
+
+
+def pack_checked(cell: Cell, sizes: Sizes, weights: Weights) -> Packed:
+    """`pack` without its checks, for arrays that are known to be right."""
+    backend = _backend.current()
+    dtype, bias = weights.weight_ih.dtype, weights.bias_ih is not None
+    return Packed(cell, sizes, dtype, bias, backend, backend.pack(cell, weights))
+
+
+@dataclass
+class Run:
+    """A forward pass that has run. `backward` may be called any number of times.
+
+    y : (T, B, W), h after each step; zero past a row's length.
+    h : (B, W), c : (B, H) or None: the states after each row's last step.
+    """
+
+    packed: Packed
+    args: _backend.Forward = field(repr=False)
+    saved: Any = field(repr=False)
+
+    @property
+    def y(self) -> NDArray:  # noqa: D102
+        return self.args.y
+
+    @property
+    def h(self) -> NDArray:  # noqa: D102
+        return self.args.hn
+
+    @property
+    def c(self) -> NDArray | None:  # noqa: D102
+        return self.args.cn
+
+    def backward(
+        self,
+        dy: NDArray | None = None,
+        dh: NDArray | None = None,
+        dc: NDArray | None = None,
+        *,
+        want_dx: bool = True,
+        into: Weights | None = None,
+    ) -> Gradients:
+        """The gradients of a loss, from its gradients with respect to y, h and c (None: zero).
+
+        dy : (T, B, W), dh : (B, W), dc : (B, H); same dtype as the weights.
+        into : gradients to add to, contiguous arrays in the weights' shapes; None: new zeros.
+
+        Raises
+        ------
+        RuntimeError : the pass was not run with `training=True`.
+        TypeError, ValueError : a gradient of the wrong dtype or shape.
+        """
+        if self.saved is None:
+            raise RuntimeError("backward: expected a pass run with training=True")
+        args, packed = self.args, self.packed
+        dtype, has_c = packed.dtype, args.cn is not None
+        steps, batch, width = args.x.shape[0], args.x.shape[1], packed.sizes.output
+        if dy is not None:
+            dy = _validate.floats("dy", dy, dtype, (steps, batch, width), "(T, B, W)")
+        grads = _backend.Backward(
+            dy=dy,
+            dhn=_state("dh", dh, dtype, (batch, width), "(B, W)"),
+            dcn=_state("dc", dc, dtype, (batch, packed.sizes.hidden), "(B, H)") if has_c else None,
+            dx=np.empty(args.x.shape, dtype) if want_dx else None,
+            dh0=np.empty((batch, width), dtype),
+            dc0=np.empty((batch, packed.sizes.hidden), dtype) if has_c else None,
+            weights=zero_weights(packed) if into is None else into,
+        )
+        packed.backend.backward(packed.cell, packed.weights, self.saved, args, grads)
+        return Gradients(grads.dx, grads.dh0, grads.dc0, grads.weights)
+
+
+def forward(
+    packed: Packed,
+    x: NDArray,
+    h0: NDArray | None = None,
+    c0: NDArray | None = None,
+    *,
+    lengths: NDArray | None = None,
+    reset: NDArray | None = None,
+    reverse: bool = False,
+    training: bool = False,
+    out: NDArray | None = None,
+) -> Run:
+    """Runs the layer over a batch of sequences.
+
+    Parameters
+    ----------
+    packed : the weights, from `pack`.
+    x : (T, B, I), the weights' dtype. With `training`, must stay as it is until `backward`.
+    h0 : (B, W), c0 : (B, H), LSTM only; None: zeros.
+    lengths : (B,) integers in 0..T, in any order; None: all T.
+    reset : (T, B) booleans; where true, the row's state becomes zero before that step.
+    reverse : run from each row's last step to its first.
+    training : keep what `Run.backward` needs.
+    out : (T, B, W) writable, unit stride in the last axis: where y is to go; None: a new array.
+
+    Raises
+    ------
+    TypeError, ValueError : an argument of the wrong dtype, shape or value; nothing is computed.
+    """
+    sizes, dtype = packed.sizes, packed.dtype
+    x = _validate.floats("x", x, dtype, (-1, -1, sizes.input), "(T, B, I)")
+    steps, batch = x.shape[:2]
+    has_c = "c" in packed.cell.states
+    if c0 is not None and not has_c:
+        raise ValueError(f"c0: expected None for {packed.cell.name}, got an array")
+    if out is None:
+        y = np.empty((steps, batch, sizes.output), dtype)
+    else:
+        y = _validate.floats("out", out, dtype, (steps, batch, sizes.output), "(T, B, W)")
+        if y is not out or not y.flags.writeable:
+            raise ValueError("out: expected a writable array with unit stride, got another")
+    args = _backend.Forward(
+        x=x,
+        h0=_state("h0", h0, dtype, (batch, sizes.output), "(B, W)"),
+        c0=_state("c0", c0, dtype, (batch, sizes.hidden), "(B, H)"),
+        lengths=_validate.lengths(lengths, batch, steps),
+        reset=_validate.reset(reset, steps, batch),
+        reverse=_validate.flag("reverse", reverse),
+        y=y,
+        hn=np.empty((batch, sizes.output), dtype),
+        cn=np.empty((batch, sizes.hidden), dtype) if has_c else None,
+    )
+    return run_checked(packed, args, training)
+
+
+def run_checked(packed: Packed, args: _backend.Forward, training: bool) -> Run:
+    """`forward` without its checks, for arguments that are known to be right."""
+    saved = packed.backend.forward(packed.cell, packed.weights, args, training)
+    return Run(packed, args, saved)
+
+
+def zero_weights(packed: Packed) -> Weights:
+    """Zeros in the shapes of the weights: what gradients are accumulated into."""
+    shapes = weight_shapes(packed.cell, packed.sizes, packed.bias)
+    return Weights(**{name: np.zeros(shape, packed.dtype) for name, shape in shapes.items()})
+
+
+def _state(
+    name: str, value: NDArray | None, dtype: np.dtype, shape: tuple[int, ...], letters: str
+) -> NDArray | None:
+    if value is None:
+        return None
+    return np.ascontiguousarray(_validate.floats(name, value, dtype, shape, letters))
