@@ -1,0 +1,44 @@
+// Elman 1990: h_t = f(W x_t + b_w + R h_{t-1} + b_r), f = tanh or relu.
+#pragma once
+
+#include "simd/math.h"
+
+namespace rnnfast {
+namespace {
+
+struct Rnn {
+    enum Slot { A, kSlots };
+    static constexpr int kGates = 1;
+    static constexpr int gate_of_x_slot(int slot) { return slot; }
+    static constexpr int gate_of_h_slot(int slot) { return slot; }
+    static constexpr bool kHasC = false, kTwoProducts = false, kProjects = false;
+    static constexpr bool kDirect = false;  // h_{t-1} reaches h_t through R alone
+    enum Saved { kH, kSaved };
+};
+
+struct RnnTanh : Rnn {
+    template <class V>
+    RNNFAST_INLINE static void forward(const V* a, V, V, V* saved, V& h, V&) {
+        h = tanh(a[A]);
+        saved[kH] = h;
+    }
+    template <class V>
+    RNNFAST_INLINE static void backward(const V* saved, V, V, V dh, V&, V* da, V&) {
+        da[A] = dh * dtanh(saved[kH]);
+    }
+};
+
+struct RnnRelu : Rnn {
+    template <class V>
+    RNNFAST_INLINE static void forward(const V* a, V, V, V* saved, V& h, V&) {
+        h = a[A] < 0 ? V{} : a[A];  // this way round NaN stays NaN
+        saved[kH] = h;
+    }
+    template <class V>
+    RNNFAST_INLINE static void backward(const V* saved, V, V, V dh, V&, V* da, V&) {
+        da[A] = saved[kH] <= 0 ? V{} : dh;
+    }
+};
+
+}  // namespace
+}  // namespace rnnfast

@@ -1,0 +1,106 @@
+// What crosses from the dispatcher to a kernel. Depends on nothing but <cstddef> and <cstdint>.
+//
+// Letters: T steps, B batch, I input, H hidden, P projection size (0: none), W width of h (P or H),
+// G gates. Strides and sizes are in elements. "in/out" gradients of parameters accumulate (+=);
+// gradients of activations are assigned. rnnfast/_backend.py is the same contract in Python.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// Always inlined: an ISA's object must not hold a copy that the linker could hand to other code.
+#define RNNFAST_INLINE inline __attribute__((always_inline))
+
+namespace rnnfast {
+
+struct Sizes {
+    ptrdiff_t input;       // I
+    ptrdiff_t hidden;      // H
+    ptrdiff_t projection;  // P, 0: none
+
+    RNNFAST_INLINE ptrdiff_t width() const { return projection ? projection : hidden; }
+};
+
+// Parameters in torch's layout, contiguous.
+template <class T>
+struct Weights {
+    T* weight_ih;  // (G*H, I)
+    T* weight_hh;  // (G*H, W)
+    T* bias_ih;    // (G*H)  null: none
+    T* bias_hh;    // (G*H)  null: none
+    T* weight_hr;  // (P, H) null when P = 0
+};
+
+// Which rows have which steps. Rows are sorted by length, longest first, so that the rows that have
+// a step are always the first ones: "place" is a row's position in that order.
+struct Plan {
+    ptrdiff_t steps;          // T
+    ptrdiff_t batch;          // B
+    bool reverse;             // runs from step T-1 down to 0
+    const ptrdiff_t* order;   // (B)    the caller's row at each place; null: place = row
+    const ptrdiff_t* active;  // (T)    rows that have step t; null: all B
+    const ptrdiff_t* first;   // (T+1)  rows of all the steps before t; null: t*B
+
+    RNNFAST_INLINE ptrdiff_t row(ptrdiff_t place) const { return order ? order[place] : place; }
+    RNNFAST_INLINE ptrdiff_t rows(ptrdiff_t t) const { return active ? active[t] : batch; }
+    RNNFAST_INLINE ptrdiff_t start(ptrdiff_t t) const { return first ? first[t] : t * batch; }
+
+    // The step that runs just before t, and how many rows have it: the rest of t's rows start at t.
+    RNNFAST_INLINE ptrdiff_t previous(ptrdiff_t t) const { return reverse ? t + 1 : t - 1; }
+    RNNFAST_INLINE ptrdiff_t rows_before(ptrdiff_t t) const {
+        const ptrdiff_t p = previous(t);
+        return p < 0 || p >= steps ? 0 : rows(p);
+    }
+};
+
+// Some of the places, for one thread.
+struct Shard {
+    ptrdiff_t begin;
+    ptrdiff_t end;
+
+    RNNFAST_INLINE ptrdiff_t clip(ptrdiff_t rows) const {
+        return rows < begin ? 0 : (rows < end ? rows : end) - begin;
+    }
+};
+
+// Steps begin..end-1, in the order of time whatever the direction.
+struct Chunk {
+    ptrdiff_t begin;
+    ptrdiff_t end;
+};
+
+template <class T>
+struct ForwardArgs {
+    Sizes sizes;
+    const T* packed;       // what pack() wrote
+    const T* x;            // (T, B, I)  in, rows of unit stride
+    ptrdiff_t x_step;      //            stride of T
+    ptrdiff_t x_row;       //            stride of B
+    const T* h0;           // (B, W)     in; null: zeros
+    const T* c0;           // (B, H)     in; null: zeros, or the cell has no c
+    const uint8_t* reset;  // (T, B)     in; null: never. Nonzero: the state is zero before the step
+    T* y;                  // (T, B, W)  out in forward (0 past a row's length), in in backward
+    ptrdiff_t y_step;
+    ptrdiff_t y_row;
+    T* hn;     // (B, W)  out; h after each row's last step
+    T* cn;     // (B, H)  out; null: the cell has no c
+    T* saved;  // (rows of the plan, saved_row())  out in forward, in in backward; null: no training
+};
+
+template <class T>
+struct BackwardArgs {
+    const T* transposed;  // what pack_transposed() wrote
+    const T* dy;          // (T, B, W)  in; null: zeros; not read past a row's length
+    ptrdiff_t dy_step;
+    ptrdiff_t dy_row;
+    const T* dhn;  // (B, W)  in; null: zeros
+    const T* dcn;  // (B, H)  in; null: zeros, or the cell has no c
+    T* dx;         // (T, B, I)  out, assigned (0 past a row's length); null: not wanted
+    ptrdiff_t dx_step;
+    ptrdiff_t dx_row;
+    T* dh0;              // (B, W)  out, assigned
+    T* dc0;              // (B, H)  out, assigned; null: the cell has no c
+    Weights<T> weights;  // in/out, accumulated
+};
+
+}  // namespace rnnfast

@@ -1,0 +1,127 @@
+#include "dispatch/registry.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+#endif
+
+namespace rnnfast {
+
+#define ISA(name) extern const KernelTable kernel_table_##name;
+#include "core/isas.inc"
+#undef ISA
+
+namespace {
+
+#if defined(__x86_64__) || defined(_M_X64)
+
+// CPUID by hand: __builtin_cpu_supports needs a runtime library that clang-cl does not link.
+struct X86 {
+    bool avx2 = false, avx512 = false;
+
+    X86() {
+        unsigned a, b, c, d;
+        if (!__get_cpuid(1, &a, &b, &c, &d)) return;
+        const bool fma = c >> 12 & 1, osxsave = c >> 27 & 1;
+        if (!osxsave || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+        // Bits of XCR0: the registers that the operating system saves. 6: XMM, YMM; e0: AVX-512's.
+        unsigned low, high;
+        __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        avx2 = fma && (b >> 5 & 1) && (low & 0x6) == 0x6;
+        const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
+        avx512 = avx2 && f && dq && bw && vl && (low & 0xe6) == 0xe6;
+    }
+};
+
+bool cpu_has(const std::string& isa) {
+    static const X86 cpu;
+    return isa == "generic" || (isa == "avx2" && cpu.avx2) || (isa == "avx512" && cpu.avx512);
+}
+
+#else
+
+bool cpu_has(const std::string&) { return true; }  // NEON belongs to every AArch64
+
+#endif
+
+struct Isa {
+    const char* name;
+    const KernelTable* kernels;
+};
+
+const std::vector<Isa>& compiled() {
+    static const std::vector<Isa> isas = {
+#define ISA(name) {#name, RNNFAST_HAVE_##name ? &kernel_table_##name : nullptr},
+#include "core/isas.inc"
+#undef ISA
+    };
+    return isas;
+}
+
+std::string join(const std::vector<std::string>& names) {
+    std::string all;
+    for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+    return all;
+}
+
+struct Active {
+    std::string name;
+    const KernelTable* kernels = nullptr;
+
+    Active() {
+        const char* forced = std::getenv("RNNFAST_ISA");
+        const std::string want = forced ? forced : "";
+        for (const Isa& isa : compiled()) {
+            if (!isa.kernels || !cpu_has(isa.name)) continue;
+            if (want.empty() || want == isa.name) {
+                name = isa.name;
+                kernels = isa.kernels;
+                return;
+            }
+        }
+        bool known = false;
+        for (const std::string& isa : compiled_isas()) known |= isa == want;
+        throw std::runtime_error("RNNFAST_ISA=" + want + ": " +
+                                 (known ? "this CPU does not support it (it has: " +
+                                              join(supported_isas()) + ")"
+                                        : "not compiled in (compiled in: " +
+                                              join(compiled_isas()) + ")"));
+    }
+};
+
+const Active& active() {
+    static const Active chosen;
+    return chosen;
+}
+
+}  // namespace
+
+std::vector<std::string> compiled_isas() {
+    std::vector<std::string> names;
+    for (const Isa& isa : compiled())
+        if (isa.kernels) names.push_back(isa.name);
+    return names;
+}
+
+std::vector<std::string> supported_isas() {
+    std::vector<std::string> names;
+    for (const std::string& name : compiled_isas())
+        if (cpu_has(name)) names.push_back(name);
+    return names;
+}
+
+const std::string& active_isa() { return active().name; }
+
+const KernelTable& active_kernels() { return *active().kernels; }
+
+#define DTYPE(name, type)                                   \
+    template <>                                             \
+    const DtypeKernels<type>& active_kernels_for<type>() {  \
+        return active_kernels().name;                       \
+    }
+#include "core/dtypes.inc"
+#undef DTYPE
+
+}  // namespace rnnfast

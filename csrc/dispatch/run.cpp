@@ -1,0 +1,153 @@
+#include "dispatch/run.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "dispatch/float_env.h"
+#include "dispatch/registry.h"
+#include "dispatch/threads.h"
+
+namespace rnnfast {
+namespace {
+
+// Below this many multiplications a call is over before a second thread has started (20 us).
+constexpr ptrdiff_t kLeastWork = 1 << 20;
+// A shard of fewer rows reads as many weights and multiplies no faster.
+constexpr ptrdiff_t kLeastRows = 4;
+
+// The rows of one member of a team of `team`.
+Shard share(ptrdiff_t rows, int index, int team) {
+    return {rows * index / team, rows * (index + 1) / team};
+}
+
+int most_shards(ptrdiff_t batch) { return int(std::clamp<ptrdiff_t>(batch / kLeastRows, 1, 1024)); }
+
+template <class T>
+ptrdiff_t multiplications(const CellKernels<T>& kernels, const Sizes& sizes, ptrdiff_t rows) {
+    return rows * kernels.gradient_row(sizes) * (sizes.input + sizes.width());
+}
+
+// Cuts the steps into chunks, in the order in which backward runs them. A chunk's gate gradients
+// stay in L2, and it has rows enough to make the parameters' products efficient.
+std::vector<Chunk> backward_chunks(const Plan& plan, ptrdiff_t gradient_row) {
+    constexpr ptrdiff_t kElements = 131072, kRows = 128;
+    const ptrdiff_t target = std::max(kRows, kElements / gradient_row);
+    std::vector<Chunk> chunks;
+    for (ptrdiff_t done = 0; done < plan.steps;) {
+        const ptrdiff_t from = done;
+        ptrdiff_t rows = 0;
+        while (done < plan.steps && rows < target) {
+            rows += plan.rows(plan.reverse ? done : plan.steps - 1 - done);
+            ++done;
+        }
+        chunks.push_back(plan.reverse ? Chunk{from, done}
+                                      : Chunk{plan.steps - done, plan.steps - from});
+    }
+    return chunks;
+}
+
+}  // namespace
+
+template <class T>
+PackedWeights<T>::PackedWeights(CellId cell, const Sizes& sizes, const Weights<T>& weights)
+    : kernels_(active_kernels_for<T>().cells[int(cell)]),
+      sizes_(sizes),
+      packed_(allocate<T>(kernels_.packed_size(sizes))) {
+    kernels_.pack(sizes_, weights, packed_.get());
+}
+
+template <class T>
+const T* PackedWeights<T>::transposed() const {
+    std::call_once(once_, [this] {
+        Buffer<T> made = allocate<T>(kernels_.transposed_size(sizes_));
+        kernels_.pack_transposed(sizes_, packed_.get(), made.get());
+        transposed_ = std::move(made);
+    });
+    return transposed_.get();
+}
+
+RowPlan::RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* lengths)
+    : plan_{steps, batch, reverse, nullptr, nullptr, nullptr} {
+    if (!lengths || std::all_of(lengths, lengths + batch,
+                                [steps](int64_t length) { return length == steps; }))
+        return;
+    order_.resize(size_t(batch));
+    std::iota(order_.begin(), order_.end(), ptrdiff_t(0));
+    std::stable_sort(order_.begin(), order_.end(), [lengths](ptrdiff_t a, ptrdiff_t b) {
+        return lengths[a] > lengths[b];
+    });
+    active_.assign(size_t(steps), 0);
+    first_.assign(size_t(steps) + 1, 0);
+    for (ptrdiff_t row = 0; row < batch; ++row)
+        if (lengths[row] > 0) ++active_[size_t(lengths[row]) - 1];  // rows whose last step it is
+    for (size_t t = active_.size(); t-- > 1;) active_[t - 1] += active_[t];
+    std::partial_sum(active_.begin(), active_.end(), first_.begin() + 1);
+    plan_.order = order_.data();
+    plan_.active = active_.data();
+    plan_.first = first_.data();
+}
+
+template <class T>
+void run_forward(const PackedWeights<T>& weights, ForwardArgs<T> args, const RowPlan& rows) {
+    const CellKernels<T>& kernels = weights.kernels();
+    const Plan& plan = rows.plan();
+    args.sizes = weights.sizes();
+    args.packed = weights.packed();
+    const bool small = multiplications(kernels, args.sizes, rows.rows()) < kLeastWork;
+    const int most = small ? 1 : std::min(most_shards(plan.batch), num_threads());
+    std::vector<Buffer<T>> scratch;  // allocated here, since a worker must not throw
+    for (int i = 0; i < most; ++i)
+        scratch.push_back(
+            allocate<T>(kernels.forward_scratch(args, plan, share(plan.batch, i, most))));
+    parallel(most, [&](int index, int team, Barrier&) {
+        const FloatEnv env;
+        // A team may be smaller than asked for: then a member takes several shards in turn.
+        for (int i = index; i < most; i += team)
+            kernels.forward(args, plan, share(plan.batch, i, most), scratch[size_t(i)].get());
+    });
+}
+
+template <class T>
+void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, BackwardArgs<T> grads,
+                  const RowPlan& rows) {
+    const CellKernels<T>& kernels = weights.kernels();
+    const Plan& plan = rows.plan();
+    args.sizes = weights.sizes();
+    args.packed = weights.packed();
+    grads.transposed = weights.transposed();
+    const std::vector<Chunk> chunks = backward_chunks(plan, kernels.gradient_row(args.sizes));
+    ptrdiff_t most_rows = 0;
+    for (const Chunk& chunk : chunks)
+        most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
+    const Buffer<T> scratch =
+        allocate<T>(kernels.backward_scratch(args, grads, plan, most_rows));
+    const bool small = multiplications(kernels, args.sizes, rows.rows()) < kLeastWork / 2;
+    parallel(small ? 1 : num_threads(), [&](int index, int team, Barrier& barrier) {
+        const FloatEnv env;
+        const auto run = [&](BackwardPhase phase, const Chunk& chunk, const Shard& shard) {
+            kernels.backward(args, grads, plan, most_rows, scratch.get(), {phase, chunk, shard});
+        };
+        const int shards = std::min(team, most_shards(plan.batch));
+        const bool steps = index < shards;  // the others help with the products alone
+        const Shard shard = steps ? share(plan.batch, index, shards) : Shard{0, 0};
+        if (steps) run(BackwardPhase::begin, {0, 0}, shard);
+        barrier.wait();
+        for (const Chunk& chunk : chunks) {
+            if (steps) run(BackwardPhase::steps, chunk, shard);
+            barrier.wait();
+            run(BackwardPhase::products, chunk, {index, team});
+            barrier.wait();
+        }
+        if (steps) run(BackwardPhase::end, {0, 0}, shard);
+    });
+}
+
+#define DTYPE(name, type)                                                                     \
+    template class PackedWeights<type>;                                                       \
+    template void run_forward(const PackedWeights<type>&, ForwardArgs<type>, const RowPlan&); \
+    template void run_backward(const PackedWeights<type>&, ForwardArgs<type>,                 \
+                               BackwardArgs<type>, const RowPlan&);
+#include "core/dtypes.inc"
+#undef DTYPE
+
+}  // namespace rnnfast

@@ -1,0 +1,56 @@
+// Runs a layer: plans the rows, allocates, shares the work out to threads.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "dispatch/buffer.h"
+#include "kernels/kernel_table.h"
+
+namespace rnnfast {
+
+// One layer's weights as the kernels read them. The panels for backward are made when first needed.
+template <class T>
+class PackedWeights {
+public:
+    PackedWeights(CellId cell, const Sizes& sizes, const Weights<T>& weights);
+
+    const CellKernels<T>& kernels() const { return kernels_; }
+    const Sizes& sizes() const { return sizes_; }
+    const T* packed() const { return packed_.get(); }
+    const T* transposed() const;
+
+private:
+    const CellKernels<T>& kernels_;
+    const Sizes sizes_;
+    const Buffer<T> packed_;
+    mutable std::once_flag once_;
+    mutable Buffer<T> transposed_;
+};
+
+// A Plan and the arrays that it points to.
+class RowPlan {
+public:
+    // lengths: (B), each in 0..T; null: all T.
+    RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* lengths);
+    RowPlan(const RowPlan&) = delete;
+    RowPlan& operator=(const RowPlan&) = delete;
+
+    const Plan& plan() const { return plan_; }
+    ptrdiff_t rows() const { return plan_.start(plan_.steps); }  // of all steps together
+
+private:
+    std::vector<ptrdiff_t> order_, active_, first_;
+    Plan plan_;
+};
+
+// `args.sizes` and `args.packed`, and those of `grads.transposed`, are filled in from `weights`.
+template <class T>
+void run_forward(const PackedWeights<T>& weights, ForwardArgs<T> args, const RowPlan& plan);
+
+template <class T>
+void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, BackwardArgs<T> grads,
+                  const RowPlan& plan);
+
+}  // namespace rnnfast

@@ -1,0 +1,232 @@
+// Register tiles. Every sum over k runs in the order of k, from whatever the tile starts with, one
+// fma a term: a result has the same bits whichever tile, batch or thread computes it.
+#pragma once
+
+#include "simd/vec.h"
+
+// Never inlined: its tiles would be copied into every caller.
+#define RNNFAST_OUTLINE __attribute__((noinline))
+
+namespace rnnfast {
+namespace {
+
+template <class T>
+constexpr ptrdiff_t smaller(T a, T b) {
+    return a < b ? a : b;
+}
+
+// An integer as a type, for choosing a tile.
+template <int N>
+struct Count {
+    static constexpr int value = N;
+};
+
+// The left operand (M, K): row m's elements lie in `runs` runs of `run` elements, `stride` apart.
+// K = runs * run; an ordinary matrix is one run.
+template <class T>
+struct Operand {
+    const T* base;
+    ptrdiff_t ld;
+    ptrdiff_t run;
+    ptrdiff_t runs = 1;
+    ptrdiff_t stride = 0;
+
+    ptrdiff_t k() const { return run * runs; }
+};
+
+// acc[m][v] += sum over k of a[m*ld + k] * b[k][v].
+template <int M, int W, class T>
+RNNFAST_INLINE void multiply(ptrdiff_t k, const T* a, ptrdiff_t ld, const T* b,
+                             Vec<T> (&acc)[M][W]) {
+    for (ptrdiff_t i = 0; i < k; ++i) {
+        Vec<T> right[W];
+#pragma GCC unroll 4
+        for (int v = 0; v < W; ++v) right[v] = load(b + (i * W + v) * kLanes<T>);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const Vec<T> left = broadcast(a[m * ld + i]);
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) acc[m][v] = fma(left, right[v], acc[m][v]);
+        }
+    }
+}
+
+// Rows of a tile `width` vectors wide: as many as leave registers for the right operand.
+constexpr int tile_rows(int width) {
+    return kRegisters == 32 ? (width >= 4 ? 6 : 8) : (width >= 4 ? 3 : 4);
+}
+
+// One tile: rows first..first+M-1 by the W vectors that start at vector `column`.
+template <int M, int W, class T, class Epilogue>
+void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const T* panel,
+          const Epilogue& epilogue) {
+    Vec<T> acc[M][W];
+    epilogue.start(first, column, acc);
+    const T* left = a.base + first * a.ld;
+    for (ptrdiff_t r = 0; r < a.runs; ++r, left += a.stride, panel += a.run * W * kLanes<T>)
+        multiply<M, W>(a.run, left, a.ld, panel, acc);
+    epilogue.finish(first, column, acc);
+}
+
+template <int kMost, int W, class T, class Epilogue>
+RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a, const T* panel,
+                 const Epilogue& epilogue) {
+    ptrdiff_t r = 0;
+    for (; r + kMost <= rows; r += kMost) tile<kMost, W>(r, column, a, panel, epilogue);
+    if constexpr (kMost > 4)
+        if (r + 4 <= rows) tile<4, W>(r, column, a, panel, epilogue), r += 4;
+    if (r + 2 <= rows) tile<2, W>(r, column, a, panel, epilogue), r += 2;
+    if (r < rows) tile<1, W>(r, column, a, panel, epilogue);
+}
+
+// A (rows, K) times panels of kWidth vectors, `columns` vectors in all, the last panel narrower
+// where they don't divide. Panel p is [k][its width][lane], at p * kWidth * K * lanes. Widths are
+// multiples of kGroup. `epilogue.start` fills a tile's accumulators and `finish` takes them.
+template <int kWidth, int kGroup, class T, class Epilogue>
+void product(ptrdiff_t rows, const Operand<T>& a, const T* panels, ptrdiff_t columns,
+             const Epilogue& epilogue) {
+    constexpr int kMost = tile_rows(kWidth);
+    for (ptrdiff_t column = 0; column < columns; column += kWidth) {
+        const T* panel = panels + column * a.k() * kLanes<T>;
+        const ptrdiff_t width = smaller<ptrdiff_t>(kWidth, columns - column);
+        if (width == kWidth) tile_column<kMost, kWidth>(rows, column, a, panel, epilogue);
+        if constexpr (kWidth > 3 && 3 % kGroup == 0)
+            if (width == 3) tile_column<kMost, 3>(rows, column, a, panel, epilogue);
+        if constexpr (kWidth > 2 && 2 % kGroup == 0)
+            if (width == 2) tile_column<kMost, 2>(rows, column, a, panel, epilogue);
+        if constexpr (kWidth > 1 && 1 % kGroup == 0)
+            if (width == 1) tile_column<kMost, 1>(rows, column, a, panel, epilogue);
+    }
+}
+
+// The width of panels whose columns come in groups of kGroup vectors.
+constexpr int panel_width(int group) { return group == 3 ? 3 : 4; }
+
+// Epilogue of a plain product into rows of whole vectors: C (+)= A B.
+template <class T, bool kAdd>
+struct StoreRows {
+    T* c;
+    ptrdiff_t ld;
+
+    template <int M, int W>
+    RNNFAST_INLINE void start(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v)
+                acc[m][v] = kAdd ? load(at(first + m, column + v)) : zero<T>();
+    }
+    template <int M, int W>
+    RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) store(at(first + m, column + v), acc[m][v]);
+    }
+    RNNFAST_INLINE T* at(ptrdiff_t row, ptrdiff_t v) const { return c + row * ld + v * kLanes<T>; }
+};
+
+// The same, from one row of biases: C = bias + A B.
+template <class T>
+struct StoreBiased {
+    const T* bias;
+    T* c;
+    ptrdiff_t ld;
+
+    template <int M, int W>
+    RNNFAST_INLINE void start(ptrdiff_t, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+#pragma GCC unroll 4
+        for (int v = 0; v < W; ++v) {
+            const Vec<T> from = load(bias + (column + v) * kLanes<T>);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) acc[m][v] = from;
+        }
+    }
+    template <int M, int W>
+    RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+        StoreRows<T, false>{c, ld}.finish(first, column, acc);
+    }
+};
+
+// The same, assigned to rows of `count` elements that end where they end.
+template <class T>
+struct StoreEdges {
+    T* c;
+    ptrdiff_t ld;
+    ptrdiff_t count;
+
+    template <int M, int W>
+    RNNFAST_INLINE void start(ptrdiff_t, ptrdiff_t, Vec<T> (&acc)[M][W]) const {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) acc[m][v] = zero<T>();
+    }
+    template <int M, int W>
+    RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) {
+                const ptrdiff_t at = (column + v) * kLanes<T>;
+                store_edge(c + (first + m) * ld + at, acc[m][v], count - at);
+            }
+    }
+};
+
+// C[m][n] += sum over rows k of a[k*lda + m] * b[k*ldb + n]: M lanes of a gate gradient by W
+// vectors of the layer's input. Nothing is packed. kEdge: the last vector has `last` elements.
+template <int M, int W, bool kEdge, class T>
+RNNFAST_INLINE void outer_tile(ptrdiff_t k, const T* a, ptrdiff_t lda, const T* b, ptrdiff_t ldb,
+                               T* c, ptrdiff_t ldc, ptrdiff_t last) {
+    const auto get = [last](const T* p, int v) {
+        return kEdge && v == W - 1 ? load_part(p, last) : load(p);
+    };
+    Vec<T> acc[M][W];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < W; ++v) acc[m][v] = get(c + m * ldc + v * kLanes<T>, v);
+    for (ptrdiff_t i = 0; i < k; ++i) {
+        Vec<T> right[W];
+#pragma GCC unroll 4
+        for (int v = 0; v < W; ++v) right[v] = get(b + i * ldb + v * kLanes<T>, v);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const Vec<T> left = broadcast(a[i * lda + m]);
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) acc[m][v] = fma(left, right[v], acc[m][v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < W; ++v) {
+            T* p = c + m * ldc + v * kLanes<T>;
+            if (kEdge && v == W - 1)
+                store_part(p, acc[m][v], last);
+            else
+                store(p, acc[m][v]);
+        }
+}
+
+// As many of the `lanes` rows of C at a time as registers hold.
+template <int W, bool kEdge, class T>
+RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t k, const T* a, ptrdiff_t lda, const T* b, ptrdiff_t ldb,
+                 T* c, ptrdiff_t ldc, ptrdiff_t last) {
+    constexpr int kMost = smaller<ptrdiff_t>(kRegisters == 32 ? 8 : 4, kLanes<T>);
+    ptrdiff_t m = 0;
+    const auto run = [&](auto count) {
+        outer_tile<count.value, W, kEdge>(k, a + m, lda, b, ldb, c + m * ldc, ldc, last);
+        m += count.value;
+    };
+    while (m + kMost <= lanes) run(Count<kMost>{});
+    if constexpr (kMost > 4)
+        if (m + 4 <= lanes) run(Count<4>{});
+    if constexpr (kMost > 2)
+        if (m + 2 <= lanes) run(Count<2>{});
+    if (m < lanes) run(Count<1>{});
+}
+
+}  // namespace
+}  // namespace rnnfast

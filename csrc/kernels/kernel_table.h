@@ -1,0 +1,59 @@
+// What one ISA's object exports: a constant table of functions, one set for each cell and dtype.
+#pragma once
+
+#include "core/args.h"
+
+namespace rnnfast {
+
+enum class BackwardPhase { begin, steps, products, end };
+
+// What each phase of a backward pass works on: `begin`, `steps` and `end` take a shard of the
+// batch, `products` part `shard.begin` of `shard.end` parts.
+struct BackwardWork {
+    BackwardPhase phase;
+    Chunk chunk;
+    Shard shard;
+};
+
+// Sizes are in elements; scratch and packed weights are aligned to 64 bytes.
+template <class T>
+struct CellKernels {
+    ptrdiff_t gates;  // G
+    bool has_c;       // whether it carries a c beside h
+    bool projects;    // whether it takes weight_hr
+    ptrdiff_t (*packed_size)(const Sizes&);
+    ptrdiff_t (*transposed_size)(const Sizes&);
+    ptrdiff_t (*saved_row)(const Sizes&);     // of ForwardArgs::saved
+    ptrdiff_t (*gradient_row)(const Sizes&);  // of the buffer that a backward chunk fills
+    void (*pack)(const Sizes&, const Weights<T>&, T* packed);
+    void (*pack_transposed)(const Sizes&, const T* packed, T* transposed);
+    ptrdiff_t (*forward_scratch)(const ForwardArgs<T>&, const Plan&, const Shard&);
+    void (*forward)(const ForwardArgs<T>&, const Plan&, const Shard&, T* scratch);
+    // `rows`: the most rows that a chunk of the pass has.
+    ptrdiff_t (*backward_scratch)(const ForwardArgs<T>&, const BackwardArgs<T>&, const Plan&,
+                                  ptrdiff_t rows);
+    void (*backward)(const ForwardArgs<T>&, const BackwardArgs<T>&, const Plan&, ptrdiff_t rows,
+                     T* scratch, const BackwardWork&);
+};
+
+enum class CellId {
+#define CELL(name, type) name,
+#include "core/cells.inc"
+#undef CELL
+    count
+};
+
+template <class T>
+struct DtypeKernels {
+    CellKernels<T> cells[int(CellId::count)];
+    void (*sigmoid)(const T* x, T* y, ptrdiff_t n);
+    void (*tanh)(const T* x, T* y, ptrdiff_t n);
+};
+
+struct KernelTable {
+#define DTYPE(name, type) DtypeKernels<type> name;
+#include "core/dtypes.inc"
+#undef DTYPE
+};
+
+}  // namespace rnnfast

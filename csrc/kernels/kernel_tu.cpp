@@ -1,0 +1,80 @@
+// Compiled once per ISA, with RNNFAST_ISA its name. Everything but the table has internal linkage.
+#include "kernels/kernel_table.h"
+
+#include "cells/gru.h"
+#include "cells/lstm.h"
+#include "cells/rnn.h"
+#include "kernels/sequence_backward.h"
+
+namespace rnnfast {
+namespace {
+
+template <class Cell, class T>
+constexpr CellKernels<T> cell_kernels() {
+    return {
+        Cell::kGates,
+        Cell::kHasC,
+        Cell::kProjects,
+        [](const Sizes& s) { return PackedLayout<Cell, T>(Shape<Cell, T>(s)).size; },
+        [](const Sizes& s) { return TransposedLayout<Cell, T>(Shape<Cell, T>(s)).size; },
+        [](const Sizes& s) { return Shape<Cell, T>(s).saved_row(); },
+        [](const Sizes& s) { return Shape<Cell, T>(s).gradient_row(); },
+        pack<Cell, T>,
+        pack_transposed<Cell, T>,
+        [](const ForwardArgs<T>& args, const Plan& plan, const Shard& shard) {
+            return ForwardPass<Cell, T>(args, plan, shard, nullptr).place(nullptr);
+        },
+        [](const ForwardArgs<T>& args, const Plan& plan, const Shard& shard, T* scratch) {
+            ForwardPass<Cell, T>(args, plan, shard, scratch).run();
+        },
+        [](const ForwardArgs<T>& args, const BackwardArgs<T>& grads, const Plan& plan,
+           ptrdiff_t rows) {
+            return BackwardPass<Cell, T>(args, grads, plan, rows, nullptr).place(rows, nullptr);
+        },
+        [](const ForwardArgs<T>& args, const BackwardArgs<T>& grads, const Plan& plan,
+           ptrdiff_t rows, T* scratch, const BackwardWork& work) {
+            BackwardPass<Cell, T> pass(args, grads, plan, rows, scratch);
+            switch (work.phase) {
+                case BackwardPhase::begin: return pass.begin(work.shard);
+                case BackwardPhase::steps: return pass.steps(work.chunk, work.shard);
+                case BackwardPhase::products:
+                    return pass.products(work.chunk, work.shard.begin, work.shard.end);
+                case BackwardPhase::end: return pass.end(work.shard);
+            }
+        },
+    };
+}
+
+template <class T, Vec<T> (*function)(Vec<T>)>
+void map(const T* x, T* y, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += kLanes<T>)
+        store_edge(y + i, function(load_edge(x + i, n - i)), n - i);
+}
+
+template <class T>
+constexpr DtypeKernels<T> dtype_kernels() {
+    return {
+        {
+#define CELL(name, type) cell_kernels<type, T>(),
+#include "core/cells.inc"
+#undef CELL
+        },
+        map<T, sigmoid_of<T>>,
+        map<T, tanh_of<T>>,
+    };
+}
+
+}  // namespace
+
+#define RNNFAST_JOIN2(a, b) a##b
+#define RNNFAST_JOIN(a, b) RNNFAST_JOIN2(a, b)
+#define RNNFAST_TABLE RNNFAST_JOIN(kernel_table_, RNNFAST_ISA)
+
+extern const KernelTable RNNFAST_TABLE;
+constexpr KernelTable RNNFAST_TABLE = {
+#define DTYPE(name, type) dtype_kernels<type>(),
+#include "core/dtypes.inc"
+#undef DTYPE
+};
+
+}  // namespace rnnfast

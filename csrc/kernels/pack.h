@@ -1,0 +1,167 @@
+// Where everything lies in memory, and how the weights get there.
+//
+// Units come in blocks of V (the vector's lanes). A row of gate values, whether pre-activations,
+// saved gates or gate gradients, is [block][slot][lane]; a cell says which slots W and R feed. The
+// weights of a product that yields such rows, or any others, are cut into panels of a few vectors,
+// [panel][k][vector][lane]: what one tile reads, in the order in which it reads it.
+#pragma once
+
+#include "core/args.h"
+#include "kernels/gemm.h"
+
+namespace rnnfast {
+namespace {
+
+// Sizes in a cell's own terms.
+template <class Cell, class T>
+struct Shape {
+    ptrdiff_t input, hidden, projection, width;  // I, H, P, W
+    ptrdiff_t blocks;                            // of units
+    ptrdiff_t padded;                            // H, whole blocks
+
+    explicit Shape(const Sizes& s)
+        : input(s.input),
+          hidden(s.hidden),
+          projection(s.projection),
+          width(s.width()),
+          blocks(vectors<T>(s.hidden)),
+          padded(blocks * kLanes<T>) {}
+
+    // The units that block b has, of V.
+    ptrdiff_t lanes(ptrdiff_t b) const { return smaller(kLanes<T>, hidden - b * kLanes<T>); }
+    // One row: pre-activations from W; gate gradients; what training saves.
+    ptrdiff_t pre_row() const { return Cell::kGates * padded; }
+    ptrdiff_t gradient_row() const { return Cell::kSlots * padded; }
+    ptrdiff_t saved_row() const { return Cell::kSaved * padded; }
+    // A row of h in scratch.
+    ptrdiff_t h_row() const { return vectors<T>(width) * kLanes<T>; }
+};
+
+// The slots that R feeds are the last kGates; those that W feeds, the first kGates.
+template <class Cell>
+constexpr int kApart = Cell::kSlots - Cell::kGates;
+
+// The gates of each product of a step: all of them, or with two products r and z first, then n.
+template <class Cell>
+constexpr int kFirstGates = Cell::kTwoProducts ? Cell::kGates - 1 : Cell::kGates;
+
+template <class Cell, class T>
+struct PackedLayout {
+    ptrdiff_t bias_x, bias_h, w, r, r_second, projection, size;
+
+    explicit PackedLayout(const Shape<Cell, T>& s) {
+        ptrdiff_t end = 0;
+        const auto take = [&end](ptrdiff_t n) { return end += n, end - n; };
+        bias_x = take(s.pre_row());  // W's slots; with R's bias where R feeds the slot too
+        bias_h = take(kApart<Cell> * s.padded);  // [block][slots that only R feeds][lane]
+        w = take(s.input * s.pre_row());
+        r = take(s.width * kFirstGates<Cell> * s.padded);
+        r_second = take(Cell::kTwoProducts ? s.hidden * s.padded : 0);
+        projection = take(s.projection ? s.hidden * s.h_row() : 0);
+        size = end;
+    }
+};
+
+// The same weights for the backward products, which sum over gates.
+template <class Cell, class T>
+struct TransposedLayout {
+    ptrdiff_t w, r, r_second, projection, size;
+
+    explicit TransposedLayout(const Shape<Cell, T>& s) {
+        ptrdiff_t end = 0;
+        const auto take = [&end](ptrdiff_t n) { return end += n, end - n; };
+        w = take(s.pre_row() * vectors<T>(s.input) * kLanes<T>);
+        r = take(kFirstGates<Cell> * s.padded * s.h_row());
+        r_second = take(Cell::kTwoProducts ? s.padded * s.h_row() : 0);
+        projection = take(s.projection ? s.projection * s.padded : 0);
+        size = end;
+    }
+};
+
+// Element (k, column) of panels `width` vectors wide, of `columns` elements in all.
+template <class T>
+RNNFAST_INLINE ptrdiff_t panel_index(ptrdiff_t width, ptrdiff_t columns, ptrdiff_t ks, ptrdiff_t k,
+                                     ptrdiff_t column) {
+    const ptrdiff_t wide = width * kLanes<T>, first = column / wide * wide;
+    return first * ks + k * smaller(wide, columns - first) + (column - first);
+}
+
+// W (G*H, K) or R into panels whose columns are [block][gate of this product][lane].
+template <class T, class GateOf>
+void pack_gates(const T* source, ptrdiff_t ks, ptrdiff_t hidden, int gates, GateOf gate_of, T* out) {
+    const ptrdiff_t blocks = vectors<T>(hidden), columns = blocks * gates * kLanes<T>;
+    const ptrdiff_t width = panel_width(gates);
+    for (ptrdiff_t b = 0; b < blocks; ++b)
+        for (int g = 0; g < gates; ++g)
+            for (ptrdiff_t l = 0; l < kLanes<T>; ++l) {
+                const ptrdiff_t unit = b * kLanes<T> + l;
+                const ptrdiff_t column = (b * gates + g) * kLanes<T> + l;
+                const T* row = source + (gate_of(g) * hidden + unit) * ks;
+                for (ptrdiff_t k = 0; k < ks; ++k)
+                    out[panel_index<T>(width, columns, ks, k, column)] =
+                        unit < hidden ? row[k] : T(0);
+            }
+}
+
+// Panels of (K, columns) into panels of the transpose, (the first `taken` columns, K), with K
+// padded to whole vectors.
+template <class T>
+void transpose_panels(const T* source, ptrdiff_t ks, ptrdiff_t columns, ptrdiff_t taken,
+                      ptrdiff_t width, T* out) {
+    const ptrdiff_t padded = vectors<T>(ks) * kLanes<T>;
+    for (ptrdiff_t column = 0; column < taken; ++column)
+        for (ptrdiff_t k = 0; k < padded; ++k)
+            out[panel_index<T>(panel_width(1), padded, taken, column, k)] =
+                k < ks ? source[panel_index<T>(width, columns, ks, k, column)] : T(0);
+}
+
+template <class Cell, class T>
+void pack(const Sizes& sizes, const Weights<T>& weights, T* out) {
+    const Shape<Cell, T> s(sizes);
+    const PackedLayout<Cell, T> at(s);
+    const auto x_gate = [](int g) { return Cell::gate_of_x_slot(g); };
+    const auto h_gate = [](int g) { return Cell::gate_of_h_slot(g + kApart<Cell>); };
+    const auto second = [](int) { return Cell::gate_of_h_slot(Cell::kSlots - 1); };
+    for (ptrdiff_t b = 0; b < s.blocks; ++b)
+        for (int slot = 0; slot < Cell::kSlots; ++slot)
+            for (ptrdiff_t l = 0; l < kLanes<T>; ++l) {
+                const ptrdiff_t unit = b * kLanes<T> + l;
+                T sum = 0;
+                if (weights.bias_ih && unit < s.hidden) {
+                    if (slot < Cell::kGates)
+                        sum = weights.bias_ih[Cell::gate_of_x_slot(slot) * s.hidden + unit];
+                    if (slot >= kApart<Cell>)
+                        sum += weights.bias_hh[Cell::gate_of_h_slot(slot) * s.hidden + unit];
+                }
+                if (slot < Cell::kGates)
+                    out[at.bias_x + (b * Cell::kGates + slot) * kLanes<T> + l] = sum;
+                else
+                    out[at.bias_h + (b * kApart<Cell> + slot - Cell::kGates) * kLanes<T> + l] = sum;
+            }
+    pack_gates(weights.weight_ih, s.input, s.hidden, Cell::kGates, x_gate, out + at.w);
+    pack_gates(weights.weight_hh, s.width, s.hidden, kFirstGates<Cell>, h_gate, out + at.r);
+    if (Cell::kTwoProducts)
+        pack_gates(weights.weight_hh, s.width, s.hidden, 1, second, out + at.r_second);
+    if (s.projection)
+        pack_gates(weights.weight_hr, s.hidden, s.projection, 1, [](int) { return 0; },
+                   out + at.projection);
+}
+
+template <class Cell, class T>
+void pack_transposed(const Sizes& sizes, const T* packed, T* out) {
+    const Shape<Cell, T> s(sizes);
+    const PackedLayout<Cell, T> from(s);
+    const TransposedLayout<Cell, T> to(s);
+    const auto transpose = [&](ptrdiff_t source, ptrdiff_t ks, ptrdiff_t columns, ptrdiff_t taken,
+                               int group, ptrdiff_t target) {
+        transpose_panels(packed + source, ks, columns, taken, panel_width(group), out + target);
+    };
+    const ptrdiff_t first = kFirstGates<Cell> * s.padded;
+    transpose(from.w, s.input, s.pre_row(), s.pre_row(), Cell::kGates, to.w);
+    transpose(from.r, s.width, first, first, kFirstGates<Cell>, to.r);
+    if (Cell::kTwoProducts) transpose(from.r_second, s.width, s.padded, s.padded, 1, to.r_second);
+    if (s.projection) transpose(from.projection, s.hidden, s.h_row(), s.projection, 1, to.projection);
+}
+
+}  // namespace
+}  // namespace rnnfast

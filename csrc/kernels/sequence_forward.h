@@ -1,0 +1,339 @@
+// The forward pass of every cell over time. See csrc/README.md for the shape of the loops.
+#pragma once
+
+#include "kernels/pack.h"
+
+namespace rnnfast {
+namespace {
+
+// Copies n elements, or writes zeros where there is no source.
+template <class T>
+RNNFAST_INLINE void copy_or_zero(T* to, const T* from, ptrdiff_t n) {
+    if (from)
+        for (ptrdiff_t i = 0; i < n; ++i) to[i] = from[i];
+    else
+        for (ptrdiff_t i = 0; i < n; ++i) to[i] = T(0);
+}
+
+// The same, followed by zeros up to `padded` elements.
+template <class T>
+RNNFAST_INLINE void copy_padded(T* to, const T* from, ptrdiff_t n, ptrdiff_t padded) {
+    copy_or_zero(to, from, n);
+    copy_or_zero<T>(to + n, nullptr, padded - n);
+}
+
+// A row of an optional (B, n) array; null stays null.
+template <class T>
+RNNFAST_INLINE T* row_of(T* array, ptrdiff_t row, ptrdiff_t n) {
+    return array ? array + row * n : nullptr;
+}
+
+// Whether the chunk's rows of a (T, B, n) array lie one stride apart: no row is out of order, none
+// of the batch is missing, and a step follows the other as a row does.
+inline bool regular(const Plan& plan, const Shard& shard, ptrdiff_t step, ptrdiff_t row) {
+    const bool whole = shard.begin == 0 && shard.end == plan.batch;
+    return !plan.active && whole && (plan.batch == 1 || plan.steps == 1 || step == plan.batch * row);
+}
+
+// The distance between rows of a regular array.
+inline ptrdiff_t regular_stride(const Plan& plan, ptrdiff_t step, ptrdiff_t row) {
+    return plan.batch == 1 ? step : row;
+}
+
+// Pads the distance between scratch rows of n elements so that a column of them does not fall into
+// one set of the L1 cache, whose period is 4 KiB.
+template <class T>
+constexpr ptrdiff_t spread(ptrdiff_t n) {
+    return n * ptrdiff_t(sizeof(T)) % 1024 == 0 ? n + kLanes<T> : n;
+}
+
+// Pre-activations of one chunk stay in L1 and L2: about this many numbers.
+constexpr ptrdiff_t kChunkElements = 65536;
+
+template <class Cell, class T>
+class ForwardPass {
+    using V = Vec<T>;
+    static constexpr ptrdiff_t L = kLanes<T>;
+
+    const ForwardArgs<T>& args;
+    const Plan& plan;
+    const Shard shard;
+    const Shape<Cell, T> shape;
+    const PackedLayout<Cell, T> at;
+    const ptrdiff_t count;     // places of the shard
+    const ptrdiff_t pre_ld, h_ld, unit_ld;
+    const bool x_regular;
+    T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
+
+public:
+    ForwardPass(const ForwardArgs<T>& a, const Plan& p, Shard s, T* scratch)
+        : args(a),
+          plan(p),
+          shard(s),
+          shape(a.sizes),
+          at(shape),
+          count(s.end - s.begin),
+          pre_ld(spread<T>(shape.pre_row())),
+          h_ld(spread<T>(shape.h_row())),
+          unit_ld(spread<T>(shape.padded)),
+          x_regular(regular(p, s, a.x_step, a.x_row)) {
+        place(scratch);
+    }
+
+    // Gives every array its place in the scratch; returns the elements that it takes.
+    ptrdiff_t place(T* scratch) {
+        ptrdiff_t end = 0;
+        const auto take = [&](ptrdiff_t n) {
+            T* p = scratch ? scratch + end : nullptr;
+            end += vectors<T>(n) * L;
+            return p;
+        };
+        const ptrdiff_t rows = chunk_rows();
+        pre = take(rows * pre_ld);
+        x = take(x_regular ? 0 : rows * shape.input);
+        h = take(count * h_ld);
+        h_next = take(count * h_ld);
+        c = take(Cell::kHasC ? count * unit_ld : 0);
+        hidden = take(shape.projection ? count * unit_ld : 0);
+        reset_h = take(Cell::kTwoProducts ? count * unit_ld : 0);
+        part = take(Cell::kTwoProducts && !args.saved ? count * shape.saved_row() : 0);
+        return end;
+    }
+
+    void run() {
+        for (ptrdiff_t p = 0; p < count; ++p) {
+            const ptrdiff_t row = plan.row(shard.begin + p);
+            // Both buffers: a row that starts later finds its h in whichever is current.
+            const T* h0 = row_of(args.h0, row, shape.width);
+            copy_padded(h + p * h_ld, h0, shape.width, h_ld);
+            copy_padded(h_next + p * h_ld, h0, shape.width, h_ld);
+            if (Cell::kHasC)
+                copy_padded(c + p * unit_ld, row_of(args.c0, row, shape.hidden), shape.hidden,
+                            unit_ld);
+        }
+        ptrdiff_t live = count;
+        for (ptrdiff_t done = 0; done < plan.steps;) {
+            const ptrdiff_t steps = chunk_steps(done);
+            const Chunk chunk = plan.reverse
+                                    ? Chunk{plan.steps - done - steps, plan.steps - done}
+                                    : Chunk{done, done + steps};
+            input_product(chunk);
+            for (ptrdiff_t i = 0; i < steps; ++i) {
+                const ptrdiff_t t = plan.reverse ? chunk.end - 1 - i : chunk.begin + i;
+                if (!plan.reverse) live = finish(clip(t), live);
+                step(t, chunk);
+            }
+            done += steps;
+        }
+        finish(0, live);
+    }
+
+private:
+    ptrdiff_t clip(ptrdiff_t t) const { return shard.clip(plan.rows(t)); }
+
+    // The most rows of a chunk: what the buffer holds, or the rows of one step.
+    ptrdiff_t chunk_rows() const {
+        const ptrdiff_t fit = kChunkElements / pre_ld;
+        return smaller(fit > count ? fit : count, count * plan.steps);
+    }
+
+    // How many steps from `done` (in the order run) the next chunk has: at least one.
+    ptrdiff_t chunk_steps(ptrdiff_t done) const {
+        const ptrdiff_t room = chunk_rows();
+        ptrdiff_t rows = 0, steps = 0;
+        while (done + steps < plan.steps) {
+            const ptrdiff_t s = done + steps;
+            rows += clip(plan.reverse ? plan.steps - 1 - s : s);
+            if (steps && rows > room) break;
+            ++steps;
+        }
+        return steps;
+    }
+
+    // The chunk's row of pre-activations at which step t starts.
+    ptrdiff_t chunk_row(ptrdiff_t t, const Chunk& chunk) const {
+        if (!plan.active) return (t - chunk.begin) * count;
+        ptrdiff_t rows = 0;
+        for (ptrdiff_t s = chunk.begin; s < t; ++s) rows += clip(s);
+        return rows;
+    }
+
+    // pre = W x + b for every row of the chunk.
+    void input_product(const Chunk& chunk) {
+        const ptrdiff_t rows = chunk_row(chunk.end, chunk);
+        Operand<T> a{args.x + chunk.begin * args.x_step,
+                     regular_stride(plan, args.x_step, args.x_row), shape.input};
+        if (!x_regular) {
+            T* to = x;
+            for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t)
+                for (ptrdiff_t p = 0, n = clip(t); p < n; ++p, to += shape.input)
+                    copy_or_zero(to, x_of(t, p), shape.input);
+            a = Operand<T>{x, shape.input, shape.input};
+        }
+        product<panel_width(Cell::kGates), Cell::kGates>(
+            rows, a, args.packed + at.w, shape.blocks * Cell::kGates,
+            StoreBiased<T>{args.packed + at.bias_x, pre, pre_ld});
+    }
+
+    const T* x_of(ptrdiff_t t, ptrdiff_t p) const {
+        return args.x + t * args.x_step + plan.row(shard.begin + p) * args.x_row;
+    }
+
+    // What every tile of a step needs. kGates and kFirst: the gates of its product, and the slot
+    // of the first of them.
+    template <int kGatesHere, int kFirst>
+    struct Step {
+        ForwardPass* pass;
+        const T* pre;  // the step's first row
+        T* saved;      // the step's first row; null: nothing is kept
+        T* y;          // the step's first row in the caller's order
+
+        template <int M, int W>
+        RNNFAST_INLINE void start(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+            const ptrdiff_t block = column / kGatesHere;
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+                for (int v = 0; v < W; ++v) {
+                    const int slot = kFirst + v % kGatesHere;
+                    const ptrdiff_t b = block + v / kGatesHere;
+                    const ptrdiff_t apart = b * kApart<Cell> + slot - Cell::kGates;
+                    acc[m][v] = slot < Cell::kGates
+                                    ? load(pre_at(first + m, b) + slot * L)
+                                    : load(pass->args.packed + pass->at.bias_h + apart * L);
+                }
+        }
+
+        template <int M, int W>
+        RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+            // Through L1 and a loop over rows: unrolled over rows the code is six times larger.
+            alignas(kVectorBytes) T sums[M][W * L];
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+                for (int v = 0; v < W; ++v) store(&sums[m][v * L], acc[m][v]);
+            for (int m = 0; m < M; ++m)
+                for (int u = 0; u < W / kGatesHere; ++u)
+                    unit_block(first + m, column / kGatesHere + u, &sums[m][u * kGatesHere * L]);
+        }
+
+        // Equations of one row and block of units, from the sums of this product's gates.
+        RNNFAST_INLINE void unit_block(ptrdiff_t p, ptrdiff_t b, const T* sums) const {
+            V a[Cell::kSlots], kept[Cell::kSaved] = {}, next{}, c{};
+            if constexpr (kApart<Cell> > 0)
+                for (int slot = 0; slot < kApart<Cell>; ++slot)
+                    a[slot] = load(pre_at(p, b) + slot * L);
+            for (int g = 0; g < kGatesHere; ++g) a[kFirst + g] = load(sums + g * L);
+            const V h_prev = Cell::kDirect ? load(pass->h + p * pass->h_ld + b * L) : V{};
+            T* keep = saved ? saved + p * pass->shape.saved_row() + b * Cell::kSaved * L : nullptr;
+            if constexpr (Cell::kTwoProducts && kFirst == 0) {
+                V rh;
+                Cell::forward_reset(a, h_prev, kept, rh);
+                store(pass->reset_h + p * pass->unit_ld + b * L, rh);
+            } else {
+                if constexpr (Cell::kTwoProducts) {
+                    for (int s = 0; s < Cell::kSaved; ++s) kept[s] = load(keep + s * L);
+                    Cell::forward(a[kFirst], h_prev, kept, next);
+                } else {
+                    T* c_at = Cell::kHasC ? pass->c + p * pass->unit_ld + b * L : nullptr;
+                    Cell::forward(a, h_prev, Cell::kHasC ? load(c_at) : V{}, kept, next, c);
+                    if (Cell::kHasC) store(c_at, c);
+                }
+                pass->put_h(p, b, next, y);
+            }
+            if (keep)
+                for (int s = 0; s < Cell::kSaved; ++s) store(keep + s * L, kept[s]);
+        }
+
+        RNNFAST_INLINE const T* pre_at(ptrdiff_t p, ptrdiff_t b) const {
+            return pre + p * pass->pre_ld + b * Cell::kGates * L;
+        }
+    };
+
+    // h of a block of units: to the next step and the caller, or to the projection.
+    RNNFAST_INLINE void put_h(ptrdiff_t p, ptrdiff_t b, V value, T* y) {
+        if (Cell::kProjects && shape.projection) {
+            store(hidden + p * unit_ld + b * L, value);
+            return;
+        }
+        store(h_next + p * h_ld + b * L, value);
+        store_edge(y_row(p, y) + b * L, value, shape.width - b * L);
+    }
+
+    RNNFAST_INLINE T* y_row(ptrdiff_t p, T* y) const {
+        return y + plan.row(shard.begin + p) * args.y_row;
+    }
+
+    // Epilogue of the projection.
+    struct Projected {
+        ForwardPass* pass;
+        T* y;
+
+        template <int M, int W>
+        RNNFAST_INLINE void start(ptrdiff_t, ptrdiff_t, Vec<T> (&acc)[M][W]) const {
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+                for (int v = 0; v < W; ++v) acc[m][v] = zero<T>();
+        }
+        template <int M, int W>
+        RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+            StoreRows<T, false>{pass->h_next, pass->h_ld}.finish(first, column, acc);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+                for (int v = 0; v < W; ++v) {
+                    const ptrdiff_t from = (column + v) * L;
+                    store_edge(pass->y_row(first + m, y) + from, acc[m][v],
+                               pass->shape.width - from);
+                }
+        }
+    };
+
+    void step(ptrdiff_t t, const Chunk& chunk) {
+        const ptrdiff_t n = clip(t);
+        if (args.reset)
+            for (ptrdiff_t p = 0; p < n; ++p)
+                if (args.reset[t * plan.batch + plan.row(shard.begin + p)]) {
+                    copy_or_zero<T>(h + p * h_ld, nullptr, shape.width);
+                    if (Cell::kHasC) copy_or_zero<T>(c + p * unit_ld, nullptr, shape.padded);
+                }
+        T* y = args.y + t * args.y_step;
+        const T* step_pre = pre + chunk_row(t, chunk) * pre_ld;
+        T* saved = args.saved
+                       ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
+                       : (Cell::kTwoProducts ? part : nullptr);
+        constexpr int kFirst = kFirstGates<Cell>;
+        const T* packed = args.packed;
+        product<panel_width(kFirst), kFirst>(
+            n, Operand<T>{h, h_ld, shape.width}, packed + at.r, shape.blocks * kFirst,
+            Step<kFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>{this, step_pre, saved, y});
+        if constexpr (Cell::kTwoProducts)
+            product<panel_width(1), 1>(n, Operand<T>{reset_h, unit_ld, shape.hidden},
+                                       packed + at.r_second, shape.blocks,
+                                       Step<1, Cell::kSlots - 1>{this, step_pre, saved, y});
+        if constexpr (Cell::kProjects)
+            if (shape.projection)
+                product<panel_width(1), 1>(n, Operand<T>{hidden, unit_ld, shape.hidden},
+                                           packed + at.projection, vectors<T>(shape.projection),
+                                           Projected{this, y});
+        for (ptrdiff_t p = n; p < count; ++p) copy_or_zero<T>(y_row(p, y), nullptr, shape.width);
+        T* swap = h;
+        h = h_next;
+        h_next = swap;
+    }
+
+    // Gives the caller the final states of places n..live-1; returns n.
+    ptrdiff_t finish(ptrdiff_t n, ptrdiff_t live) {
+        for (ptrdiff_t p = n; p < live; ++p) {
+            const ptrdiff_t row = plan.row(shard.begin + p);
+            copy_or_zero(args.hn + row * shape.width, h + p * h_ld, shape.width);
+            if (Cell::kHasC)
+                copy_or_zero(args.cn + row * shape.hidden, c + p * unit_ld, shape.hidden);
+        }
+        return smaller(n, live);
+    }
+};
+
+}  // namespace
+}  // namespace rnnfast

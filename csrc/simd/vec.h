@@ -1,0 +1,156 @@
+// Vectors of float and double on the compiler's own vector types: + - * / and comparisons are the
+// language's. RNNFAST_VECTOR_BYTES, set by the build for each ISA, is the width.
+//
+// Contraction is off in the whole build: a product and a sum are fused where `fma` says so and
+// nowhere else, so that every instantiation of a template rounds alike.
+#pragma once
+
+#include "core/args.h"
+
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(RNNFAST_ISA_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace rnnfast {
+namespace {
+
+constexpr int kVectorBytes = RNNFAST_VECTOR_BYTES;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
+typedef float Floats __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+typedef double Doubles __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+typedef int32_t Ints32 __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+typedef int64_t Ints64 __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+    using V = Floats;
+};
+template <>
+struct VecOf<double> {
+    using V = Doubles;
+};
+template <class T>
+using Vec = typename VecOf<T>::V;
+
+template <class T>
+constexpr ptrdiff_t kLanes = kVectorBytes / ptrdiff_t(sizeof(T));
+
+// How many vectors hold n elements.
+template <class T>
+constexpr ptrdiff_t vectors(ptrdiff_t n) {
+    return (n + kLanes<T> - 1) / kLanes<T>;
+}
+
+typedef float FloatsAnywhere
+    __attribute__((vector_size(RNNFAST_VECTOR_BYTES), aligned(4), may_alias));
+typedef double DoublesAnywhere
+    __attribute__((vector_size(RNNFAST_VECTOR_BYTES), aligned(8), may_alias));
+
+RNNFAST_INLINE Floats load(const float* p) { return *reinterpret_cast<const FloatsAnywhere*>(p); }
+RNNFAST_INLINE Doubles load(const double* p) {
+    return *reinterpret_cast<const DoublesAnywhere*>(p);
+}
+RNNFAST_INLINE void store(float* p, Floats v) { *reinterpret_cast<FloatsAnywhere*>(p) = v; }
+RNNFAST_INLINE void store(double* p, Doubles v) { *reinterpret_cast<DoublesAnywhere*>(p) = v; }
+
+template <class T>
+RNNFAST_INLINE Vec<T> zero() {
+    return Vec<T>{};
+}
+// x - 0 and not x + 0, which would turn -0 into 0.
+RNNFAST_INLINE Floats broadcast(float x) { return x - Floats{}; }
+RNNFAST_INLINE Doubles broadcast(double x) { return x - Doubles{}; }
+
+// a*b + c: rounded once where the ISA has it, else twice.
+#if defined(__AVX512F__)
+RNNFAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+RNNFAST_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }
+#elif defined(__FMA__)
+RNNFAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+RNNFAST_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
+#elif defined(RNNFAST_ISA_NEON)
+RNNFAST_INLINE Floats fma(Floats a, Floats b, Floats c) {
+    return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+RNNFAST_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) {
+    return (Doubles)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
+#else
+RNNFAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
+RNNFAST_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return a * b + c; }
+#endif
+
+// The first n lanes, 0 < n <= lanes: the edges of the caller's arrays. load_part gives zeros beyond.
+#if defined(__AVX512F__)
+RNNFAST_INLINE Floats load_part(const float* p, ptrdiff_t n) {
+    return _mm512_maskz_loadu_ps(__mmask16(0xffffu >> (16 - n)), p);
+}
+RNNFAST_INLINE Doubles load_part(const double* p, ptrdiff_t n) {
+    return _mm512_maskz_loadu_pd(__mmask8(0xffu >> (8 - n)), p);
+}
+RNNFAST_INLINE void store_part(float* p, Floats v, ptrdiff_t n) {
+    _mm512_mask_storeu_ps(p, __mmask16(0xffffu >> (16 - n)), v);
+}
+RNNFAST_INLINE void store_part(double* p, Doubles v, ptrdiff_t n) {
+    _mm512_mask_storeu_pd(p, __mmask8(0xffu >> (8 - n)), v);
+}
+#elif defined(__AVX2__)
+RNNFAST_INLINE Ints32 lanes_below(int32_t n) { return Ints32{0, 1, 2, 3, 4, 5, 6, 7} < n; }
+RNNFAST_INLINE Ints64 lanes_below(int64_t n) { return Ints64{0, 1, 2, 3} < n; }
+RNNFAST_INLINE Floats load_part(const float* p, ptrdiff_t n) {
+    return _mm256_maskload_ps(p, (__m256i)lanes_below(int32_t(n)));
+}
+RNNFAST_INLINE Doubles load_part(const double* p, ptrdiff_t n) {
+    return _mm256_maskload_pd(p, (__m256i)lanes_below(int64_t(n)));
+}
+RNNFAST_INLINE void store_part(float* p, Floats v, ptrdiff_t n) {
+    _mm256_maskstore_ps(p, (__m256i)lanes_below(int32_t(n)), v);
+}
+RNNFAST_INLINE void store_part(double* p, Doubles v, ptrdiff_t n) {
+    _mm256_maskstore_pd(p, (__m256i)lanes_below(int64_t(n)), v);
+}
+#else
+template <class T>
+RNNFAST_INLINE Vec<T> load_part(const T* p, ptrdiff_t n) {
+    Vec<T> v{};
+    for (ptrdiff_t l = 0; l < n; ++l) v[l] = p[l];
+    return v;
+}
+template <class T>
+RNNFAST_INLINE void store_part(T* p, Vec<T> v, ptrdiff_t n) {
+    for (ptrdiff_t l = 0; l < n; ++l) p[l] = v[l];
+}
+#endif
+
+// v with zeros from lane n on.
+template <class T>
+RNNFAST_INLINE Vec<T> keep_first(Vec<T> v, ptrdiff_t n) {
+    alignas(kVectorBytes) T lanes[kLanes<T>] = {};
+    store(lanes, v);
+    return load_part(lanes, n);
+}
+
+// Loads or stores that are whole except at the edge: `left` elements remain from p on.
+template <class T>
+RNNFAST_INLINE Vec<T> load_edge(const T* p, ptrdiff_t left) {
+    return left >= kLanes<T> ? load(p) : load_part(p, left);
+}
+template <class T>
+RNNFAST_INLINE void store_edge(T* p, Vec<T> v, ptrdiff_t left) {
+    if (left >= kLanes<T>)
+        store(p, v);
+    else
+        store_part(p, v, left);
+}
+
+}  // namespace
+}  // namespace rnnfast
