@@ -1,1 +1,47 @@
 """rnnfast: fused recurrent layers (Elman RNN, LSTM, GRU) for CPUs."""
+
+from __future__ import annotations
+
+import os as _os
+import warnings as _warnings
+
+from rnnfast import _backend, _config, functional
+from rnnfast._config import (
+    active_isa,
+    get_num_threads,
+    set_backend,
+    set_num_threads,
+    show_config,
+)
+from rnnfast._tape import Gradients, Tape
+from rnnfast.cells import GRUCell, LSTMCell, RNNCell
+from rnnfast.layers import GRU, LSTM, RNN
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "Gradients",
+    "LSTMCell",
+    "RNNCell",
+    "Tape",
+    "active_isa",
+    "functional",
+    "get_num_threads",
+    "set_backend",
+    "set_num_threads",
+    "show_config",
+]
+
+__version__ = _config.version()
+
+_config.register_with_threadpoolctl()
+
+if not _backend.native_is_installed() and not _os.environ.get("RNNFAST_BACKEND"):
+    _warnings.warn(
+        "rnnfast was installed without its compiled module and falls back to Numba, or else to "
+        "NumPy, which is slow; RNNFAST_BACKEND=numba or numpy says that this is wanted",
+        RuntimeWarning,
+        stacklevel=2,
+    )

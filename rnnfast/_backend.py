@@ -8,8 +8,10 @@ right shape, and neither checks nor raises. `csrc/core/args.h` is the same contr
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import threading
+import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +28,7 @@ class Forward:
     h0: NDArray | None  # (B, W)  in; None: zeros; contiguous
     c0: NDArray | None  # (B, H)  in; None: zeros, or the cell has no c; contiguous
     lengths: NDArray | None  # (B,)  in, int64, each in 0..T; None: all T; contiguous
-    reset: NDArray | None  # (T, B)  in, bool; None: never; contiguous
+    reset: NDArray | None  # (T, B)  in, bool: zero state before the step, as run; None: never
     reverse: bool  # steps from the last to the first
     y: NDArray  # (T, B, W)  out: h after each step, 0 past a row's length
     hn: NDArray  # (B, W)  out: h after a row's last step; contiguous
@@ -57,9 +59,7 @@ class Backend(Protocol):
     def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
         """Runs forward; returns what `backward` needs when `training`, else None."""
 
-    def backward(
-        self, cell: Cell, packed: Any, saved: Any, args: Forward, grads: Backward
-    ) -> None:
+    def backward(self, cell: Cell, packed: Any, saved: Any, args: Forward, grads: Backward) -> None:
         """Runs backward; leaves `saved` as it was, so that it can be called again."""
 
 
@@ -70,18 +70,37 @@ BACKENDS: dict[str, str] = {
     "numpy": "rnnfast._reference",
 }
 
+# What the compiled module is called; a pure-Python install has none.
+NATIVE_MODULE = "rnnfast._native"
+
 _lock = threading.Lock()
 _current: Backend | None = None
 
 
+class MissingBackendError(RuntimeError):
+    """The backend is not installed, or cannot be imported here."""
+
+
 def load(name: str) -> Backend:
-    """The backend called `name`; ValueError for an unknown name, RuntimeError where it is missing."""
-    if name not in BACKENDS:
+    """The backend called `name`.
+
+    Raises
+    ------
+    ValueError : an unknown name.
+    MissingBackendError : it cannot be imported.
+    RuntimeError : it is there but refuses, such as an `RNNFAST_ISA` that the CPU lacks.
+    """
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
     try:
         return importlib.import_module(BACKENDS[name]).load()
     except ImportError as error:
-        raise RuntimeError(f"backend: {name} is not available: {error}") from error
+        raise MissingBackendError(f"backend: {name} is not available: {error}") from error
+
+
+def native_is_installed() -> bool:
+    """Whether the compiled module is there, without importing it."""
+    return importlib.util.find_spec(NATIVE_MODULE) is not None
 
 
 def current() -> Backend:
@@ -104,15 +123,17 @@ def _choose() -> Backend:
     global _current
     forced = os.environ.get("RNNFAST_BACKEND")
     if forced:
-        try:
-            _current = load(forced)
-        except ValueError as error:
-            raise ValueError(f"RNNFAST_BACKEND={forced}: {error}") from None
+        if forced not in BACKENDS:
+            names = ", ".join(BACKENDS)
+            raise ValueError(f"RNNFAST_BACKEND: expected one of {names}, got {forced!r}")
+        _current = load(forced)
         return _current
     for name in BACKENDS:
         try:
             _current = load(name)
             return _current
-        except RuntimeError:
-            continue
+        except MissingBackendError as error:
+            # `import rnnfast` warns where it is not installed; here it is, and does not work.
+            if name == "native" and native_is_installed():
+                warnings.warn(f"{error}; falling back", RuntimeWarning, stacklevel=2)
     raise RuntimeError("backend: none is available, and numpy should always be")

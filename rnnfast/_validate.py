@@ -6,12 +6,15 @@ the right dtype but foreign byte order, alignment or strides is copied into the 
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rnnfast._cells import DTYPES
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
@@ -43,6 +46,30 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def fraction(name: str, value: Any) -> float:
+    """`value` as a float in 0..1; bool is no number."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}: expected a probability in 0..1, got {value}")
+    return number
+
+
+def float_dtype(name: str, value: Any) -> np.dtype:
+    """`value` as one of the dtypes that rnnfast computes in."""
+    wrong = f"{name}: expected {' or '.join(DTYPES)}, got {value!r}"
+    if value is None:  # NumPy would take it for float64
+        raise TypeError(wrong)
+    try:
+        found = np.dtype(value)
+    except TypeError:
+        raise TypeError(wrong) from None
+    if found not in DTYPES.values():
+        raise TypeError(wrong)
+    return found
+
+
 def floats(
     name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...], letters: str = ""
 ) -> NDArray:
@@ -51,67 +78,73 @@ def floats(
     No copy where it is one already. A shape entry of -1 admits any size. `letters` explains the
     shape in messages, such as "(T, B, I)".
     """
-    array = _array(name, value)
-    if array.dtype.newbyteorder("=") != dtype:
-        raise TypeError(f"{name}: expected {dtype}, got {array.dtype}")
-    fits = len(shape) == array.ndim and all(
-        want in (-1, got) for want, got in zip(shape, array.shape, strict=True)
+    given = array(name, value)
+    if given.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {given.dtype}")
+    fits = len(shape) == given.ndim and all(
+        want in (-1, got) for want, got in zip(shape, given.shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"{name}: expected shape {_shape(shape, letters)}, got {array.shape}")
-    return _row_major(array, dtype)
+        raise ValueError(f"{name}: expected shape {shape_text(shape, letters)}, got {given.shape}")
+    return _row_major(given, dtype)
 
 
 def lengths(value: Any, batch: int, steps: int) -> NDArray | None:
     """`lengths` as contiguous int64 (B,), each in 0..T; None stays None."""
     if value is None:
         return None
-    array = _array("lengths", value)
-    if array.size == 0 and not isinstance(value, np.ndarray):
-        array = array.astype(np.int64)  # an empty list has no dtype of its own
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"lengths: expected integers, got {array.dtype}")
-    if array.shape != (batch,):
-        raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {array.shape}")
-    if array.size and not (0 <= array.min() and array.max() <= steps):
-        worst = array.min() if array.min() < 0 else array.max()
+    given = array("lengths", value)
+    if given.size == 0 and not isinstance(value, np.ndarray):
+        given = given.astype(np.int64)  # an empty list has no dtype of its own
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got {given.dtype}")
+    if given.shape != (batch,):
+        raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {given.shape}")
+    if given.size and not (0 <= given.min() and given.max() <= steps):
+        worst = given.min() if given.min() < 0 else given.max()
         raise ValueError(f"lengths: expected values in 0..T = 0..{steps}, got {worst}")
-    return np.array(array, np.int64, order="C")
+    return np.array(given, np.int64, order="C")
 
 
-def reset(value: Any, steps: int, batch: int) -> NDArray | None:
-    """`reset` as contiguous bool (T, B); None stays None."""
+def reset(value: Any, shape: tuple[int, ...], letters: str = "(T, B)") -> NDArray | None:
+    """`reset` as contiguous bool of `shape`; None stays None."""
     if value is None:
         return None
-    array = _array("reset", value)
-    if array.dtype != np.bool_:
-        raise TypeError(f"reset: expected bool, got {array.dtype}")
-    if array.shape != (steps, batch):
-        raise ValueError(f"reset: expected shape (T, B) = ({steps}, {batch}), got {array.shape}")
-    return np.array(array, order="C")
+    given = array("reset", value)
+    if given.dtype != np.bool_:
+        raise TypeError(f"reset: expected bool, got {given.dtype}")
+    if given.shape != shape:
+        raise ValueError(f"reset: expected shape {shape_text(shape, letters)}, got {given.shape}")
+    return np.array(given, order="C")
 
 
-def _array(name: str, value: Any) -> NDArray:
+def array(name: str, value: Any) -> NDArray:
+    """`value` as an array of whatever dtype and shape it has; a mask must not hide anything."""
+    if type(value) is np.ndarray:
+        return value
+    if np.ma.is_masked(value):
+        raise TypeError(f"{name}: expected an array without masked values, got a masked array")
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from None
 
 
-def _row_major(array: NDArray, dtype: np.dtype) -> NDArray:
-    """`array`, copied unless its rows lie in the given order, aligned, with unit stride."""
-    rows = array.strides[:-1]
+def _row_major(given: NDArray, dtype: np.dtype) -> NDArray:
+    """`given`, copied unless its rows lie in the given order, aligned, with unit stride."""
+    rows = given.strides[:-1]
     fine = (
-        array.dtype == dtype
-        and array.dtype.isnative
-        and array.flags.aligned
-        and (array.strides[-1] == array.itemsize or array.shape[-1] <= 1)
-        and all(s >= 0 and s % array.itemsize == 0 for s in rows)
+        given.dtype == dtype
+        and given.dtype.isnative
+        and given.flags.aligned
+        and (given.strides[-1] == given.itemsize or given.shape[-1] <= 1 or not given.size)
+        and all(s >= 0 and s % given.itemsize == 0 for s in rows)
     )
-    return array if fine else np.array(array, dtype, order="C", subok=False)
+    return given if fine else np.array(given, dtype, order="C", subok=False)
 
 
-def _shape(shape: tuple[int, ...], letters: str) -> str:
+def shape_text(shape: tuple[int, ...], letters: str = "") -> str:
+    """A shape as messages show it: `(T, B, I) = (*, *, 40)`."""
     sizes = ", ".join("*" if n < 0 else str(n) for n in shape)
     sizes = f"({sizes},)" if len(shape) == 1 else f"({sizes})"
     return f"{letters} = {sizes}" if letters else sizes

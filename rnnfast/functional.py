@@ -82,7 +82,9 @@ def pack(
     if weight_hr is not None:
         if not kind.projects:
             raise ValueError(f"weight_hr: expected None for {cell}, got an array")
-        projection = _validate.floats("weight_hr", weight_hr, dtype, (-1, hidden), "(P, H)").shape[0]
+        projection = _validate.floats("weight_hr", weight_hr, dtype, (-1, hidden), "(P, H)").shape[
+            0
+        ]
         if not projection:
             raise ValueError("weight_hr: expected at least one row, got 0")
     if (bias_ih is None) != (bias_hh is None):
@@ -184,7 +186,9 @@ def forward(
     x : (T, B, I), the weights' dtype. With `training`, must stay as it is until `backward`.
     h0 : (B, W), c0 : (B, H), LSTM only; None: zeros.
     lengths : (B,) integers in 0..T, in any order; None: all T.
-    reset : (T, B) booleans; where true, the row's state becomes zero before that step.
+    reset : (T, B) booleans; where true, the row's sequence is cut before that step: its state
+        becomes zero and no gradient crosses. Reversed, the state that comes back from that step
+        does not reach the step before it.
     reverse : run from each row's last step to its first.
     training : keep what `Run.backward` needs.
     out : (T, B, W) writable, unit stride in the last axis: where y is to go; None: a new array.
@@ -210,13 +214,30 @@ def forward(
         h0=_state("h0", h0, dtype, (batch, sizes.output), "(B, W)"),
         c0=_state("c0", c0, dtype, (batch, sizes.hidden), "(B, H)"),
         lengths=_validate.lengths(lengths, batch, steps),
-        reset=_validate.reset(reset, steps, batch),
+        reset=_validate.reset(reset, (steps, batch)),
         reverse=_validate.flag("reverse", reverse),
         y=y,
         hn=np.empty((batch, sizes.output), dtype),
         cn=np.empty((batch, sizes.hidden), dtype) if has_c else None,
     )
+    if args.reverse:
+        args.reset = reversed_reset(args.reset, args.lengths)
     return run_checked(packed, args, training)
+
+
+def reversed_reset(reset: NDArray | None, lengths: NDArray | None) -> NDArray | None:
+    """`reset` as a reversed backend takes it: where the state is zero before a step, as run.
+
+    A cut before step t is a zero state before step t - 1, which runs after t; a cut past a row's
+    last step is none.
+    """
+    if reset is None:
+        return None
+    zero = np.zeros_like(reset)
+    zero[:-1] = reset[1:]
+    if lengths is not None:
+        zero &= np.arange(1, len(reset) + 1)[:, None] < lengths
+    return zero
 
 
 def run_checked(packed: Packed, args: _backend.Forward, training: bool) -> Run:

@@ -1,5 +1,9 @@
 // The Python module rnnfast._native: checks arrays, releases the GIL, calls the dispatcher.
 // Its functions take what rnnfast/_backend.py describes; rnnfast/_native.pyi has their types.
+#include <pybind11/stl.h>
+
+#include <pybind11/stl.h>
+
 #include <memory>
 
 #include "bindings/arrays.h"

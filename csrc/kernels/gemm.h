@@ -228,5 +228,17 @@ RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t k, const T* a, ptrdi
     if (m < lanes) run(Count<1>{});
 }
 
+// Cuts n columns into panels of three vectors and the rest, the last vector perhaps short:
+// body(width, whether its last vector is short, first column, elements of that last vector).
+template <class T, class Body>
+void each_panel(ptrdiff_t n, const Body& body) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    ptrdiff_t from = 0;
+    for (; n - from >= 3 * L; from += 3 * L) body(Count<3>{}, Count<0>{}, from, L);
+    if (n - from >= 2 * L) body(Count<2>{}, Count<0>{}, from, L), from += 2 * L;
+    if (n - from >= L) body(Count<1>{}, Count<0>{}, from, L), from += L;
+    if (n > from) body(Count<1>{}, Count<1>{}, from, n - from);
+}
+
 }  // namespace
 }  // namespace rnnfast

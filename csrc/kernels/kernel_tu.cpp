@@ -5,6 +5,7 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "kernels/sequence_backward.h"
+#include "kernels/sequence_forward.h"
 
 namespace rnnfast {
 namespace {

@@ -5,7 +5,8 @@
 // the parameters' gradients. No sum is split, so that the bits don't depend on the shards.
 #pragma once
 
-#include "kernels/sequence_forward.h"
+#include "kernels/parameter_gradients.h"
+#include "kernels/rows.h"
 
 namespace rnnfast {
 namespace {
@@ -122,35 +123,17 @@ public:
     // Part `part` of `parts` of the parameters' gradients, and of the chunk's dx.
     void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts) {
         const ptrdiff_t rows = chunk_row(chunk.end, chunk);
+        const ParameterGradients<Cell, T> sums{
+            shape, da, da_ld, rows, share(shape.blocks * Cell::kGates, part, parts)};
         const T* x_rows = x_regular ? args.x + chunk.begin * args.x_step : x;
         const ptrdiff_t ldx = x_regular ? regular_stride(plan, args.x_step, args.x_row) : x_ld;
-        const Shard columns = share(shape.blocks * Cell::kGates, part, parts);
         const Weights<T>& w = grads.weights;
-        const auto x_slot = [](int g) { return g; };
-        const auto h_slot = [](int g) { return g + kApart<Cell>; };
-        const auto x_gate = [](int slot) { return Cell::gate_of_x_slot(slot); };
-        const auto h_gate = [](int slot) { return Cell::gate_of_h_slot(slot); };
-        const auto all = [](int) { return true; };
-        weight_gradient(rows, columns, x_slot, x_gate, all, x_rows, ldx, shape.input, w.weight_ih);
-        if constexpr (Cell::kTwoProducts) {
-            const auto candidate = [](int slot) { return slot == Cell::N; };
-            const auto others = [](int slot) { return slot != Cell::N; };
-            weight_gradient(rows, columns, h_slot, h_gate, others, h_prev, h_ld, shape.width,
-                            w.weight_hh);
-            weight_gradient(rows, columns, h_slot, h_gate, candidate, reset_h, unit_ld, shape.width,
-                            w.weight_hh);
-        } else {
-            weight_gradient(rows, columns, h_slot, h_gate, all, h_prev, h_ld, shape.width,
-                            w.weight_hh);
-        }
-        if (w.bias_ih) {
-            bias_gradient(rows, columns, x_slot, x_gate, w.bias_ih);
-            bias_gradient(rows, columns, h_slot, h_gate, w.bias_hh);
-        }
+        sums.input(x_rows, ldx, w.weight_ih, w.bias_ih);
+        sums.recurrent(h_prev, h_ld, reset_h, unit_ld, w.weight_hh, w.bias_hh);
         if (Cell::kProjects && shape.projection) {
             const Shard mine = share(shape.projection, part, parts);
-            outer(mine.end - mine.begin, rows, dp + mine.begin, h_ld, hidden, unit_ld, shape.hidden,
-                  w.weight_hr + mine.begin * shape.hidden);
+            sums.outer(mine.end - mine.begin, dp + mine.begin, h_ld, hidden, unit_ld, shape.hidden,
+                       w.weight_hr + mine.begin * shape.hidden);
         }
         if (grads.dx) input_gradient(chunk, share(rows, part, parts));
     }
@@ -300,59 +283,6 @@ private:
             copy_or_zero<T>(dh + p * h_ld, nullptr, h_ld);
             if (Cell::kHasC) copy_or_zero<T>(dc + p * unit_ld, nullptr, unit_ld);
         }
-    }
-
-    // C (M, N) += A^T B, by columns of B that stay in L1 over all the rows of C.
-    static void outer(ptrdiff_t m, ptrdiff_t k, const T* a, ptrdiff_t lda, const T* b, ptrdiff_t ldb,
-                      ptrdiff_t n, T* c) {
-        each_panel(n, [&](auto width, auto edge, ptrdiff_t from, ptrdiff_t last) {
-            for (ptrdiff_t i = 0; i < m; i += L)
-                outer_lanes<width.value, edge.value != 0>(smaller(L, m - i), k, a + i, lda, b + from,
-                                                          ldb, c + i * n + from, n, last);
-        });
-    }
-
-    // Cuts n columns into panels of three vectors and the rest, the last vector perhaps short.
-    template <class Body>
-    static void each_panel(ptrdiff_t n, const Body& body) {
-        ptrdiff_t from = 0;
-        for (; n - from >= 3 * L; from += 3 * L) body(Count<3>{}, Count<0>{}, from, L);
-        if (n - from >= 2 * L) body(Count<2>{}, Count<0>{}, from, L), from += 2 * L;
-        if (n - from >= L) body(Count<1>{}, Count<0>{}, from, L), from += L;
-        if (n > from) body(Count<1>{}, Count<1>{}, from, n - from);
-    }
-
-    // dW += da^T right, for the (block, gate) pairs `columns` whose slot is `wanted`.
-    template <class SlotOf, class GateOf, class Wanted>
-    void weight_gradient(ptrdiff_t rows, const Shard& columns, SlotOf slot_of, GateOf gate_of,
-                         Wanted wanted, const T* right, ptrdiff_t ld, ptrdiff_t n, T* dw) {
-        each_panel(n, [&](auto width, auto edge, ptrdiff_t from, ptrdiff_t last) {
-            each_gate(columns, slot_of, [&](ptrdiff_t b, int slot) {
-                if (!wanted(slot)) return;
-                T* c = dw + (gate_of(slot) * shape.hidden + b * L) * n + from;
-                outer_lanes<width.value, edge.value != 0>(
-                    shape.lanes(b), rows, da + (b * Cell::kSlots + slot) * L, da_ld, right + from,
-                    ld, c, n, last);
-            });
-        });
-    }
-
-    template <class SlotOf, class GateOf>
-    void bias_gradient(ptrdiff_t rows, const Shard& columns, SlotOf slot_of, GateOf gate_of,
-                       T* db) {
-        each_gate(columns, slot_of, [&](ptrdiff_t b, int slot) {
-            T* to = db + gate_of(slot) * shape.hidden + b * L;
-            V sum = load_edge(to, shape.lanes(b));
-            const T* from = da + (b * Cell::kSlots + slot) * L;
-            for (ptrdiff_t row = 0; row < rows; ++row) sum = sum + load(from + row * da_ld);
-            store_edge(to, sum, shape.lanes(b));
-        });
-    }
-
-    template <class SlotOf, class Body>
-    static void each_gate(const Shard& columns, SlotOf slot_of, const Body& body) {
-        for (ptrdiff_t i = columns.begin; i < columns.end; ++i)
-            body(i / Cell::kGates, slot_of(int(i % Cell::kGates)));
     }
 
     // dx = W^T da for some of the chunk's rows.

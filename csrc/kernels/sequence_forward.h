@@ -2,50 +2,10 @@
 #pragma once
 
 #include "kernels/pack.h"
+#include "kernels/rows.h"
 
 namespace rnnfast {
 namespace {
-
-// Copies n elements, or writes zeros where there is no source.
-template <class T>
-RNNFAST_INLINE void copy_or_zero(T* to, const T* from, ptrdiff_t n) {
-    if (from)
-        for (ptrdiff_t i = 0; i < n; ++i) to[i] = from[i];
-    else
-        for (ptrdiff_t i = 0; i < n; ++i) to[i] = T(0);
-}
-
-// The same, followed by zeros up to `padded` elements.
-template <class T>
-RNNFAST_INLINE void copy_padded(T* to, const T* from, ptrdiff_t n, ptrdiff_t padded) {
-    copy_or_zero(to, from, n);
-    copy_or_zero<T>(to + n, nullptr, padded - n);
-}
-
-// A row of an optional (B, n) array; null stays null.
-template <class T>
-RNNFAST_INLINE T* row_of(T* array, ptrdiff_t row, ptrdiff_t n) {
-    return array ? array + row * n : nullptr;
-}
-
-// Whether the chunk's rows of a (T, B, n) array lie one stride apart: no row is out of order, none
-// of the batch is missing, and a step follows the other as a row does.
-inline bool regular(const Plan& plan, const Shard& shard, ptrdiff_t step, ptrdiff_t row) {
-    const bool whole = shard.begin == 0 && shard.end == plan.batch;
-    return !plan.active && whole && (plan.batch == 1 || plan.steps == 1 || step == plan.batch * row);
-}
-
-// The distance between rows of a regular array.
-inline ptrdiff_t regular_stride(const Plan& plan, ptrdiff_t step, ptrdiff_t row) {
-    return plan.batch == 1 ? step : row;
-}
-
-// Pads the distance between scratch rows of n elements so that a column of them does not fall into
-// one set of the L1 cache, whose period is 4 KiB.
-template <class T>
-constexpr ptrdiff_t spread(ptrdiff_t n) {
-    return n * ptrdiff_t(sizeof(T)) % 1024 == 0 ? n + kLanes<T> : n;
-}
 
 // Pre-activations of one chunk stay in L1 and L2: about this many numbers.
 constexpr ptrdiff_t kChunkElements = 65536;

@@ -3,7 +3,7 @@
 // exp(x) = 2^n (1 + q), n = round(x / ln 2), q = expm1(x - n ln 2) by a Taylor polynomial on
 // |r| <= ln(2)/2, which is within 0.1 ULP at the degrees below. NaN goes through: the comparisons
 // keep it, and the power of two is multiplied in, never added to the exponent's bits.
-// Measured over every float32, and 10^7 float64: see tests/test_activations.py for the bounds.
+// tests/test_activations.py holds sigmoid and tanh to 2 ULP in float32 and 4 in float64.
 #pragma once
 
 #include "simd/vec.h"
@@ -69,22 +69,23 @@ RNNFAST_INLINE Exponential<T> exponential(Vec<T> x) {
     return {(Vec<T>)exponent, q};
 }
 
-// 1 / (1 + exp(-x)).
+// 1 / (1 + exp(-x)), summed as (1 + 2^n q) + 2^n: in this order at most 1.999 ULP off over every
+// float32; as 1 + (2^n + 2^n q), 2.48, and as (1 + 2^n) + 2^n q, 2.41.
 template <class T>
 RNNFAST_INLINE Vec<T> sigmoid_of(Vec<T> x) {
     const Exponential<T> e = exponential<T>(-x);
-    return T(1) / (T(1) + fma(e.power, e.q, e.power));
+    return T(1) / (fma(e.power, e.q, broadcast(T(1))) + e.power);
 }
 
-// |tanh x| = -m / (2 + m) with m = expm1(-2|x|), exact near 0; then the sign of x.
+// |tanh x| = (1 - e) / (1 + e) with e = exp(-2|x|) = 2^n (1 + q), each sum rounded once; near 0,
+// where n = 0, the numerator is -q itself. Then the sign of x.
 template <class T>
 RNNFAST_INLINE Vec<T> tanh_of(Vec<T> x) {
     using I = typename ExpConstants<T>::Ints;
     const I sign = (I)x & (I)broadcast(T(-0.0));
     const Vec<T> magnitude = (Vec<T>)((I)x ^ sign);
     const Exponential<T> e = exponential<T>(magnitude * T(-2));
-    const Vec<T> m = fma(e.power, e.q, e.power - T(1));
-    const Vec<T> t = -m / (T(2) + m);
+    const Vec<T> t = fma(-e.power, e.q, T(1) - e.power) / fma(e.power, e.q, e.power + T(1));
     return (Vec<T>)(((I)t & ~(I)broadcast(T(-0.0))) | sign);
 }
 

@@ -1,0 +1,177 @@
+"""What is in use, and how to choose: backend, instruction set (ISA), threads."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+from rnnfast import _backend, _validate
+
+_threads: int | None = None  # what `set_num_threads` was given
+
+
+def version() -> str:
+    """The version of the installed distribution."""
+    try:
+        return importlib.metadata.version("rnnfast")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"  # imported from a source tree that is not installed
+
+
+def set_backend(name: str) -> None:
+    """Puts a backend in use: "native" (compiled), "numba" or "numpy" (the reference).
+
+    Layers pack their weights anew for it; tapes that exist keep the backend they were made with.
+
+    Raises
+    ------
+    ValueError : an unknown name.
+    RuntimeError : it is not available here; the one in use stays.
+    """
+    _backend.use(name)
+
+
+def active_isa() -> str | None:
+    """The ISA of the kernels in use: "generic", "avx2", "avx512", "avx512bf16" or "neon".
+
+    None where the backend in use is not `native`: NumPy and Numba choose for themselves.
+
+    Raises
+    ------
+    RuntimeError : `RNNFAST_ISA` forces one that this CPU or build lacks.
+    """
+    native = _native() if _backend.current().name == "native" else None
+    return native.active_isa() if native else None
+
+
+def set_num_threads(n: int) -> None:
+    """Sets how many threads a call may use; the other backends than `native` use one in any case.
+
+    Raises
+    ------
+    TypeError, ValueError : `n` is no integer of at least 1.
+    """
+    global _threads
+    _threads = _validate.integer("n", n, 1)
+    native = _native()
+    if native:
+        native.set_num_threads(_threads)
+
+
+def get_num_threads() -> int:
+    """How many threads a call may use.
+
+    What `set_num_threads` or threadpoolctl set last, else `RNNFAST_NUM_THREADS`, else the number
+    of CPUs that this process may run on.
+
+    Raises
+    ------
+    ValueError : `RNNFAST_NUM_THREADS` is no integer of at least 1.
+    """
+    native = _native() if _backend.current().name == "native" else None
+    return native.get_num_threads() if native else wanted_threads()
+
+
+def wanted_threads() -> int:
+    """The number of threads that the native backend is to start with."""
+    if _threads is not None:
+        return _threads
+    text = os.environ.get("RNNFAST_NUM_THREADS")
+    if text:
+        if not text.strip().isdecimal() or int(text) < 1:
+            raise ValueError(
+                f"RNNFAST_NUM_THREADS: expected an integer of at least 1, got {text!r}"
+            )
+        return int(text)
+    if hasattr(os, "sched_getaffinity"):  # Linux; fewer than cpu_count in a container or job
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Configuration(dict[str, Any]):
+    """What `show_config` returns: a dict that prints as a table."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self))
+        return "\n".join(f"{name:{width}}  {_text(value)}" for name, value in self.items())
+
+
+def show_config() -> Configuration:
+    """Prints what is in use, and returns it.
+
+    Returns
+    -------
+    config : version, backend, native (whether the compiled module is there, or why not), isa,
+        isas (those compiled in), threads, cuda (whether it was found, or why not).
+
+    Raises
+    ------
+    RuntimeError, ValueError : a backend, ISA or number of threads that the environment forces
+        is not available.
+    """
+    backend = _backend.current()
+    native_state, isas = _describe_native()
+    config = Configuration(
+        version=version(),
+        backend=backend.name,
+        native=native_state,
+        isa=active_isa(),
+        isas=isas,
+        threads=get_num_threads(),
+        cuda="not available: this build has no CUDA kernels",
+    )
+    print(config)
+    return config
+
+
+def _native() -> ModuleType | None:
+    """The compiled module, if it has been loaded."""
+    return sys.modules.get(_backend.NATIVE_MODULE)
+
+
+def _describe_native() -> tuple[str, list[str]]:
+    """Whether the compiled module works, or why not, and the ISAs it has kernels for."""
+    if not _backend.native_is_installed():
+        return "missing: a pure-Python install, the compiled module was not built", []
+    try:
+        return "compiled", list(importlib.import_module(_backend.NATIVE_MODULE).isas())
+    except ImportError as error:
+        return f"cannot be imported: {error}", []
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def register_with_threadpoolctl() -> None:
+    """Lets threadpoolctl, where it is installed, see and limit the native backend's threads."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return
+    import threadpoolctl
+
+    if not hasattr(threadpoolctl, "register"):  # before 3.2
+        return
+
+    class RnnfastController(threadpoolctl.LibController):  # type: ignore[misc]
+        user_api = "rnnfast"
+        internal_api = "rnnfast"
+        filename_prefixes = ("_native.",)
+        check_symbols = ("rnnfast_get_num_threads",)
+
+        def get_num_threads(self) -> int:
+            return self.dynlib.rnnfast_get_num_threads()
+
+        def set_num_threads(self, num_threads: int) -> None:
+            self.dynlib.rnnfast_set_num_threads(num_threads)
+
+        def get_version(self) -> str:
+            return version()
+
+    threadpoolctl.register(RnnfastController)

@@ -1,0 +1,159 @@
+"""What layers and cells share: options, parameters, and their packed weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnfast import _backend, _validate
+from rnnfast._cells import CELLS, Sizes, Weights, weight_shapes
+from rnnfast._parameters import Parameters, loadable
+from rnnfast.functional import Packed, pack_checked
+
+NONLINEARITIES = tuple(n.removeprefix("rnn_") for n in CELLS if n.startswith("rnn_"))
+
+
+class Options(NamedTuple):
+    """What a layer or cell was constructed with, checked; `None`: it has no such option.
+
+    In the order in which torch prints them, then rnnfast's own.
+    """
+
+    input_size: int
+    hidden_size: int
+    proj_size: int | None = None
+    num_layers: int | None = None
+    bias: bool = True
+    batch_first: bool | None = None
+    dropout: float | None = None
+    bidirectional: bool | None = None
+    nonlinearity: str | None = None
+    reset_after: bool | None = None
+    dtype: str = "float32"
+
+
+class _PackedCache(NamedTuple):
+    version: int
+    backend: _backend.Backend
+    packs: list[Packed]
+
+
+def option(name: str, doc: str) -> Any:
+    """A read-only attribute: the parameters have been made for its value."""
+    return property(attrgetter(f"_options.{name}"), doc=doc)
+
+
+class Module:
+    """The base of layers and cells."""
+
+    # How `repr` knows which options to leave out.
+    _DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+
+    input_size = option("input_size", "I, the size of the input.")
+    hidden_size = option("hidden_size", "H, the size of the hidden state.")
+    bias = option("bias", "Whether there are biases.")
+    dtype = option("dtype", '"float32" or "float64".')
+
+    def __init__(self, cell: str, options: Options, suffixes: list[str], seed: Any) -> None:
+        # suffixes: of the parameters' names, for each layer and direction, layer by layer
+        self._options = options
+        self._cell = CELLS[cell]
+        self._suffixes = suffixes
+        self._cache: _PackedCache | None = None
+        if seed is not None:
+            seed = _validate.integer("seed", seed, 0)
+        for_parameters, for_dropout = np.random.SeedSequence(seed).spawn(2)
+        self._rng = np.random.default_rng(for_dropout)
+        self._parameters = Parameters(self._initial(np.random.default_rng(for_parameters)))
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters by torch's names, as read-only views; see `Parameters` for updates."""
+        return self._parameters
+
+    def state_dict(self) -> dict[str, NDArray]:
+        """A copy of every parameter, by name."""
+        return self._parameters.copies()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Copies parameters in, from arrays or torch tensors.
+
+        Floating-point entries of another precision are cast to the layer's, as torch does.
+
+        Parameters
+        ----------
+        state_dict : entries by name, each in the parameter's shape.
+        strict : whether missing and unexpected entries are errors; otherwise they are ignored.
+
+        Raises
+        ------
+        ValueError : entries are missing, unexpected or misshapen; the message names all of them.
+        TypeError : entries are not floating-point arrays, and nothing else is wrong.
+            In either case no parameter has changed.
+        """
+        _validate.flag("strict", strict)
+        self._parameters.update(loadable(self._parameters, state_dict, strict))
+
+    def __repr__(self) -> str:
+        shown = [str(self._options.input_size), str(self._options.hidden_size)]
+        for name, value in self._options._asdict().items():
+            if value is not None and value != self._DEFAULTS.get(name, value):
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+    def _sizes(self, k: int) -> Sizes:
+        """The sizes of layer and direction `k`; layers above the first read D*W."""
+        options = self._options
+        hidden, projection = options.hidden_size, options.proj_size or 0
+        directions = 2 if options.bidirectional else 1
+        below = directions * (projection or hidden)
+        return Sizes(options.input_size if k < directions else below, hidden, projection)
+
+    def _shapes(self, k: int) -> dict[str, tuple[int, ...]]:
+        return weight_shapes(self._cell, self._sizes(k), self._options.bias)
+
+    def _initial(self, rng: np.random.Generator) -> dict[str, NDArray]:
+        """Uniform in ±1/sqrt(H), as torch's."""
+        dtype = np.dtype(self._options.dtype)
+        shapes = {
+            name + suffix: shape
+            for k, suffix in enumerate(self._suffixes)
+            for name, shape in self._shapes(k).items()
+        }
+        for name, shape in shapes.items():
+            if math.prod(shape) * dtype.itemsize > np.iinfo(np.intp).max:
+                raise ValueError(f"{name}: expected a size that fits in memory, got {shape}")
+        # All are allocated before any is filled, so that what can't fit fails at once.
+        arrays = {name: np.empty(shape, dtype) for name, shape in shapes.items()}
+        bound = 1 / math.sqrt(self._options.hidden_size)
+        for array in arrays.values():
+            rng.random(dtype=dtype, out=array)
+            array *= 2 * bound
+            array -= bound
+        return arrays
+
+    def _packs(self) -> list[Packed]:
+        """The current weights of every layer and direction, packed for the backend in use."""
+        backend = _backend.current()
+        cache, parameters = self._cache, self._parameters
+        if cache and cache.version == parameters.version and cache.backend is backend:
+            return cache.packs
+        with parameters.lock:
+            version = parameters.version
+            cache = self._cache
+            if cache and cache.version == version and cache.backend is backend:
+                return cache.packs
+            packs = []
+            for k, suffix in enumerate(self._suffixes):
+                weights = Weights(**{n: parameters[n + suffix] for n in self._shapes(k)})
+                packs.append(pack_checked(self._cell, self._sizes(k), weights))
+            self._cache = _PackedCache(version, packs[0].backend, packs)
+            return packs

@@ -1,0 +1,81 @@
+"""The backend `native`: the compiled module, behind the same interface as the others."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from rnnfast import _config
+from rnnfast._backend import NATIVE_MODULE, Backward, Forward
+from rnnfast._cells import Cell, Weights
+
+
+class NativeBackend:
+    """The backend `native`; see `rnnfast._backend.Backend`."""
+
+    name = "native"
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def pack(self, cell: Cell, weights: Weights) -> Any:
+        """A private copy of the weights in panels, for the ISA in use."""
+        return self._module.pack(cell.name, *weights)
+
+    def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
+        """See `rnnfast._backend.Backend`."""
+        return self._module.forward(
+            packed,
+            args.x,
+            args.h0,
+            args.c0,
+            args.lengths,
+            args.reset,
+            args.reverse,
+            args.y,
+            args.hn,
+            args.cn,
+            training,
+        )
+
+    def backward(self, cell: Cell, packed: Any, saved: Any, args: Forward, grads: Backward) -> None:
+        """See `rnnfast._backend.Backend`."""
+        self._module.backward(
+            packed,
+            saved,
+            args.x,
+            args.h0,
+            args.c0,
+            args.lengths,
+            args.reset,
+            args.reverse,
+            args.y,
+            grads.dy,
+            grads.dhn,
+            grads.dcn,
+            grads.dx,
+            grads.dh0,
+            grads.dc0,
+            *grads.weights,
+        )
+
+
+_backend: NativeBackend | None = None
+
+
+def load() -> NativeBackend:
+    """The backend, with the ISA chosen and the number of threads set.
+
+    Raises
+    ------
+    ImportError : this install has no compiled module, or it cannot be imported.
+    RuntimeError : `RNNFAST_ISA` forces an ISA that this CPU or build lacks.
+    ValueError : `RNNFAST_NUM_THREADS` is no number of threads.
+    """
+    global _backend
+    if _backend is None:
+        module = importlib.import_module(NATIVE_MODULE)
+        module.active_isa()  # raises here rather than in the first call of a layer
+        module.set_num_threads(_config.wanted_threads())
+        _backend = NativeBackend(module)
+    return _backend

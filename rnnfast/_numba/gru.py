@@ -1,0 +1,117 @@
+"""The two forms of the GRU, Cho et al. 2014.
+
+r, z = sigmoid(a); h' = (1 - z) n + z h, with n = tanh(x_n + r h_n), where h_n = R_n h + b_n (the
+reset after the product, as torch and cuDNN have it), or n = tanh(x_n + R_n (r h) + b_n) (the
+reset before it, equation 8 of the paper and ONNX's default).
+"""
+
+from __future__ import annotations
+
+from rnnfast._numba import sequence
+from rnnfast._numba.activations import sigmoid, tanh
+from rnnfast._numba.compiling import entry, inlined
+from rnnfast._numba.sequence import DC, DH, H_PREV, SAVED, A, H, V
+
+TOGETHER = 2
+AFTER_APART, AFTER_SAVES = 2, 4
+BEFORE_APART, BEFORE_SAVES = 1, 3
+AR, AZ = A, A + V
+AFTER_AH, AFTER_AX = A + 2 * V, A + 3 * V  # the candidate's h_n and x_n
+BEFORE_AN = A + 2 * V
+SR, SZ, SN, SHN = (SAVED + k * V for k in range(AFTER_SAVES))
+
+
+@inlined
+def _after_forward(s):
+    one = s.dtype.type(1)
+    for j in range(V):
+        r, z = sigmoid(s[AR + j]), sigmoid(s[AZ + j])
+        hn = s[AFTER_AH + j]
+        n = tanh(s[AFTER_AX + j] + r * hn)
+        s[H + j] = (one - z) * n + z * s[H_PREV + j]
+        s[SR + j], s[SZ + j], s[SN + j], s[SHN + j] = r, z, n, hn
+
+
+@inlined
+def _after_backward(s):
+    one = s.dtype.type(1)
+    for j in range(V):
+        r, z, n, hn = s[SR + j], s[SZ + j], s[SN + j], s[SHN + j]
+        dh, h = s[DH + j], s[H_PREV + j]
+        dn, dz = dh * (one - z), dh * (h - n)
+        dan = dn * (one - n * n)
+        s[AR + j] = dan * hn * r * (one - r)
+        s[AZ + j] = dz * z * (one - z)
+        s[AFTER_AX + j] = dan
+        s[AFTER_AH + j] = dan * r
+        s[DH + j] = dh * z
+
+
+@inlined
+def _before_forward_first(s):
+    """r, z in place, and r h, which the candidate's product takes."""
+    for j in range(V):
+        r = sigmoid(s[AR + j])
+        s[H + j] = r * s[H_PREV + j]
+        s[AR + j] = r
+        s[AZ + j] = sigmoid(s[AZ + j])
+
+
+@inlined
+def _before_forward(s):
+    one = s.dtype.type(1)
+    for j in range(V):
+        r, z, n = s[AR + j], s[AZ + j], tanh(s[BEFORE_AN + j])
+        s[H + j] = (one - z) * n + z * s[H_PREV + j]
+        s[SR + j], s[SZ + j], s[SN + j] = r, z, n
+
+
+@inlined
+def _before_backward(s):
+    """The gradients of z and of the candidate; that of r waits for d(r h)."""
+    one = s.dtype.type(1)
+    for j in range(V):
+        z, n = s[SZ + j], s[SN + j]
+        dh, h = s[DH + j], s[H_PREV + j]
+        dn, dz = dh * (one - z), dh * (h - n)
+        s[AZ + j] = dz * z * (one - z)
+        s[BEFORE_AN + j] = dn * (one - n * n)
+        s[DH + j] = dh * z
+
+
+@inlined
+def _before_backward_last(s):
+    """The gradient of r; d(r h) comes in the slot DC, which this cell has no other use for."""
+    one = s.dtype.type(1)
+    for j in range(V):
+        r, drh = s[SR + j], s[DC + j]
+        s[AR + j] = drh * s[H_PREV + j] * r * (one - r)
+        s[DH + j] += drh * r
+
+
+@entry
+def after_forward(*args):
+    """`sequence.forward` for the cell gru."""
+    sequence.forward(_after_forward, None, TOGETHER, AFTER_APART, AFTER_SAVES, args)
+
+
+@entry
+def after_backward(*args):
+    """`sequence.backward` for the cell gru."""
+    sequence.backward(_after_backward, None, TOGETHER, AFTER_APART, AFTER_SAVES, args)
+
+
+@entry
+def before_forward(*args):
+    """`sequence.forward` for the cell gru_reset_before."""
+    sequence.forward(
+        _before_forward, _before_forward_first, TOGETHER, BEFORE_APART, BEFORE_SAVES, args
+    )
+
+
+@entry
+def before_backward(*args):
+    """`sequence.backward` for the cell gru_reset_before."""
+    sequence.backward(
+        _before_backward, _before_backward_last, TOGETHER, BEFORE_APART, BEFORE_SAVES, args
+    )

@@ -1,0 +1,208 @@
+"""The parameters of a layer: a mapping that knows when packed weights are out of date."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnfast import _validate
+
+
+class _Arrays(MutableMapping[str, NDArray]):
+    """A mapping with fixed names and shapes, into which values are copied after a check."""
+
+    def __init__(self, arrays: Mapping[str, NDArray]) -> None:
+        self._arrays = dict(arrays)
+
+    def __getitem__(self, name: str) -> NDArray:
+        return self._arrays[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._store({name: self._checked(name, value)})
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"{name}: expected parameters to stay, got a deletion")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{n}: {a.shape}" for n, a in self._arrays.items())
+        return f"{type(self).__name__.lstrip('_')}({names})"
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """As `dict.update`, but all or nothing: every value is checked before any is stored."""
+        given = dict(*args, **kwargs)
+        self._store({n: self._checked(n, value).copy() for n, value in given.items()})
+
+    def _checked(self, name: str, value: Any) -> NDArray:
+        if name not in self._arrays:
+            raise ValueError(f"parameters: expected one of {', '.join(self)}, got {name!r}")
+        own = self._arrays[name]
+        return _validate.floats(name, value, own.dtype, own.shape)
+
+    def _store(self, values: Mapping[str, NDArray]) -> None:
+        for name, value in values.items():
+            np.copyto(self._arrays[name], value)
+
+
+class _Draft(_Arrays):
+    """What `Parameters.edit` hands out: writable copies."""
+
+
+class Parameters(_Arrays):
+    """The parameters of a layer, under torch's names and in torch's order.
+
+    `parameters[name]` is a read-only view that follows later changes; `parameters[name] = array`
+    checks dtype and shape and copies in. Names are fixed: nothing can be added or deleted.
+
+    Raises
+    ------
+    KeyError : reading an unknown name.
+    TypeError : assigning an array of another dtype; deleting.
+    ValueError : assigning to an unknown name, or an array of another shape.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray]) -> None:
+        super().__init__(arrays)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        # Unlike a view of a writable array, a view of a read-only buffer can't be made writable.
+        self._views = {n: read_only(array) for n, array in self._arrays.items()}
+        self._lock = threading.RLock()
+        self._version = 0
+        self._draft: _Draft | None = None
+
+    def __getitem__(self, name: str) -> NDArray:
+        if self._draft is not None:
+            self._follow_draft()
+        return self._views[name]
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held while parameters change, and by who reads several that must belong together."""
+        return self._lock
+
+    @property
+    def version(self) -> int:
+        """A number that grows with every change."""
+        if self._draft is not None:
+            self._follow_draft()
+        return self._version
+
+    @contextmanager
+    def edit(self) -> Iterator[MutableMapping[str, NDArray]]:
+        """Gives writable arrays for updates in place.
+
+        ::
+
+            with layer.parameters.edit() as p:
+                for name, gradient in grads.parameters.items():
+                    p[name] -= rate * gradient
+
+        The layer follows the changes within the block already, and keeps those made before an
+        exception. After the block the arrays are no longer connected to the layer, and read-only.
+
+        Raises
+        ------
+        RuntimeError : another edit block of these parameters is open.
+        """
+        # Working copies cost two passes over the parameters, little beside the gradients that
+        # an update needs. Handing out the arrays themselves would let a view taken in the block
+        # change them afterwards, unseen, under weights that are packed already.
+        with self._lock:
+            if self._draft is not None:
+                raise RuntimeError("edit: expected no open edit block, got a second one")
+            draft = _Draft({n: array.copy() for n, array in self._arrays.items()})
+            self._draft = draft
+        try:
+            yield draft
+        finally:
+            with self._lock:
+                self._follow_draft()
+                self._draft = None
+                for array in draft.values():
+                    array.flags.writeable = False
+
+    def copies(self) -> dict[str, NDArray]:
+        """A copy of every parameter."""
+        with self._lock:
+            return {name: np.array(self[name]) for name in self}
+
+    def _store(self, values: Mapping[str, NDArray]) -> None:
+        with self._lock:
+            super()._store(values)
+            if self._draft is not None:
+                self._draft._store(values)
+            self._version += 1
+
+    def _follow_draft(self) -> None:
+        with self._lock:
+            if self._draft is not None:
+                super()._store(self._draft)
+                self._version += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"arrays": self.copies()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._arrays = state["arrays"]
+        self._prepare()
+
+
+def read_only(array: NDArray) -> NDArray:
+    """A view of `array` through which it cannot be written, and that cannot be made writable."""
+    return np.asarray(array.data.toreadonly())
+
+
+def loadable(own: Mapping[str, NDArray], given: Any, strict: bool) -> dict[str, NDArray]:
+    """The entries of `given` as arrays that fit `own`; one error names all that do not.
+
+    Floating-point entries of another precision are cast, as torch does. A mapping's values may be
+    arrays or torch tensors.
+
+    Raises
+    ------
+    TypeError : `given` is no mapping, or the dtype of an entry is all that is wrong.
+    ValueError : an entry is missing or unexpected (only with `strict`), or has a wrong shape.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"state_dict: expected a mapping, got {type(given).__name__}")
+    arrays: dict[str, NDArray] = {}
+    names, shapes, types = [], [], []
+    if strict:
+        names += [f"{name}: expected an entry, got none" for name in own if name not in given]
+        names += [f"{name!s}: expected no such entry, got one" for name in given if name not in own]
+    for name in own:
+        if name not in given:
+            continue
+        try:
+            array = _validate.array(name, _on_the_host(given[name]))
+        except TypeError as error:
+            types.append(str(error))
+            continue
+        if array.dtype.kind != "f":
+            types.append(f"{name}: expected floating point, got {array.dtype}")
+        elif array.shape != own[name].shape:
+            expected = _validate.shape_text(own[name].shape)
+            shapes.append(f"{name}: expected shape {expected}, got {array.shape}")
+        else:
+            arrays[name] = np.array(array, own[name].dtype)
+    wrong = names + shapes + types
+    if wrong:
+        raise (ValueError if names or shapes else TypeError)("state_dict: " + "; ".join(wrong))
+    return arrays
+
+
+def _on_the_host(value: Any) -> Any:
+    """A torch tensor off its graph and device, whatever else as it is."""
+    return value.detach().cpu() if hasattr(value, "detach") else value

@@ -1,0 +1,83 @@
+"""A forward pass that keeps the states at chunk borders only, and runs again for the backward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnfast._backend import Forward
+from rnnfast._cells import Weights
+from rnnfast.functional import Gradients, Packed, Run, run_checked, zero_weights
+
+# Chunks are whole multiples of this many steps, so that products over a chunk stay large.
+_STEP_MULTIPLE = 16
+
+
+class RecomputedRun:
+    """What `Run` is, in O(sqrt(T)) memory beside x and y, for a second forward pass.
+
+    Chen et al. 2016, "Training deep nets with sublinear memory cost": with chunks of about
+    sqrt(T) steps, the borders and what one chunk needs for backward take about as much memory.
+    """
+
+    def __init__(self, packed: Packed, args: Forward) -> None:
+        self.packed = packed
+        self.args = args
+        steps = args.x.shape[0]
+        size = max(1, math.ceil(math.sqrt(steps) / _STEP_MULTIPLE)) * _STEP_MULTIPLE
+        chunks = [slice(t, min(t + size, steps)) for t in range(0, steps, size)] or [slice(0, 0)]
+        self._chunks = chunks[::-1] if args.reverse else chunks  # in the order run
+        self._borders: list[tuple[NDArray | None, NDArray | None]] = []
+        h, c = args.h0, args.c0
+        for chunk in self._chunks:
+            self._borders.append((h, c))
+            part = self._part(chunk, h, c, args.y[chunk])
+            run_checked(packed, part, training=False)
+            h, c = part.hn, part.cn
+        args.hn[...] = h
+        if args.cn is not None:
+            args.cn[...] = c
+
+    def backward(
+        self,
+        dy: NDArray | None = None,
+        dh: NDArray | None = None,
+        dc: NDArray | None = None,
+        *,
+        want_dx: bool = True,
+        into: Weights | None = None,
+    ) -> Gradients:
+        """As `Run.backward`."""
+        args, packed = self.args, self.packed
+        dx = np.empty(args.x.shape, packed.dtype) if want_dx else None
+        weights = zero_weights(packed) if into is None else into
+        for chunk, (h, c) in zip(reversed(self._chunks), reversed(self._borders), strict=True):
+            # A scratch y: the caller may be reading the one that forward wrote.
+            part = self._part(chunk, h, c, np.empty(args.y[chunk].shape, packed.dtype))
+            run: Run = run_checked(packed, part, training=True)
+            part_dy = None if dy is None else dy[chunk]
+            grads = run.backward(part_dy, dh, dc, want_dx=want_dx, into=weights)
+            if dx is not None:
+                dx[chunk] = grads.x
+            dh, dc = grads.h0, grads.c0
+        return Gradients(dx, grads.h0, grads.c0, weights)
+
+    def _part(self, chunk: slice, h: NDArray | None, c: NDArray | None, y: NDArray) -> Forward:
+        """The arguments of the steps of `chunk`, with new arrays for its last states."""
+        args, lengths = self.args, self.args.lengths
+        if lengths is not None:
+            lengths = np.clip(lengths - chunk.start, 0, chunk.stop - chunk.start)
+        return replace(
+            args,
+            x=args.x[chunk],
+            h0=h,
+            c0=c,
+            lengths=lengths,
+            reset=None if args.reset is None else args.reset[chunk],
+            y=y,
+            hn=np.empty_like(args.hn),
+            cn=None if args.cn is None else np.empty_like(args.cn),
+        )

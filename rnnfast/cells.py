@@ -1,0 +1,191 @@
+"""The cells RNNCell, GRUCell and LSTMCell: one step, after those of torch.nn.
+
+Letters: B batch, I input size, H hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnfast import _validate
+from rnnfast._layout import CELL_LAYOUTS, Layout, read_input, read_states
+from rnnfast._module import NONLINEARITIES, Module, Options, option
+from rnnfast._stack import Inputs, TrainingRun, infer
+from rnnfast._tape import State, Tape, user_state
+
+
+class _Cell(Module):
+    """What the three cells share."""
+
+    _DEFAULTS: ClassVar = {
+        "bias": True,
+        "nonlinearity": "tanh",
+        "reset_after": True,
+        "dtype": "float32",
+    }
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        dtype: Any,
+        seed: int | None,
+        nonlinearity: str | None = None,
+        reset_after: bool | None = None,
+    ) -> None:
+        options = Options(
+            input_size=_validate.integer("input_size", input_size, 0),
+            hidden_size=_validate.integer("hidden_size", hidden_size, 1),
+            bias=_validate.flag("bias", bias),
+            nonlinearity=nonlinearity,
+            reset_after=reset_after,
+            dtype=_validate.float_dtype("dtype", dtype).name,
+        )
+        super().__init__(cell, options, [""], seed)
+
+    def __call__(self, x: Any, state: Any = None) -> State:
+        """Runs one step, for inference.
+
+        Parameters
+        ----------
+        x : (B, I) or (I,), the cell's dtype.
+        state : h (B, H), or for LSTMCell a pair (h, c); without B where x has none. None: zeros.
+
+        Returns
+        -------
+        state : the next one, h or (h, c), in the same form.
+
+        Raises
+        ------
+        TypeError : an argument of the wrong dtype or form.
+        ValueError : an argument of the wrong shape. In either case nothing is computed.
+        """
+        inputs, layout = self._read(x, state)
+        states = infer(self._packs(), 1, inputs, self._output(inputs))
+        return user_state(states, layout)
+
+    def record(self, x: Any, state: Any = None) -> Tape:
+        """Runs one step, keeping what the backward pass needs.
+
+        Parameters
+        ----------
+        x, state : as when calling the cell; copied.
+
+        Returns
+        -------
+        tape : `state` is the next state, `output` its h. `backward(d_output, d_state)` takes
+            gradients with respect to either, and adds those at h.
+
+        Raises
+        ------
+        TypeError, ValueError : as when calling the cell.
+        """
+        inputs, layout = self._read(x, state)
+        packs = self._packs()
+        output = self._output(inputs)
+        run = TrainingRun(packs, 1, inputs.snapshot(), output, dropout=None, recompute=False)
+        return Tape(run, output, layout, self._suffixes)
+
+    def _output(self, inputs: Inputs) -> NDArray:
+        return np.empty((*inputs.x.shape[:2], self.hidden_size), inputs.x.dtype)
+
+    def _read(self, x: Any, state: Any) -> tuple[Inputs, Layout]:
+        dtype = np.dtype(self.dtype)
+        x, layout = read_input(x, dtype, self.input_size, CELL_LAYOUTS)
+        sizes, batch = self._sizes(0), x.shape[1]
+        states = read_states("state", state, self._cell, sizes, dtype, layout, 1, batch)
+        return Inputs(x, states), layout
+
+
+class RNNCell(_Cell):
+    """One step of `RNN`: h' = tanh(W x + b_w + R h + b_r), or relu.
+
+    Parameters
+    ----------
+    input_size, hidden_size : I and H.
+    bias : whether there are b_w and b_r.
+    nonlinearity : "tanh" or "relu".
+    dtype : "float32" or "float64".
+    seed : of the initial parameters, uniform in ±1/sqrt(H); None: fresh entropy.
+
+    Raises
+    ------
+    TypeError, ValueError : an argument of the wrong type or value.
+    """
+
+    nonlinearity = option("nonlinearity", '"tanh" or "relu".')
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        cell = f"rnn_{_validate.one_of('nonlinearity', nonlinearity, NONLINEARITIES)}"
+        super().__init__(
+            cell, input_size, hidden_size, bias, dtype, seed, nonlinearity=nonlinearity
+        )
+
+
+class GRUCell(_Cell):
+    """One step of `GRU`, which has the equations.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, dtype, seed : as for `RNNCell`.
+    reset_after : as for `GRU`.
+
+    Raises
+    ------
+    TypeError, ValueError : an argument of the wrong type or value.
+    """
+
+    reset_after = option("reset_after", "Whether r multiplies the product with R_n, not h.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        reset_after: bool = True,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        cell = "gru" if _validate.flag("reset_after", reset_after) else "gru_reset_before"
+        super().__init__(
+            cell, input_size, hidden_size, bias, dtype, seed, reset_after=bool(reset_after)
+        )
+
+
+class LSTMCell(_Cell):
+    """One step of `LSTM`, which has the equations; its state is the pair (h, c).
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, dtype, seed : as for `RNNCell`.
+
+    Raises
+    ------
+    TypeError, ValueError : an argument of the wrong type or value.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__("lstm", input_size, hidden_size, bias, dtype, seed)

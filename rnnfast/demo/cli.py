@@ -1,0 +1,169 @@
+"""The command `python -m rnnfast demo`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+import rnnfast
+from rnnfast import _backend
+from rnnfast.demo.gradients import gradient_norms
+from rnnfast.demo.model import CELLS, CharModel
+from rnnfast.demo.plot import figure
+from rnnfast.demo.text import Text, python_topics
+from rnnfast.demo.training import Training, evaluate, train
+
+INSTALL = 'pip install "rnnfast[demo]"'
+PROMPT = "The "
+SAMPLE = 300
+# The comparison of the cells trains three more models, each this part of the first one's updates.
+COMPARED_PART = 10
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    made = argparse.ArgumentParser(
+        prog="python -m rnnfast demo",
+        description="Trains a character model on the English of Python's help(), prints text that "
+        "it writes, and draws how its gradients vanish. Takes about 50 s.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("--cell", choices=CELLS, default="lstm", help="the kind of layer")
+    made.add_argument("--hidden", type=_count, default=192, help="its hidden size")
+    made.add_argument("--seconds", type=_seconds, default=40.0, help="how long to train")
+    made.add_argument("--updates", type=_count, help="train for so many updates instead")
+    made.add_argument("--seed", type=_seed, default=0, help="of parameters and generated text")
+    made.add_argument("--backend", choices=_backend.BACKENDS, help="instead of the best one")
+    made.add_argument("--losses", type=_file, help="write each update's bits per character here")
+    made.add_argument("--output", type=_file, default="rnnfast-demo.png", help="the figure")
+    made.add_argument("--no-plot", action="store_true", help="leave the figure out")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demo with the arguments `argv` (None: the command line's); returns 0."""
+    arguments = parser()
+    options = arguments.parse_args(argv)
+    if options.backend:
+        try:
+            rnnfast.set_backend(options.backend)
+        except RuntimeError as error:
+            arguments.error(str(error))
+    begin = time.perf_counter()
+    plot = not options.no_plot
+    if plot and not _installed("matplotlib"):
+        plot = False
+        print(f"No figure: matplotlib is not installed; {INSTALL} brings it.")
+    if not _installed("tqdm"):
+        print(f"No progress bar: tqdm is not installed; {INSTALL} brings it.")
+
+    text = python_topics()
+    model = CharModel(options.cell, len(text.characters), options.hidden, options.seed)
+    print(
+        f"{model.layer} on the {_backend.current().name} backend: {text.train.size:,} characters "
+        f"to train on, {text.held_out.size:,} held out"
+    )
+    with _bar(options.cell.upper()) as progress:
+        done = train(
+            model,
+            text.train,
+            seconds=options.seconds,
+            updates=options.updates,
+            progress=progress,
+        )
+    held_out = evaluate(model, text.held_out)
+    if options.losses:
+        np.savetxt(options.losses, done.losses, fmt="%.9g")
+    written = model.sample(text.encode(PROMPT), SAMPLE, seed=options.seed)
+    print(f"\n{_printable(PROMPT + text.decode(written))}\n")
+    if plot:
+        _compare_and_plot(options, text, done, held_out)
+    print(
+        f"held-out bits per character {held_out:.3f}   updates {len(done.losses):,}   "
+        f"characters/s {done.speed:,.0f}   seconds {done.seconds:.1f} "
+        f"(in all {time.perf_counter() - begin:.1f})"
+    )
+    return 0
+
+
+def _compare_and_plot(
+    options: argparse.Namespace, text: Text, done: Training, held_out: float
+) -> None:
+    updates = math.ceil(len(done.losses) / COMPARED_PART)
+    norms = {}
+    for cell in CELLS:
+        model = CharModel(cell, len(text.characters), options.hidden, options.seed)
+        before = gradient_norms(model, text.held_out)
+        with _bar(f"gradients of {cell.upper()}") as progress:
+            train(model, text.train, updates=updates, progress=progress)
+        norms[cell] = before, gradient_norms(model, text.held_out)
+    figure(options.output, options.cell, options.hidden, done.losses, held_out, norms, updates)
+    print(f"figure: {options.output}")
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[Training], None] | None]:
+    """A function that shows how a training goes on; None where tqdm is not installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield None
+        return
+    shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+    with tqdm(total=1.0, desc=label, bar_format=shape, mininterval=0.25, miniters=0) as bar:
+
+        def show(done: Training) -> None:
+            bar.set_postfix_str(
+                f"{done.losses[-1]:.2f} bits per character, {done.speed:,.0f} characters/s",
+                refresh=False,
+            )
+            bar.update(min(done.fraction, 1.0) - bar.n)
+
+        yield show
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _printable(text: str) -> str:
+    """`text` with what the terminal's encoding lacks replaced."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
+
+
+def _count(value: str) -> int:
+    if not value.isdecimal() or not int(value):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {value!r}")
+    return int(value)
+
+
+def _seed(value: str) -> int:
+    if not value.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or above, got {value!r}")
+    return int(value)
+
+
+def _seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {value!r}")
+    return number
+
+
+def _file(value: str) -> Path:
+    path = Path(value)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {value!r}")
+    return path

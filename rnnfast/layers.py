@@ -1,0 +1,333 @@
+"""The layers RNN, GRU and LSTM: NumPy in, NumPy out, with torch.nn's meaning.
+
+Letters: T steps, B batch, I input size, H hidden size, P projection size (0: none), W the width
+of h (P, or H without projection), L layers, D directions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnfast import _validate
+from rnnfast._layout import LAYER_LAYOUTS, Layout, read_input, read_states
+from rnnfast._module import NONLINEARITIES, Module, Options, option
+from rnnfast._stack import Dropout, Inputs, TrainingRun, infer
+from rnnfast._tape import State, Tape, user_state
+
+
+class _Layer(Module):
+    """What the three layers share."""
+
+    _DEFAULTS: ClassVar = {
+        "num_layers": 1,
+        "bias": True,
+        "batch_first": False,
+        "dropout": 0.0,
+        "bidirectional": False,
+        "proj_size": 0,
+        "nonlinearity": "tanh",
+        "reset_after": True,
+        "dtype": "float32",
+    }
+
+    num_layers = option("num_layers", "L, the number of layers.")
+    batch_first = option("batch_first", "Whether x and output are (B, T, ·).")
+    dropout = option("dropout", "The probability of dropout between layers, in `record`.")
+    bidirectional = option("bidirectional", "Whether D is 2.")
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        dtype: Any,
+        seed: int | None,
+        proj_size: int | None = None,
+        nonlinearity: str | None = None,
+        reset_after: bool | None = None,
+    ) -> None:
+        num_layers = _validate.integer("num_layers", num_layers, 1)
+        options = Options(
+            input_size=_validate.integer("input_size", input_size, 0),
+            hidden_size=_validate.integer("hidden_size", hidden_size, 1),
+            proj_size=proj_size,
+            num_layers=num_layers,
+            bias=_validate.flag("bias", bias),
+            batch_first=_validate.flag("batch_first", batch_first),
+            dropout=_validate.fraction("dropout", dropout),
+            bidirectional=_validate.flag("bidirectional", bidirectional),
+            nonlinearity=nonlinearity,
+            reset_after=reset_after,
+            dtype=_validate.float_dtype("dtype", dtype).name,
+        )
+        directions = ("", "_reverse") if options.bidirectional else ("",)
+        suffixes = [f"_l{layer}{d}" for layer in range(num_layers) for d in directions]
+        super().__init__(cell, options, suffixes, seed)
+        if options.dropout and num_layers == 1:
+            warnings.warn(
+                "dropout: expected num_layers above 1 for dropout between layers to have an "
+                f"effect, got dropout={options.dropout} and num_layers=1",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def __call__(
+        self, x: Any, state: Any = None, *, lengths: Any = None, reset: Any = None
+    ) -> tuple[NDArray, State]:
+        """Runs inference: no dropout, nothing kept.
+
+        Parameters
+        ----------
+        x : (T, B, I), (B, T, I) with `batch_first`, or (T, I) unbatched; the layer's dtype.
+        state : h (L*D, B, W), or for LSTM a pair (h, c) with c (L*D, B, H); the layer's dtype;
+            without B where x is unbatched. None: zeros.
+        lengths : (B,) integers in 0..T, in any order; unbatched: one integer. None: all T.
+            Past its length a sequence's output is zero, and its last state is the one after its
+            last real step; the reverse direction starts at its own end.
+        reset : (T, B) booleans, also with `batch_first`; (T,) unbatched. Where true, that row's
+            sequence is cut before that step, in both directions: the pieces are run as sequences
+            of their own, but for the initial state, which the first piece (reversed: the last)
+            starts from.
+
+        Returns
+        -------
+        output : (T, B, D*W), or (B, T, D*W), or (T, D*W): h of the last layer after each step.
+        state : the last state of every layer and direction, in the form and shape of `state`.
+
+        Raises
+        ------
+        TypeError : an argument of the wrong dtype or form.
+        ValueError : an argument of the wrong shape or value. In either case nothing is computed.
+        """
+        inputs, layout = self._read(x, state, lengths, reset)
+        output = self._output(inputs, layout)
+        states = infer(self._packs(), self._directions, inputs, output)
+        return layout.outward(output), user_state(states, layout)
+
+    def record(
+        self,
+        x: Any,
+        state: Any = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        recompute: bool = False,
+    ) -> Tape:
+        """Runs for training: with dropout, and keeping what the backward pass needs.
+
+        Parameters
+        ----------
+        x, state, lengths, reset : as when calling the layer; copied.
+        recompute : keep states at the borders of about sqrt(T) chunks of steps only, and run each
+            chunk again in `backward`: less memory for a second forward pass.
+
+        Returns
+        -------
+        tape : with `output`, `state`, and `backward(d_output, d_state)`.
+
+        Raises
+        ------
+        TypeError, ValueError : as when calling the layer; nothing is computed, and the state of
+            the random generator for dropout stays.
+        """
+        _validate.flag("recompute", recompute)
+        inputs, layout = self._read(x, state, lengths, reset)
+        packs = self._packs()
+        output = self._output(inputs, layout)
+        dropout = Dropout(self.dropout, self._rng) if self.dropout else None
+        inputs = inputs.snapshot()
+        run = TrainingRun(packs, self._directions, inputs, output, dropout, recompute)
+        return Tape(run, output, layout, self._suffixes)
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _output(self, inputs: Inputs, layout: Layout) -> NDArray:
+        """A new output as a view (T, B, D*W), contiguous in the user's layout."""
+        steps, batch = inputs.x.shape[:2]
+        width = self._directions * self._sizes(0).output
+        leading = (batch, steps) if layout.batch_first else (steps, batch)
+        output = np.empty((*leading, width), inputs.x.dtype)
+        return output.swapaxes(0, 1) if layout.batch_first else output
+
+    def _read(self, x: Any, state: Any, lengths: Any, reset: Any) -> tuple[Inputs, Layout]:
+        dtype = np.dtype(self.dtype)
+        x, layout = read_input(x, dtype, self.input_size, LAYER_LAYOUTS, self.batch_first)
+        steps, batch = x.shape[:2]
+        rows, sizes = len(self._suffixes), self._sizes(0)
+        states = read_states("state", state, self._cell, sizes, dtype, layout, rows, batch)
+        batched = all(layout.has)
+        if lengths is not None and not batched:
+            lengths = np.atleast_1d(_validate.array("lengths", lengths))
+        lengths = _validate.lengths(lengths, batch, steps)
+        if batched:
+            reset = _validate.reset(reset, (steps, batch))
+        else:
+            reset = _validate.reset(reset, (steps,), "(T,)")
+        if reset is not None:
+            reset = layout.state_inward(reset)
+        return Inputs(x, states, lengths, reset), layout
+
+
+class RNN(_Layer):
+    """The Elman RNN, h_t = tanh(W x_t + b_w + R h_{t-1} + b_r), or relu. Elman 1990.
+
+    Parameters
+    ----------
+    input_size, hidden_size : I and H.
+    num_layers : L; each layer reads the output of the one below.
+    nonlinearity : "tanh" or "relu".
+    bias : whether there are b_w and b_r.
+    batch_first : whether x and output are (B, T, ·) instead of (T, B, ·). States never are.
+    dropout : the probability with which `record` drops outputs of all layers but the last.
+    bidirectional : whether a second direction runs from the last step to the first; the two
+        outputs stand side by side, forward first.
+    dtype : "float32" or "float64".
+    seed : of the initial parameters, uniform in ±1/sqrt(H), and of dropout; None: fresh entropy.
+
+    Raises
+    ------
+    TypeError, ValueError : an argument of the wrong type or value.
+    """
+
+    nonlinearity = option("nonlinearity", '"tanh" or "relu".')
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            f"rnn_{_validate.one_of('nonlinearity', nonlinearity, NONLINEARITIES)}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype,
+            seed,
+            nonlinearity=nonlinearity,
+        )
+
+
+class GRU(_Layer):
+    """The gated recurrent unit. Cho et al. 2014.
+
+    r, z = sigmoid(W x_t + b_w + R h_{t-1} + b_r),
+    n = tanh(W_n x_t + b_wn + r (R_n h_{t-1} + b_rn)), h_t = (1 - z) n + z h_{t-1}.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed :
+        as for `RNN`.
+    reset_after : whether r multiplies the product with R_n, as above and in torch and cuDNN;
+        otherwise it multiplies h: R_n (r h_{t-1}) + b_rn, as in the paper and ONNX's default.
+
+    Raises
+    ------
+    TypeError, ValueError : an argument of the wrong type or value.
+    """
+
+    reset_after = option("reset_after", "Whether r multiplies the product with R_n, not h.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            "gru" if _validate.flag("reset_after", reset_after) else "gru_reset_before",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype,
+            seed,
+            reset_after=bool(reset_after),
+        )
+
+
+class LSTM(_Layer):
+    """Long short-term memory. Hochreiter & Schmidhuber 1997, with Gers et al. 2000's forget gate.
+
+    a = W x_t + b_w + R h_{t-1} + b_r, in the order i f g o; i, f, o = sigmoid, g = tanh;
+    c_t = f c_{t-1} + i g, h_t = o tanh(c_t); with projection, h_t = W_hr (o tanh(c_t)), Sak et
+    al. 2014.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed :
+        as for `RNN`.
+    proj_size : P, below H: the width of h after a projection; 0: none.
+
+    Raises
+    ------
+    TypeError, ValueError : an argument of the wrong type or value.
+    """
+
+    proj_size = option("proj_size", "P, the width of the projected h; 0: none.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        hidden_size = _validate.integer("hidden_size", hidden_size, 1)
+        proj_size = _validate.integer("proj_size", proj_size, 0)
+        if proj_size >= hidden_size:
+            raise ValueError(f"proj_size: expected less than {hidden_size}, got {proj_size}")
+        super().__init__(
+            "lstm",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype,
+            seed,
+            proj_size=proj_size,
+        )

@@ -1,0 +1,104 @@
+"""An ISA's object file exports one constant, and nothing that the linker could merge.
+
+A weak symbol (an inline function or a template of a shared header) compiled with AVX-512 could be
+the copy that the linker keeps for everyone, and then crash on an older CPU.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = "kernel_table"
+
+
+def exported(nm_output: str) -> list[tuple[str, str]]:
+    """The (type, name) of each symbol that is defined here and visible to the linker."""
+    lines = re.findall(r"^[0-9a-f]+ (\w) (.+)$", nm_output, re.MULTILINE)
+    return [(kind, name) for kind, name in lines if kind.isupper() or kind in "vwu"]
+
+
+def symbol_errors(nm_output: str, isa: str) -> list[str]:
+    """What is wrong with the symbols of the object compiled for `isa`."""
+    symbols = exported(nm_output)
+    tables = [name for kind, name in symbols if kind in "DR" and f"{TABLE}_{isa}" in name]
+    errors = [f"{kind} {name}" for kind, name in symbols if name not in tables]
+    if len(tables) != 1:
+        errors.append(f"{len(tables)} symbols named {TABLE}_{isa}, not 1")
+    return errors
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """For each ISA the command that compiles its object, as CMake would, but unoptimised.
+
+    An unoptimised build inlines only what must be, so that it shows every weak symbol there is.
+    """
+    if not (ROOT / "csrc").is_dir():
+        pytest.skip("the tests run without the source tree")
+    if sys.platform != "linux":
+        pytest.skip("reads ELF objects")
+    for tool in ("cmake", "nm"):
+        if not shutil.which(tool):
+            pytest.skip(f"needs {tool}")
+    build = tmp_path_factory.mktemp("build")
+    configure = [
+        "cmake",
+        "-S",
+        ROOT,
+        "-B",
+        build,
+        "-DRNNFAST_PYTHON=OFF",
+        "-DCMAKE_BUILD_TYPE=Debug",
+    ]
+    result = subprocess.run(configure, capture_output=True, text=True)
+    if "No CMAKE_CXX_COMPILER could be found" in result.stderr:
+        pytest.skip("needs a C++ compiler")
+    assert result.returncode == 0, result.stderr
+    found = {}
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        isa = re.search(r"-DRNNFAST_ISA=(\w+)", entry["command"])
+        if isa:
+            command = shlex.split(entry["command"])
+            command[command.index("-o") + 1] = str(build / f"{isa[1]}.o")
+            found[isa[1]] = command
+    return found
+
+
+def test_each_isa_exports_its_table_and_nothing_else(commands: dict[str, list[str]]) -> None:
+    assert "generic" in commands and len(commands) > 1
+    compilers = {isa: subprocess.Popen(command) for isa, command in commands.items()}
+    for isa, compiler in compilers.items():
+        assert compiler.wait() == 0, f"{isa} does not compile"
+        target = commands[isa][commands[isa].index("-o") + 1]
+        nm = subprocess.run(["nm", target], capture_output=True, text=True, check=True)
+        assert symbol_errors(nm.stdout, isa) == [], isa
+
+
+GOOD = """
+0000000000000000 t _ZN7rnnfast12_GLOBAL__N_17forwardEv
+                 U memcpy
+0000000000000000 D _ZN7rnnfast17kernel_table_avx2E
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0000000000000000 W _ZSt3maxIfERKT_S2_S2_",
+        "0000000000000000 V _ZN7rnnfast5limitE",
+        "0000000000000000 u _ZZN7rnnfast1fEvE1x",
+        "0000000000000000 T _ZN7rnnfast3addEff",
+        "0000000000000000 B _ZN7rnnfast5countE",
+    ],
+)
+def test_a_bad_symbol_is_found(line: str) -> None:
+    assert symbol_errors(GOOD, "avx2") == []
+    assert symbol_errors(GOOD + line + "\n", "avx2") == [line[17:]]
+    assert symbol_errors(GOOD, "generic") != []
