@@ -43,8 +43,9 @@ struct Saved {
 
 template <class T>
 struct SavedOf final : Saved {
-    explicit SavedOf(ptrdiff_t count) : data(allocate<T>(count)) {}
-    Buffer<T> data;
+    explicit SavedOf(ptrdiff_t n) : count(n), data(allocate<T>(n)) {}
+    const ptrdiff_t count;
+    const Buffer<T> data;
 };
 
 // One layer's packed weights, of whichever dtype; opaque to Python.
@@ -97,8 +98,11 @@ public:
                   const BackwardObjects& g) const override {
         const Call call = views(o, false);
         ForwardArgs<T> args = call.args;
-        const auto* kept = dynamic_cast<const SavedOf<T>*>(&saved);
-        if (!kept) throw py::type_error("saved: expected one of this layer's dtype, got another");
+        auto* const kept = dynamic_cast<const SavedOf<T>*>(&saved);
+        const RowPlan plan(call.steps, call.batch, o.reverse, call.lengths);
+        if (!kept || kept->count != plan.rows() * cell_.saved_row(sizes_))
+            throw py::value_error("saved: expected that of a forward pass of this layer with these "
+                                  "arguments, got another");
         args.saved = kept->data.get();
         const ptrdiff_t T_ = call.steps, B = call.batch, W = sizes_.width(), H = sizes_.hidden;
         BackwardArgs<T> grads{};
@@ -114,7 +118,6 @@ public:
         }
         grads.weights = weight_views<T>(sizes_, cell_.gates, g, true);
         py::gil_scoped_release release;
-        const RowPlan plan(call.steps, call.batch, o.reverse, call.lengths);
         run_backward(*packed_, args, grads, plan);
     }
 
