@@ -12,6 +12,7 @@ from typing import Any
 
 from rnnfast import _backend, _validate
 
+_MOST_THREADS = 1024
 _threads: int | None = None  # what `set_num_threads` was given
 
 
@@ -54,10 +55,13 @@ def set_num_threads(n: int) -> None:
 
     Raises
     ------
-    TypeError, ValueError : `n` is no integer of at least 1.
+    TypeError, ValueError : `n` is no integer in 1..1024.
     """
     global _threads
-    _threads = _validate.integer("n", n, 1)
+    count = _validate.integer("n", n, 1)
+    if count > _MOST_THREADS:
+        raise ValueError(f"n: expected at most {_MOST_THREADS}, got {count}")
+    _threads = count
     native = _native()
     if native:
         native.set_num_threads(_threads)
@@ -71,7 +75,7 @@ def get_num_threads() -> int:
 
     Raises
     ------
-    ValueError : `RNNFAST_NUM_THREADS` is no integer of at least 1.
+    ValueError : `RNNFAST_NUM_THREADS` is no integer in 1..1024.
     """
     native = _native() if _backend.current().name == "native" else None
     return native.get_num_threads() if native else wanted_threads()
@@ -83,9 +87,9 @@ def wanted_threads() -> int:
         return _threads
     text = os.environ.get("RNNFAST_NUM_THREADS")
     if text:
-        if not text.strip().isdecimal() or int(text) < 1:
+        if not text.strip().isdecimal() or not 1 <= int(text) <= _MOST_THREADS:
             raise ValueError(
-                f"RNNFAST_NUM_THREADS: expected an integer of at least 1, got {text!r}"
+                f"RNNFAST_NUM_THREADS: expected an integer in 1..{_MOST_THREADS}, got {text!r}"
             )
         return int(text)
     if hasattr(os, "sched_getaffinity"):  # Linux; fewer than cpu_count in a container or job

@@ -141,12 +141,12 @@ class ReferenceBackend:
 
     def pack(self, cell: Cell, weights: Weights) -> Weights:
         """A copy, with zeros for absent biases."""
-        copy = Weights(*(None if w is None else np.array(w) for w in weights))
+        given = {name: np.array(w) for name, w in weights._asdict().items() if w is not None}
         zeros = np.zeros(len(weights.weight_ih), weights.weight_ih.dtype)
-        return copy if copy.bias_ih is not None else copy._replace(bias_ih=zeros, bias_hh=zeros)
+        return Weights(**{"bias_ih": zeros, "bias_hh": zeros, **given})
 
     def forward(self, cell: Cell, packed: Weights, args: Forward, training: bool) -> Any:
-        """See `rnnfast._backend.Backend`; saves (h, c, h before projection, step's own) per step."""
+        """See `rnnfast._backend.Backend`; saves h, c, the unprojected h and the step's own."""
         with np.errstate(all="ignore"):
             return _forward(cell, packed, args, training)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 import rnnfast
 from rnnfast import _backend
 from rnnfast._cells import DTYPES
+
+# Processes that tests start import what this one imports, not what lies in the current folder.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def pytest_report_header() -> str:

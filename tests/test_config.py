@@ -145,7 +145,7 @@ print(rnnfast.get_num_threads() == want)
         code = "import rnnfast; print('imported'); rnnfast.get_num_threads()"
         done = python(code, RNNFAST_NUM_THREADS=text)
         assert "imported" in done.stdout
-        wrong = f"RNNFAST_NUM_THREADS: expected an integer of at least 1, got '{text}'"
+        wrong = f"RNNFAST_NUM_THREADS: expected an integer in 1..1024, got '{text}'"
         assert wrong in done.stderr
 
     @pytest.mark.skipif(not NATIVE, reason="needs the compiled module")

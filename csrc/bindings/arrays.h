@@ -74,7 +74,8 @@ View<T> view(const py::object& object, const Wanted& wanted, bool strided = fals
 // The same for an array that must be there.
 template <class T>
 View<T> required(const py::object& object, const Wanted& wanted, bool strided = false) {
-    if (object.is_none()) throw py::type_error(std::string(wanted.name) + ": expected an array, got None");
+    if (object.is_none())
+        throw py::type_error(std::string(wanted.name) + ": expected an array, got None");
     return view<T>(object, wanted, strided);
 }
 

@@ -56,7 +56,8 @@ struct Packed {
 };
 
 template <class T>
-Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const BackwardObjects& o, bool writable) {
+Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const BackwardObjects& o,
+                        bool writable) {
     const ptrdiff_t rows = gates * sizes.hidden;
     const auto get = [writable](const py::object& object, const char* name,
                                 std::initializer_list<ptrdiff_t> shape) {
@@ -65,8 +66,8 @@ Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const BackwardObjec
         return const_cast<T*>(view<const T>(object, {name, shape}).data);
     };
     return {get(o.weight_ih, "weight_ih", {rows, sizes.input}),
-            get(o.weight_hh, "weight_hh", {rows, sizes.width()}),
-            get(o.bias_ih, "bias_ih", {rows}), get(o.bias_hh, "bias_hh", {rows}),
+            get(o.weight_hh, "weight_hh", {rows, sizes.width()}), get(o.bias_ih, "bias_ih", {rows}),
+            get(o.bias_hh, "bias_hh", {rows}),
             get(o.weight_hr, "weight_hr", {sizes.projection, sizes.hidden})};
 }
 
@@ -101,8 +102,9 @@ public:
         auto* const kept = dynamic_cast<const SavedOf<T>*>(&saved);
         const RowPlan plan(call.steps, call.batch, o.reverse, call.lengths);
         if (!kept || kept->count != plan.rows() * cell_.saved_row(sizes_))
-            throw py::value_error("saved: expected that of a forward pass of this layer with these "
-                                  "arguments, got another");
+            throw py::value_error(
+                "saved: expected that of a forward pass of this layer with these "
+                "arguments, got another");
         args.saved = kept->data.get();
         const ptrdiff_t T_ = call.steps, B = call.batch, W = sizes_.width(), H = sizes_.hidden;
         BackwardArgs<T> grads{};
@@ -140,8 +142,8 @@ private:
         const auto x_view = required<const T>(o.x, {"x", {T_, B, sizes_.input}}, true);
         args.x = x_view.data, args.x_step = x_view.strides[0], args.x_row = x_view.strides[1];
         args.h0 = view<const T>(o.h0, {"h0", {B, W}}).data;
-        args.reset = reinterpret_cast<const uint8_t*>(
-            view<const bool>(o.reset, {"reset", {T_, B}}).data);
+        args.reset =
+            reinterpret_cast<const uint8_t*>(view<const bool>(o.reset, {"reset", {T_, B}}).data);
         call.lengths = view<const int64_t>(o.lengths, {"lengths", {B}}).data;
         for (ptrdiff_t row = 0; call.lengths && row < B; ++row)
             if (call.lengths[row] < 0 || call.lengths[row] > T_)
@@ -180,8 +182,7 @@ std::unique_ptr<Packed> pack_as(CellId cell, const BackwardObjects& weights) {
         throw py::value_error("weight_hr: expected None, got an array");
     if (weights.bias_ih.is_none() != weights.bias_hh.is_none())
         throw py::value_error("bias_hh: expected both biases or none, got one");
-    const Sizes sizes{weight_ih.shape(1), rows / kernels.gates,
-                      projects ? weight_hh.shape(1) : 0};
+    const Sizes sizes{weight_ih.shape(1), rows / kernels.gates, projects ? weight_hh.shape(1) : 0};
     return std::make_unique<PackedOf<T>>(cell, sizes, weights);
 }
 
@@ -191,9 +192,8 @@ std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::a
     const py::object none = py::none();
     const BackwardObjects weights{none,      none,      none,    none,    none,     none,
                                   weight_ih, weight_hh, bias_ih, bias_hh, weight_hr};
-#define DTYPE(name, type)                             \
-    if (py::isinstance<py::array_t<type>>(weight_ih)) \
-        return pack_as<type>(cell, weights);
+#define DTYPE(name, type) \
+    if (py::isinstance<py::array_t<type>>(weight_ih)) return pack_as<type>(cell, weights);
 #include "core/dtypes.inc"
 #undef DTYPE
     throw py::type_error("weight_ih: expected float32 or float64, got " +
@@ -214,11 +214,15 @@ void map(const std::string& name, const py::array_t<T>& x, py::array_t<T>& y) {
 }  // namespace
 }  // namespace rnnfast
 
+#if defined(_WIN32)
+#define RNNFAST_EXPORT __declspec(dllexport)
+#else
+#define RNNFAST_EXPORT __attribute__((visibility("default")))
+#endif
+
 // For threadpoolctl, which finds them by name in the shared object.
-extern "C" __attribute__((visibility("default"))) int rnnfast_get_num_threads() {
-    return rnnfast::num_threads();
-}
-extern "C" __attribute__((visibility("default"))) void rnnfast_set_num_threads(int count) {
+extern "C" RNNFAST_EXPORT int rnnfast_get_num_threads() { return rnnfast::num_threads(); }
+extern "C" RNNFAST_EXPORT void rnnfast_set_num_threads(int count) {
     rnnfast::set_num_threads(count < 1 ? 1 : count);
 }
 
@@ -240,16 +244,17 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
                          py::object y, py::object dy, py::object dhn, py::object dcn, py::object dx,
                          py::object dh0, py::object dc0, py::object weight_ih, py::object weight_hh,
                          py::object bias_ih, py::object bias_hh, py::object weight_hr) {
-        packed.backward(saved, {x, h0, c0, lengths, reset, reverse, y, py::none(), py::none()},
-                        {dy, dhn, dcn, dx, dh0, dc0, weight_ih, weight_hh, bias_ih, bias_hh,
-                         weight_hr});
+        packed.backward(
+            saved, {x, h0, c0, lengths, reset, reverse, y, py::none(), py::none()},
+            {dy, dhn, dcn, dx, dh0, dc0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr});
     });
     m.def("isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);
     m.def("active_isa", &active_isa);
     m.def("get_num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
-#define DTYPE(name, type) m.def("activation", &map<type>, py::arg(), py::arg().noconvert(), py::arg().noconvert());
+#define DTYPE(name, type) \
+    m.def("activation", &map<type>, py::arg(), py::arg().noconvert(), py::arg().noconvert());
 #include "core/dtypes.inc"
 #undef DTYPE
 }

@@ -78,7 +78,7 @@ struct ForwardArgs {
     ptrdiff_t x_row;       //            stride of B
     const T* h0;           // (B, W)     in; null: zeros
     const T* c0;           // (B, H)     in; null: zeros, or the cell has no c
-    const uint8_t* reset;  // (T, B)     in; null: never. Nonzero: zero state before the step, as run
+    const uint8_t* reset;  // (T, B)  in; null: never. Nonzero: zero state before the step runs
     T* y;                  // (T, B, W)  out in forward (0 past a row's length), in in backward
     ptrdiff_t y_step;
     ptrdiff_t y_row;

@@ -83,11 +83,10 @@ struct Active {
         }
         bool known = false;
         for (const std::string& isa : compiled_isas()) known |= isa == want;
-        throw std::runtime_error("RNNFAST_ISA=" + want + ": " +
-                                 (known ? "this CPU does not support it (it has: " +
-                                              join(supported_isas()) + ")"
-                                        : "not compiled in (compiled in: " +
-                                              join(compiled_isas()) + ")"));
+        throw std::runtime_error(
+            "RNNFAST_ISA=" + want + ": " +
+            (known ? "this CPU does not support it (it has: " + join(supported_isas()) + ")"
+                   : "not compiled in (compiled in: " + join(compiled_isas()) + ")"));
     }
 };
 
@@ -116,10 +115,10 @@ const std::string& active_isa() { return active().name; }
 
 const KernelTable& active_kernels() { return *active().kernels; }
 
-#define DTYPE(name, type)                                   \
-    template <>                                             \
-    const DtypeKernels<type>& active_kernels_for<type>() {  \
-        return active_kernels().name;                       \
+#define DTYPE(name, type)                                  \
+    template <>                                            \
+    const DtypeKernels<type>& active_kernels_for<type>() { \
+        return active_kernels().name;                      \
     }
 #include "core/dtypes.inc"
 #undef DTYPE

@@ -68,14 +68,13 @@ const T* PackedWeights<T>::transposed() const {
 
 RowPlan::RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* lengths)
     : plan_{steps, batch, reverse, nullptr, nullptr, nullptr} {
-    if (!lengths || std::all_of(lengths, lengths + batch,
-                                [steps](int64_t length) { return length == steps; }))
+    if (!lengths ||
+        std::all_of(lengths, lengths + batch, [steps](int64_t length) { return length == steps; }))
         return;
     order_.resize(size_t(batch));
     std::iota(order_.begin(), order_.end(), ptrdiff_t(0));
-    std::stable_sort(order_.begin(), order_.end(), [lengths](ptrdiff_t a, ptrdiff_t b) {
-        return lengths[a] > lengths[b];
-    });
+    std::stable_sort(order_.begin(), order_.end(),
+                     [lengths](ptrdiff_t a, ptrdiff_t b) { return lengths[a] > lengths[b]; });
     active_.assign(size_t(steps), 0);
     first_.assign(size_t(steps) + 1, 0);
     for (ptrdiff_t row = 0; row < batch; ++row)
@@ -119,8 +118,7 @@ void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, Backward
     ptrdiff_t most_rows = 0;
     for (const Chunk& chunk : chunks)
         most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
-    const Buffer<T> scratch =
-        allocate<T>(kernels.backward_scratch(args, grads, plan, most_rows));
+    const Buffer<T> scratch = allocate<T>(kernels.backward_scratch(args, grads, plan, most_rows));
     const bool small = multiplications(kernels, args.sizes, rows.rows()) < kLeastWork / 2;
     parallel(small ? 1 : num_threads(), [&](int index, int team, Barrier& barrier) {
         const FloatEnv env;
@@ -142,11 +140,11 @@ void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, Backward
     });
 }
 
-#define DTYPE(name, type)                                                                     \
-    template class PackedWeights<type>;                                                       \
-    template void run_forward(const PackedWeights<type>&, ForwardArgs<type>, const RowPlan&); \
-    template void run_backward(const PackedWeights<type>&, ForwardArgs<type>,                 \
-                               BackwardArgs<type>, const RowPlan&);
+#define DTYPE(name, type)                                                                         \
+    template class PackedWeights<type>;                                                           \
+    template void run_forward(const PackedWeights<type>&, ForwardArgs<type>, const RowPlan&);     \
+    template void run_backward(const PackedWeights<type>&, ForwardArgs<type>, BackwardArgs<type>, \
+                               const RowPlan&);
 #include "core/dtypes.inc"
 #undef DTYPE
 

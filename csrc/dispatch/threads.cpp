@@ -1,20 +1,15 @@
 #include "dispatch/threads.h"
 
 #include <atomic>
-#include <cerrno>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
+#include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
-#include <stdexcept>
-#include <string>
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
@@ -26,7 +21,7 @@ namespace {
 // between the calls of a loop, short enough to leave the core to others.
 constexpr std::chrono::microseconds kSpin{40};
 
-inline void pause() {
+inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -41,7 +36,7 @@ bool spin(const Done& done) {
     for (;;) {
         for (int i = 0; i < 64; ++i) {
             if (done()) return true;
-            pause();
+            relax();
         }
         if (std::chrono::steady_clock::now() - start > kSpin) return false;
     }
@@ -55,7 +50,9 @@ public:
     void increment() {
         value_.fetch_add(1, std::memory_order_seq_cst);
         if (sleepers_.load(std::memory_order_seq_cst)) {
-            { std::lock_guard<std::mutex> lock(mutex_); }
+            {
+                std::lock_guard<std::mutex> lock(mutex_);
+            }
             condition_.notify_all();
         }
     }
@@ -66,8 +63,7 @@ public:
         sleepers_.fetch_add(1, std::memory_order_seq_cst);
         {
             std::unique_lock<std::mutex> lock(mutex_);
-            condition_.wait(lock,
-                            [&] { return value_.load(std::memory_order_seq_cst) >= least; });
+            condition_.wait(lock, [&] { return value_.load(std::memory_order_seq_cst) >= least; });
         }
         sleepers_.fetch_sub(1, std::memory_order_seq_cst);
     }
@@ -157,7 +153,7 @@ class NoBarrier final : public Barrier {
 struct State {
     std::mutex in_use;
     Pool* pool = nullptr;
-    std::atomic<int> threads{0};
+    std::atomic<int> threads{1};
 };
 
 State& state() {
@@ -177,40 +173,9 @@ State& state() {
     return *instance;
 }
 
-int processors() {
-#if defined(__linux__)
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-    return int(std::thread::hardware_concurrency());
-}
-
-int initial_threads() {
-    if (const char* text = std::getenv("RNNFAST_NUM_THREADS")) {
-        char* end = nullptr;
-        errno = 0;
-        const long count = std::strtol(text, &end, 10);
-        if (errno || end == text || *end || count < 1 || count > 1024)
-            throw std::invalid_argument(
-                std::string("RNNFAST_NUM_THREADS: expected an integer in 1..1024, got '") + text +
-                "'");
-        return int(count);
-    }
-    const int count = processors();
-    return count > 0 ? count : 1;
-}
-
 }  // namespace
 
-int num_threads() {
-    int count = state().threads.load(std::memory_order_relaxed);
-    if (count == 0) {
-        count = initial_threads();
-        state().threads.store(count, std::memory_order_relaxed);
-    }
-    return count;
-}
+int num_threads() { return state().threads.load(std::memory_order_relaxed); }
 
 void set_num_threads(int count) { state().threads.store(count, std::memory_order_relaxed); }
 

@@ -5,8 +5,7 @@
 
 namespace rnnfast {
 
-// The most threads that a call may use, the caller's among them. At first the value of the
-// environment variable RNNFAST_NUM_THREADS, or else the processors that this process may run on.
+// The most threads that a call may use, the caller's among them; 1 until it is set.
 int num_threads();
 void set_num_threads(int count);  // at least 1
 

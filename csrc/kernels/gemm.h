@@ -69,8 +69,8 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const T* panel
 }
 
 template <int kMost, int W, class T, class Epilogue>
-RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a, const T* panel,
-                 const Epilogue& epilogue) {
+RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a,
+                                 const T* panel, const Epilogue& epilogue) {
     ptrdiff_t r = 0;
     for (; r + kMost <= rows; r += kMost) tile<kMost, W>(r, column, a, panel, epilogue);
     if constexpr (kMost > 4)
@@ -212,8 +212,8 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t k, const T* a, ptrdiff_t lda, const T* 
 
 // As many of the `lanes` rows of C at a time as registers hold.
 template <int W, bool kEdge, class T>
-RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t k, const T* a, ptrdiff_t lda, const T* b, ptrdiff_t ldb,
-                 T* c, ptrdiff_t ldc, ptrdiff_t last) {
+RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t k, const T* a, ptrdiff_t lda,
+                                 const T* b, ptrdiff_t ldb, T* c, ptrdiff_t ldc, ptrdiff_t last) {
     constexpr int kMost = smaller<ptrdiff_t>(kRegisters == 32 ? 8 : 4, kLanes<T>);
     ptrdiff_t m = 0;
     const auto run = [&](auto count) {

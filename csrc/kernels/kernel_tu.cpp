@@ -36,11 +36,14 @@ constexpr CellKernels<T> cell_kernels() {
            ptrdiff_t rows, T* scratch, const BackwardWork& work) {
             BackwardPass<Cell, T> pass(args, grads, plan, rows, scratch);
             switch (work.phase) {
-                case BackwardPhase::begin: return pass.begin(work.shard);
-                case BackwardPhase::steps: return pass.steps(work.chunk, work.shard);
+                case BackwardPhase::begin:
+                    return pass.begin(work.shard);
+                case BackwardPhase::steps:
+                    return pass.steps(work.chunk, work.shard);
                 case BackwardPhase::products:
                     return pass.products(work.chunk, work.shard.begin, work.shard.end);
-                case BackwardPhase::end: return pass.end(work.shard);
+                case BackwardPhase::end:
+                    return pass.end(work.shard);
             }
         },
     };

@@ -88,7 +88,8 @@ RNNFAST_INLINE ptrdiff_t panel_index(ptrdiff_t width, ptrdiff_t columns, ptrdiff
 
 // W (G*H, K) or R into panels whose columns are [block][gate of this product][lane].
 template <class T, class GateOf>
-void pack_gates(const T* source, ptrdiff_t ks, ptrdiff_t hidden, int gates, GateOf gate_of, T* out) {
+void pack_gates(const T* source, ptrdiff_t ks, ptrdiff_t hidden, int gates, GateOf gate_of,
+                T* out) {
     const ptrdiff_t blocks = vectors<T>(hidden), columns = blocks * gates * kLanes<T>;
     const ptrdiff_t width = panel_width(gates);
     for (ptrdiff_t b = 0; b < blocks; ++b)
@@ -143,8 +144,9 @@ void pack(const Sizes& sizes, const Weights<T>& weights, T* out) {
     if (Cell::kTwoProducts)
         pack_gates(weights.weight_hh, s.width, s.hidden, 1, second, out + at.r_second);
     if (s.projection)
-        pack_gates(weights.weight_hr, s.hidden, s.projection, 1, [](int) { return 0; },
-                   out + at.projection);
+        pack_gates(
+            weights.weight_hr, s.hidden, s.projection, 1, [](int) { return 0; },
+            out + at.projection);
 }
 
 template <class Cell, class T>
@@ -160,7 +162,8 @@ void pack_transposed(const Sizes& sizes, const T* packed, T* out) {
     transpose(from.w, s.input, s.pre_row(), s.pre_row(), Cell::kGates, to.w);
     transpose(from.r, s.width, first, first, kFirstGates<Cell>, to.r);
     if (Cell::kTwoProducts) transpose(from.r_second, s.width, s.padded, s.padded, 1, to.r_second);
-    if (s.projection) transpose(from.projection, s.hidden, s.h_row(), s.projection, 1, to.projection);
+    if (s.projection)
+        transpose(from.projection, s.hidden, s.h_row(), s.projection, 1, to.projection);
 }
 
 }  // namespace

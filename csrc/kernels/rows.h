@@ -33,7 +33,8 @@ RNNFAST_INLINE T* row_of(T* array, ptrdiff_t row, ptrdiff_t n) {
 // of the batch is missing, and a step follows the other as a row does.
 inline bool regular(const Plan& plan, const Shard& shard, ptrdiff_t step, ptrdiff_t row) {
     const bool whole = shard.begin == 0 && shard.end == plan.batch;
-    return !plan.active && whole && (plan.batch == 1 || plan.steps == 1 || step == plan.batch * row);
+    return !plan.active && whole &&
+           (plan.batch == 1 || plan.steps == 1 || step == plan.batch * row);
 }
 
 // The distance between rows of a regular array.

@@ -86,8 +86,10 @@ public:
             const ptrdiff_t row = plan.row(p);
             copy_padded(dh + p * h_ld, row_of(grads.dhn, row, shape.width), shape.width, h_ld);
             if (!Cell::kHasC) continue;
-            copy_padded(dc + p * unit_ld, row_of(grads.dcn, row, shape.hidden), shape.hidden, unit_ld);
-            copy_padded(c0 + p * unit_ld, row_of(args.c0, row, shape.hidden), shape.hidden, unit_ld);
+            copy_padded(dc + p * unit_ld, row_of(grads.dcn, row, shape.hidden), shape.hidden,
+                        unit_ld);
+            copy_padded(c0 + p * unit_ld, row_of(args.c0, row, shape.hidden), shape.hidden,
+                        unit_ld);
         }
         if (shard.begin == 0) copy_or_zero<T>(zeros, nullptr, unit_ld);
         for (ptrdiff_t t = 0; grads.dx && plan.active && t < plan.steps; ++t)  // past the lengths
@@ -123,8 +125,8 @@ public:
     // Part `part` of `parts` of the parameters' gradients, and of the chunk's dx.
     void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts) {
         const ptrdiff_t rows = chunk_row(chunk.end, chunk);
-        const ParameterGradients<Cell, T> sums{
-            shape, da, da_ld, rows, share(shape.blocks * Cell::kGates, part, parts)};
+        const ParameterGradients<Cell, T> sums{shape, da, da_ld, rows,
+                                               share(shape.blocks * Cell::kGates, part, parts)};
         const T* x_rows = x_regular ? args.x + chunk.begin * args.x_step : x;
         const ptrdiff_t ldx = x_regular ? regular_stride(plan, args.x_step, args.x_row) : x_ld;
         const Weights<T>& w = grads.weights;

@@ -20,7 +20,7 @@ class ForwardPass {
     const Shard shard;
     const Shape<Cell, T> shape;
     const PackedLayout<Cell, T> at;
-    const ptrdiff_t count;     // places of the shard
+    const ptrdiff_t count;  // places of the shard
     const ptrdiff_t pre_ld, h_ld, unit_ld;
     const bool x_regular;
     T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
@@ -74,9 +74,8 @@ public:
         ptrdiff_t live = count;
         for (ptrdiff_t done = 0; done < plan.steps;) {
             const ptrdiff_t steps = chunk_steps(done);
-            const Chunk chunk = plan.reverse
-                                    ? Chunk{plan.steps - done - steps, plan.steps - done}
-                                    : Chunk{done, done + steps};
+            const Chunk chunk = plan.reverse ? Chunk{plan.steps - done - steps, plan.steps - done}
+                                             : Chunk{done, done + steps};
             input_product(chunk);
             for (ptrdiff_t i = 0; i < steps; ++i) {
                 const ptrdiff_t t = plan.reverse ? chunk.end - 1 - i : chunk.begin + i;
@@ -260,9 +259,8 @@ private:
                 }
         T* y = args.y + t * args.y_step;
         const T* step_pre = pre + chunk_row(t, chunk) * pre_ld;
-        T* saved = args.saved
-                       ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
-                       : (Cell::kTwoProducts ? part : nullptr);
+        T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
+                              : (Cell::kTwoProducts ? part : nullptr);
         constexpr int kFirst = kFirstGates<Cell>;
         const T* packed = args.packed;
         product<panel_width(kFirst), kFirst>(

@@ -22,7 +22,7 @@ struct ExpConstants<float> {
     static constexpr float kLog2e = 1.44269504f;
     // ln 2 in two parts; the first has 9 bits, so that n times it is exact without fma.
     static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-    static constexpr float kRound = 12582912.f;               // 1.5 * 2^23
+    static constexpr float kRound = 12582912.f;                // 1.5 * 2^23
     static constexpr float kLowest = -87.0f, kHighest = 88.f;  // 2^n stays a normal number
     static constexpr int kTerms = 6;
     static constexpr float kSeries[kTerms] = {1.f / 5040, 1.f / 720, 1.f / 120,

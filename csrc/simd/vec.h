@@ -9,7 +9,7 @@
 
 #if defined(__FMA__)
 #include <immintrin.h>
-#elif defined(RNNFAST_ISA_NEON)
+#elif defined(RNNFAST_NEON)
 #include <arm_neon.h>
 #endif
 
@@ -77,7 +77,7 @@ RNNFAST_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmad
 #elif defined(__FMA__)
 RNNFAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 RNNFAST_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
-#elif defined(RNNFAST_ISA_NEON)
+#elif defined(RNNFAST_NEON)
 RNNFAST_INLINE Floats fma(Floats a, Floats b, Floats c) {
     return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }

@@ -198,10 +198,10 @@ int main(int argc, char** argv) {
     const int cases = argc > 1 ? std::atoi(argv[1]) : 60;
     int checked = 0;
     std::printf("ISA %s\n", active_isa().c_str());
-#define CELL(name, type)                                          \
-    for (int i = 0; i < cases; ++i, ++checked) {                  \
-        set_num_threads(1 + i % 3);                               \
-        check(random_layer(#name));                               \
+#define CELL(name, type)                         \
+    for (int i = 0; i < cases; ++i, ++checked) { \
+        set_num_threads(1 + i % 3);              \
+        check(random_layer(#name));              \
     }
 #include "core/cells.inc"
 #undef CELL
@@ -211,7 +211,8 @@ int main(int argc, char** argv) {
         l.T = 40, l.B = 19, l.I = 33, l.H = 50, l.P = 0;
         l.lengths.clear(), l.reset.clear(), l.h0.clear(), l.c0.clear(), l.w_hr.clear();
         const size_t rows = size_t(l.gates()) * 50;
-        l.x = normal(40 * 19 * 33), l.w_ih = normal(rows * 33, 0.1), l.w_hh = normal(rows * 50, 0.1);
+        l.x = normal(40 * 19 * 33), l.w_ih = normal(rows * 33, 0.1),
+        l.w_hh = normal(rows * 50, 0.1);
         l.b_ih = normal(rows), l.b_hh = normal(rows);
         set_num_threads(3);
         check(l), ++checked;
