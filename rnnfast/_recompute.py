@@ -41,16 +41,16 @@ class RecomputedRun:
         if args.cn is not None:
             args.cn[...] = c
 
-    def backward(
+    def backward_checked(
         self,
-        dy: NDArray | None = None,
-        dh: NDArray | None = None,
-        dc: NDArray | None = None,
+        dy: NDArray | None,
+        dh: NDArray | None,
+        dc: NDArray | None,
         *,
         want_dx: bool = True,
         into: Weights | None = None,
     ) -> Gradients:
-        """As `Run.backward`."""
+        """As `Run.backward_checked`."""
         args, packed = self.args, self.packed
         dx = np.empty(args.x.shape, packed.dtype) if want_dx else None
         weights = zero_weights(packed) if into is None else into
@@ -59,7 +59,7 @@ class RecomputedRun:
             part = self._part(chunk, h, c, np.empty(args.y[chunk].shape, packed.dtype))
             run: Run = run_checked(packed, part, training=True)
             part_dy = None if dy is None else dy[chunk]
-            grads = run.backward(part_dy, dh, dc, want_dx=want_dx, into=weights)
+            grads = run.backward_checked(part_dy, dh, dc, want_dx=want_dx, into=weights)
             if dx is not None:
                 dx[chunk] = grads.x
             dh, dc = grads.h0, grads.c0

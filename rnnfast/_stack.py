@@ -59,7 +59,7 @@ class Dropout:
         return self._apply(dy, self.masks[layer])
 
     def _apply(self, array: NDArray, keep: NDArray) -> NDArray:
-        with np.errstate(invalid="ignore"):  # infinity dropped is NaN, as in torch
+        with np.errstate(all="ignore"):  # infinity dropped is NaN, as in torch
             dropped = array * keep
             if self.p < 1:
                 dropped *= 1 / (1 - self.p)
@@ -109,7 +109,7 @@ class TrainingRun:
             parts = []
             for direction in range(self._directions):
                 k = layer * self._directions + direction
-                grads = self._runs[k].backward(
+                grads = self._runs[k].backward_checked(
                     None if dy is None else _half(dy, self.packs[k], direction),
                     None if dh is None else dh[k],
                     None if dc is None else dc[k],

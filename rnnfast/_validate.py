@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ def floats(
     shape in messages, such as "(T, B, I)".
     """
     given = array(name, value)
-    if given.dtype.newbyteorder("=") != dtype:
+    if native_order(given.dtype) != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {given.dtype}")
     fits = len(shape) == given.ndim and all(
         want in (-1, got) for want, got in zip(shape, given.shape, strict=True)
@@ -128,6 +128,22 @@ def array(name: str, value: Any) -> NDArray:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from None
+
+
+def native_order(dtype: np.dtype) -> np.dtype:
+    """`dtype` in native byte order; one that is not of floats, which may have no order, as is."""
+    return dtype.newbyteorder("=") if dtype.kind == "f" else dtype
+
+
+def apart(name: str, written: NDArray, others: Mapping[str, NDArray | None]) -> None:
+    """That the memory of `written` is none of what is read, or also written, under other names.
+
+    Interleaved arrays, such as the halves of the last axis of one, are apart.
+    """
+    for other, array in others.items():
+        # Almost always the bounds alone tell. The search beyond them is limited, and errs to yes.
+        if array is not None and np.may_share_memory(written, array, max_work=1000):
+            raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
 
 
 def _row_major(given: NDArray, dtype: np.dtype) -> NDArray:

@@ -70,9 +70,10 @@ def pack(
     ValueError : a shape that does not fit, or an unknown cell.
     """
     kind = CELLS[_validate.one_of("cell", cell, CELLS)]
-    dtype = np.asarray(weight_ih).dtype.newbyteorder("=")
+    given_dtype = _validate.array("weight_ih", weight_ih).dtype
+    dtype = _validate.native_order(given_dtype)
     if dtype not in DTYPES.values():
-        raise TypeError(f"weight_ih: expected {' or '.join(DTYPES)}, got {dtype}")
+        raise TypeError(f"weight_ih: expected {' or '.join(DTYPES)}, got {given_dtype}")
     gates = len(kind.gates)
     w_ih = _validate.floats("weight_ih", weight_ih, dtype, (-1, -1), "(G*H, I)")
     hidden, rest = divmod(w_ih.shape[0], gates)
@@ -139,27 +140,48 @@ class Run:
         """The gradients of a loss, from its gradients with respect to y, h and c (None: zero).
 
         dy : (T, B, W), dh : (B, W), dc : (B, H); same dtype as the weights.
-        into : gradients to add to, contiguous arrays in the weights' shapes; None: new zeros.
+        into : gradients to add to, contiguous arrays in the weights' shapes, with memory apart from
+            one another and from what is read; None: new zeros.
 
         Raises
         ------
         RuntimeError : the pass was not run with `training=True`.
-        TypeError, ValueError : a gradient of the wrong dtype or shape.
+        TypeError, ValueError : a gradient of the wrong dtype, shape or layout; nothing is computed.
         """
         if self.saved is None:
             raise RuntimeError("backward: expected a pass run with training=True")
         args, packed = self.args, self.packed
-        dtype, has_c = packed.dtype, args.cn is not None
-        steps, batch, width = args.x.shape[0], args.x.shape[1], packed.sizes.output
         if dy is not None:
-            dy = _validate.floats("dy", dy, dtype, (steps, batch, width), "(T, B, W)")
+            dy = _validate.floats("dy", dy, packed.dtype, args.y.shape, "(T, B, W)")
+        if dc is not None and args.cn is None:
+            raise ValueError(f"dc: expected None for {packed.cell.name}, got an array")
+        dh = _state("dh", dh, packed.dtype, args.hn.shape, "(B, W)")
+        if args.cn is not None:
+            dc = _state("dc", dc, packed.dtype, args.cn.shape, "(B, H)")
+        _validate.flag("want_dx", want_dx)
+        if into is not None:
+            read = {"x": args.x, "h0": args.h0, "c0": args.c0, "y": args.y}
+            _check_into(packed, into, {**read, "dy": dy, "dh": dh, "dc": dc})
+        return self.backward_checked(dy, dh, dc, want_dx=want_dx, into=into)
+
+    def backward_checked(
+        self,
+        dy: NDArray | None,
+        dh: NDArray | None,
+        dc: NDArray | None,
+        *,
+        want_dx: bool = True,
+        into: Weights | None = None,
+    ) -> Gradients:
+        """`backward` without its checks, for arguments that are known to be right."""
+        args, packed = self.args, self.packed
         grads = _backend.Backward(
             dy=dy,
-            dhn=_state("dh", dh, dtype, (batch, width), "(B, W)"),
-            dcn=_state("dc", dc, dtype, (batch, packed.sizes.hidden), "(B, H)") if has_c else None,
-            dx=np.empty(args.x.shape, dtype) if want_dx else None,
-            dh0=np.empty((batch, width), dtype),
-            dc0=np.empty((batch, packed.sizes.hidden), dtype) if has_c else None,
+            dhn=dh,
+            dcn=dc,
+            dx=np.empty(args.x.shape, packed.dtype) if want_dx else None,
+            dh0=np.empty_like(args.hn),
+            dc0=None if args.cn is None else np.empty_like(args.cn),
             weights=zero_weights(packed) if into is None else into,
         )
         packed.backend.backward(packed.cell, packed.weights, self.saved, args, grads)
@@ -191,12 +213,16 @@ def forward(
         does not reach the step before it.
     reverse : run from each row's last step to its first.
     training : keep what `Run.backward` needs.
-    out : (T, B, W) writable, unit stride in the last axis: where y is to go; None: a new array.
+    out : (T, B, W) writable, unit stride in the last axis, with memory apart from x, h0 and c0:
+        where y is to go; None: a new array.
 
     Raises
     ------
     TypeError, ValueError : an argument of the wrong dtype, shape or value; nothing is computed.
     """
+    if not isinstance(packed, Packed):
+        raise TypeError(f"packed: expected what pack returns, got {type(packed).__name__}")
+    _validate.flag("training", training)
     sizes, dtype = packed.sizes, packed.dtype
     x = _validate.floats("x", x, dtype, (-1, -1, sizes.input), "(T, B, I)")
     steps, batch = x.shape[:2]
@@ -220,6 +246,8 @@ def forward(
         hn=np.empty((batch, sizes.output), dtype),
         cn=np.empty((batch, sizes.hidden), dtype) if has_c else None,
     )
+    if out is not None:
+        _validate.apart("out", out, {"x": args.x, "h0": args.h0, "c0": args.c0})
     if args.reverse:
         args.reset = reversed_reset(args.reset, args.lengths)
     return run_checked(packed, args, training)
@@ -250,6 +278,25 @@ def zero_weights(packed: Packed) -> Weights:
     """Zeros in the shapes of the weights: what gradients are accumulated into."""
     shapes = weight_shapes(packed.cell, packed.sizes, packed.bias)
     return Weights(**{name: np.zeros(shape, packed.dtype) for name, shape in shapes.items()})
+
+
+def _check_into(packed: Packed, into: Weights, read: dict[str, NDArray | None]) -> None:
+    """That gradients can be added to `into`; `read` is what the backward pass reads, by name."""
+    if not isinstance(into, Weights):
+        raise TypeError(f"into: expected Weights, got {type(into).__name__}")
+    shapes = weight_shapes(packed.cell, packed.sizes, packed.bias)
+    others = dict(read)
+    for name, given in into._asdict().items():
+        label = f"into.{name}"
+        if name not in shapes:
+            if given is not None:
+                raise ValueError(f"{label}: expected None for such a layer, got an array")
+            continue
+        array = _validate.floats(label, given, packed.dtype, shapes[name])
+        if array is not given or not (array.flags.c_contiguous and array.flags.writeable):
+            raise ValueError(f"{label}: expected a writable contiguous array, got another")
+        _validate.apart(label, array, others)
+        others[label] = array
 
 
 def _state(

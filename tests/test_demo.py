@@ -6,13 +6,13 @@ import re
 import numpy as np
 import pytest
 
-from rnnfast.demo import CharModel, Text, cli, evaluate, main, train
+from rnnfast.demo import CharModel, Text, cli, evaluate, main, train, training
 from rnnfast.demo.gradients import gradient_norms
 from rnnfast.demo.model import CELLS, cross_entropy
 from rnnfast.demo.text import python_topics
-from rnnfast.demo.training import CLIP, WARM_UP, Adam, clip_norm
+from rnnfast.demo.training import CLIP, Adam, clip_norm
 
-SMALL = "the quick brown fox jumps over the lazy dog. " * 60
+SMALL = "The quick brown fox jumps over the lazy dog. " * 60
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -57,7 +57,7 @@ def test_the_real_text_is_the_one_that_is_promised() -> None:
     text = python_topics()
     assert 300_000 < text.train.size + text.held_out.size < 800_000
     assert text.held_out.size == math.ceil((text.train.size + text.held_out.size) / 10)
-    assert "The \n" in text.characters or set("The \n") <= set(text.characters)
+    assert set("The \n") <= set(text.characters)
 
 
 def test_cross_entropy_is_that_of_the_definition() -> None:
@@ -88,17 +88,19 @@ def test_the_models_gradients_are_slopes(text: Text, cell: str) -> None:
     with model.edit() as parameters:
         assert set(gradients) == set(parameters)
     for name, gradient in gradients.items():
-        direction = random.standard_normal(gradient.shape).astype(np.float32)
+        aside = random.standard_normal(gradient.shape)
+        direction = gradient / np.linalg.norm(gradient) + aside / np.linalg.norm(aside)
         losses = []
         for step in (1e-2, -1e-2):
             with model.edit() as parameters:
-                parameters[name][...] += np.float32(step) * direction
+                kept = parameters[name].copy()
+                parameters[name][...] += step * direction
             losses.append(model.gradients(ids[:-1], ids[1:], state)[0])
             with model.edit() as parameters:
-                parameters[name][...] -= np.float32(step) * direction
+                parameters[name][...] = kept
         slope = (losses[0] - losses[1]) / 2e-2
-        # What float32 leaves of a difference of losses, and the third derivative.
-        assert slope == pytest.approx(float(np.vdot(gradient, direction)), rel=0.02, abs=2e-4), name
+        # float32 leaves 1e-7 / 1e-2 of a difference of losses.
+        assert slope == pytest.approx(float(np.vdot(gradient, direction)), rel=0.01, abs=5e-5), name
 
 
 def test_adams_first_step_has_the_size_of_the_rate() -> None:
@@ -124,19 +126,24 @@ def test_clipping_shortens_long_gradients_only() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_losses_fall_from_those_of_a_guess(text: Text, cell: str) -> None:
     model = small_model(text, cell)
-    done = train(model, text.train, updates=60)
+    done = train(model, text.train, updates=40)
     guess = math.log2(len(text.characters))
     assert done.losses[0] == pytest.approx(guess, abs=0.3)
-    assert done.losses[-1] < 0.7 * guess
-    assert evaluate(model, text.held_out) < 0.7 * guess
+    assert done.losses[-1] < 0.9 * guess
+    assert evaluate(model, text.held_out) < 0.9 * guess
 
 
-def test_the_first_losses_depend_on_neither_time_nor_number_of_updates(text: Text) -> None:
-    losses = train(small_model(text), text.train, updates=WARM_UP + 10).losses
-    assert train(small_model(text), text.train, updates=WARM_UP + 10).losses == losses
-    assert train(small_model(text), text.train, updates=3).losses == losses[:3]
+def test_the_first_losses_depend_on_neither_time_nor_number_of_updates(text, monkeypatch) -> None:
+    monkeypatch.setattr(training, "WARM_UP", 4)
+    losses = train(small_model(text), text.train, updates=8).losses
+    assert len(losses) == 8
+    assert train(small_model(text), text.train, updates=8).losses == losses
+    # The rate of the fourth update is the last one that is the same for all.
+    assert train(small_model(text), text.train, updates=5).losses == losses[:5]
+    longer = train(small_model(text), text.train, updates=12).losses
+    assert longer[:5] == losses[:5] and longer[6:8] != losses[6:8]
     timed = train(small_model(text), text.train, seconds=0.05).losses
-    common = min(len(timed), WARM_UP)
+    common = min(len(timed), 5)
     assert timed[:common] == losses[:common]
     assert train(small_model(text, seed=1), text.train, updates=3).losses != losses[:3]
 
@@ -189,11 +196,11 @@ def test_gradient_norms_are_those_of_one_backward_pass(text: Text, cell: str) ->
 
 def test_samples_follow_the_model_and_the_seed(text: Text) -> None:
     model = small_model(text)
-    first = model.sample(text.encode("the "), 40, seed=1)
-    np.testing.assert_array_equal(first, model.sample(text.encode("the "), 40, seed=1))
-    assert not np.array_equal(first, model.sample(text.encode("the "), 40, seed=2))
+    first = model.sample(text.encode("The "), 40, seed=1)
+    np.testing.assert_array_equal(first, model.sample(text.encode("The "), 40, seed=1))
+    assert not np.array_equal(first, model.sample(text.encode("The "), 40, seed=2))
     model.out_bias[text.encode("x")] = 1000
-    assert text.decode(model.sample(text.encode("the "), 5)) == "xxxxx"
+    assert text.decode(model.sample(text.encode("The "), 5)) == "xxxxx"
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -197,7 +197,12 @@ void check(naive::Layer l) {
 int main(int argc, char** argv) {
     const int cases = argc > 1 ? std::atoi(argv[1]) : 60;
     int checked = 0;
-    std::printf("ISA %s\n", active_isa().c_str());
+    try {
+        std::printf("ISA %s\n", active_isa().c_str());
+    } catch (const std::runtime_error& error) {
+        std::printf("%s\n", error.what());
+        return 77;  // ctest's sign for a test that was skipped
+    }
 #define CELL(name, type)                         \
     for (int i = 0; i < cases; ++i, ++checked) { \
         set_num_threads(1 + i % 3);              \
