@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         show_config()
         return 0
     if command == "demo":
-        from rnnfast import demo  # it needs matplotlib and tqdm
+        from rnnfast import demo  # not needed by the others, and slow to import
 
         return demo.main(rest) or 0
     wanted = command in ("-h", "--help")

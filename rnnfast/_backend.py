@@ -54,7 +54,7 @@ class Backend(Protocol):
     name: str
 
     def pack(self, cell: Cell, weights: Weights) -> Any:
-        """A private copy of the weights, in the backend's own layout."""
+        """A private copy of the weights, which are contiguous, in the backend's own layout."""
 
     def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
         """Runs forward; returns what `backward` needs when `training`, else None."""

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from rnnfast._cells import DTYPES
 
+# Steps that NumPy may take to tell whether two arrays overlap; its stubs know only 0 and -1.
+_OVERLAP_WORK: Any = 1000
+
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     """`value`, if it is one of `choices`."""
@@ -142,7 +145,7 @@ def apart(name: str, written: NDArray, others: Mapping[str, NDArray | None]) -> 
     """
     for other, array in others.items():
         # Almost always the bounds alone tell. The search beyond them is limited, and errs to yes.
-        if array is not None and np.may_share_memory(written, array, max_work=1000):
+        if array is not None and np.may_share_memory(written, array, _OVERLAP_WORK):
             raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
 
 

@@ -94,7 +94,8 @@ def pack(
     given = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)._asdict()
     shapes = weight_shapes(kind, sizes, bias_ih is not None)
     checked = {n: _validate.floats(n, given[n], dtype, shape) for n, shape in shapes.items()}
-    return pack_checked(kind, sizes, Weights(**checked))
+    weights = Weights(**{n: np.ascontiguousarray(array) for n, array in checked.items()})
+    return pack_checked(kind, sizes, weights)
 
 
 def pack_checked(cell: Cell, sizes: Sizes, weights: Weights) -> Packed:

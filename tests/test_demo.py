@@ -1,7 +1,9 @@
 """The demo: its model's gradients, its training, and its command."""
 
+import io
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -235,12 +237,12 @@ def test_the_command_draws(short_text, tmp_path, capsys) -> None:
 def test_the_command_does_without_what_is_not_installed(
     short_text, tmp_path, capsys, monkeypatch
 ) -> None:
-    for package in ("matplotlib", "matplotlib.figure", "tqdm"):
-        monkeypatch.setitem(__import__("sys").modules, package, None)
+    for package in cli.WITHOUT:
+        monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / "figure.png"
     assert main(["--hidden", "16", "--updates", "2", "--output", str(path)]) == 0
     out = capsys.readouterr().out
-    for package in ("matplotlib", "tqdm"):
+    for package in cli.WITHOUT:
         assert f'{package} is not installed; pip install "rnnfast[demo]" brings it.' in out
     assert not path.exists()
 
@@ -278,8 +280,23 @@ def test_a_missing_backend_is_named(capsys, monkeypatch) -> None:
     assert "backend: numba is not available: no module" in capsys.readouterr().err
 
 
-def test_text_is_printed_in_any_encoding(monkeypatch) -> None:
-    import io
+def test_blas_has_one_thread_while_the_command_runs(short_text, monkeypatch) -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
 
+    def blas_threads() -> list[int]:
+        pools = threadpoolctl.threadpool_info()
+        return [pool["num_threads"] for pool in pools if pool["user_api"] == "blas"]
+
+    during = []
+    monkeypatch.setattr(
+        cli, "evaluate", lambda *arguments: during.append(blas_threads()) or evaluate(*arguments)
+    )
+    before = blas_threads()
+    main(["--hidden", "16", "--updates", "1", "--no-plot"])
+    assert during == [[1] * len(before)]
+    assert blas_threads() == before
+
+
+def test_text_is_printed_in_any_encoding(monkeypatch) -> None:
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert cli._printable("a \u201cb\u201d \u2026") == "a ?b? ?"

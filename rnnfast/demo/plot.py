@@ -72,13 +72,14 @@ def _draw_norms(axes: Any, norms: Mapping[str, tuple[NDArray, NDArray]], updates
         colour = COLOURS[cell]
         axes.semilogy(before, color=colour, linewidth=1.2, linestyle=":")
         axes.semilogy(after, color=colour, linewidth=2)
-        # The name stands where the line ends: at the right, or, to the line's left, at the floor.
-        end = int(np.flatnonzero(after > FLOOR)[-1])
-        vanishes = end < len(after) - 1
+        # The name stands where the line ends: at the right, or at the floor, left of both lines.
+        vanishes = after[-1] <= FLOOR
+        lines = (before, after) if vanishes else (after,)
+        end = min(int(np.flatnonzero(line > FLOOR)[-1]) for line in lines)
         axes.annotate(
             cell.upper(),
-            (end, after[end]),
-            xytext=(-14, 4) if vanishes else (6, 0),
+            (end, FLOOR if vanishes else after[end]),
+            xytext=(-12, 4) if vanishes else (6, 0),
             textcoords="offset points",
             ha="right" if vanishes else "left",
             va="bottom" if vanishes else "center",
