@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import numpy as np
 import pytest
 
 import rnnfast
-from rnnfast import _backend
+from rnnfast import _backend, _config
 from rnnfast._cells import DTYPES
 
 # Processes that tests start import what this one imports, not what lies in the current folder.
@@ -36,3 +37,22 @@ def keep_backend():
     before = _backend.current().name
     yield before
     _backend.use(before)
+
+
+@pytest.fixture
+def native(keep_backend):
+    """The compiled module, with its backend in use; skips where there is none."""
+    try:
+        _backend.use("native")
+    except _backend.MissingBackendError as error:
+        pytest.skip(str(error))
+    return importlib.import_module(_backend.NATIVE_MODULE)
+
+
+@pytest.fixture
+def keep_threads():
+    """Puts the number of threads back."""
+    before, wanted = rnnfast.get_num_threads(), _config._threads
+    yield
+    rnnfast.set_num_threads(before)
+    _config._threads = wanted

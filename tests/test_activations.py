@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rnnfast import _backend
-
 LIMIT = {"float32": 2, "float64": 4}
 WIDER = {"float32": np.float64, "float64": np.longdouble}
 
@@ -17,18 +15,13 @@ def name(request) -> str:
 
 
 @pytest.fixture
-def apply(name, dtype, keep_backend):
+def apply(name, dtype, native):
     """The function that the kernels apply to vectors, on arrays."""
-    try:
-        _backend.use("native")
-    except _backend.MissingBackendError as error:
-        pytest.skip(str(error))
-    module = _backend.current()._module
 
     def function(x):
         x = np.asarray(x, dtype)
         y = np.full(x.shape, 7, dtype)
-        module.activation(name, x, y)
+        native.activation(name, x, y)
         return y
 
     return function

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from oracle import KINDS, make, normal, parts, state_for
 
 import rnnfast
-from rnnfast import _backend, _config, functional
+from rnnfast import functional
 from rnnfast._cells import CELLS, Sizes, weight_shapes
 
 HIDDEN_SIZES = (5, 16, 33, 64)  # below, at, off and at a multiple of every vector width
@@ -28,21 +29,10 @@ THREADS = (1, 2, 3)
 SHARED_OUT = [(100, 61, True), (1700, 3, False)]
 TASKS = Path("/proc/self/task")
 
-pytestmark = pytest.mark.usefixtures("native")
 
-
-@pytest.fixture
-def native(keep_backend):
-    """The native backend on three threads."""
-    try:
-        _backend.use("native")
-    except _backend.MissingBackendError as error:
-        pytest.skip(f"the promise is the native backend's: {error}")
-    before, wanted = rnnfast.get_num_threads(), _config._threads
+@pytest.fixture(autouse=True)
+def three_threads(native, keep_threads):
     rnnfast.set_num_threads(3)
-    yield
-    rnnfast.set_num_threads(before)
-    _config._threads = wanted
 
 
 @pytest.fixture(params=list(KINDS))
@@ -197,7 +187,7 @@ def test_chunks_with_carried_state(cell, dtype, hidden, batch, reverse, rng):
     whole = functional.forward(packed, x, *state, reverse=reverse, training=True)
     gradients = whole.backward(dy, *d_state)
 
-    pieces = [slice(*ends) for ends in zip(cuts, cuts[1:], strict=False)]
+    pieces = [slice(*ends) for ends in pairwise(cuts)]
     if reverse:
         pieces.reverse()
     runs = []

@@ -14,7 +14,7 @@ from oracle import KINDS, make, normal, parts, state_for
 from tolerances import REFERENCE, assert_close
 
 import rnnfast
-from rnnfast import _backend, _config
+from rnnfast import _backend
 
 # (batch, input, hidden, options) of models in use: one stream of speech features, a batch of
 # sentences, two layers in two directions.
@@ -35,26 +35,6 @@ def backend(request, keep_backend) -> str:
     except _backend.MissingBackendError as error:
         pytest.skip(str(error))
     return request.param
-
-
-@pytest.fixture
-def native(keep_backend):
-    """The compiled module, in use."""
-    try:
-        _backend.use("native")
-    except _backend.MissingBackendError as error:
-        pytest.skip(f"the promise is the native backend's: {error}")
-    return _backend.current()._module
-
-
-@pytest.fixture
-def one_thread():
-    """So that no time goes into waking others up."""
-    before, wanted = rnnfast.get_num_threads(), _config._threads
-    rnnfast.set_num_threads(1)
-    yield
-    rnnfast.set_num_threads(before)
-    _config._threads = wanted
 
 
 @pytest.fixture(params=list(KINDS))
@@ -146,8 +126,9 @@ def decayed(value):
     return value * value.dtype.type(np.finfo(value.dtype).tiny / 100)
 
 
-def test_denormals_cost_no_time(kind, dtype, backend, rng, one_thread):
+def test_denormals_cost_no_time(kind, dtype, backend, rng, keep_threads):
     """States, gates and gradients that have decayed, against the same before."""
+    rnnfast.set_num_threads(1)  # so that no time goes into waking others up
     layer = make(kind, 32, 64, dtype=dtype, bias=False)
     given = case(layer, 30, 16, rng)
     small = tuple(map(decayed, given))
@@ -196,19 +177,19 @@ def scaled(value, scale):
     return (np.sign(value) * value.dtype.type(scale)).astype(value.dtype)
 
 
-class FloatingPoint:
-    """The C library's view of this thread's floating-point environment; <fenv.h>."""
+# By machine: FE_UPWARD, FE_DIVBYZERO, FE_ALL_EXCEPT of <fenv.h>.
+FENV = {"x86_64": (0x800, 4, 0x3D), "aarch64": (0x400000, 2, 0x1F)}
 
-    # Per machine: FE_UPWARD, FE_DIVBYZERO, FE_ALL_EXCEPT
-    CONSTANTS = {"x86_64": (0x800, 4, 0x3D), "aarch64": (0x400000, 2, 0x1F)}
+
+class FloatingPoint:
+    """The C library's view of this thread's floating-point environment."""
 
     def __init__(self) -> None:
-        machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower())
-        machine = machine or platform.machine().lower()
+        machine = platform.machine()
         library = ctypes.util.find_library("m")
-        if machine not in self.CONSTANTS or not library:
+        if machine not in FENV or not library:
             pytest.skip("needs <fenv.h> of a known machine")
-        self.upward, self.divbyzero, self.all = self.CONSTANTS[machine]
+        self.upward, self.divbyzero, self.all = FENV[machine]
         self.c = ctypes.CDLL(library)
 
     @contextmanager
