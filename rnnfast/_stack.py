@@ -121,7 +121,7 @@ class TrainingRun:
                     initial["c"][k] = grads.c0
             dy = parts[0]
             if len(parts) == 2:
-                with np.errstate(invalid="ignore"):
+                with np.errstate(all="ignore"):
                     dy += parts[1]
             if self._dropout is not None and layer:
                 dy = self._dropout.backward(dy, layer - 1)

@@ -66,7 +66,10 @@ def inputs_for(draw, layer):
     leading = (steps,)
     if batched:
         leading = (batch, steps) if layer.batch_first else (steps, batch)
-    arguments = {"x": normal(rng, (*leading, layer.input_size), layer.dtype)}
+    x = normal(rng, (*leading, layer.input_size), layer.dtype)
+    # Weights are of the size 1/sqrt(H): more inputs than that would saturate h, and 1 - h² cancel.
+    x /= max(1, layer.input_size / layer.hidden_size) ** 0.5
+    arguments = {"x": x}
     state, d_state = (state_for(layer, batch, rng) for _ in range(2))
     width = parts(state)[0].shape[-1] * (1 + layer.bidirectional)
     gradients = {"d_output": normal(rng, (*leading, width), layer.dtype), "d_state": d_state}

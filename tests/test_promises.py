@@ -170,6 +170,17 @@ def test_numpy_raises_nothing(kind, dtype, backend, options, rng):
             both_passes(layer, *extreme)
 
 
+def test_numpy_raises_nothing_where_the_directions_meet(backend):
+    """Each direction's gradient at x is finite; their sum is not."""
+    layer = make("rnn_relu", 1, 1, bidirectional=True, bias=False)
+    weights = {name: np.full((1, 1), "ih" in name, np.float32) for name in layer.parameters}
+    layer.load_state_dict(weights)
+    tape = layer.record(np.ones((1, 1, 1), np.float32))
+    with np.errstate(all="raise"):
+        gradients = tape.backward(np.full((1, 1, 2), 3e38, np.float32))
+    assert np.isposinf(gradients.input).all()
+
+
 def scaled(value, scale):
     """With the signs of `value`, but zeros."""
     if isinstance(value, tuple):

@@ -71,11 +71,14 @@ View<T> view(const py::object& object, const Wanted& wanted, bool strided = fals
     return result;
 }
 
+inline void not_none(const py::object& object, const char* name) {
+    if (object.is_none()) throw py::type_error(std::string(name) + ": expected an array, got None");
+}
+
 // The same for an array that must be there.
 template <class T>
 View<T> required(const py::object& object, const Wanted& wanted, bool strided = false) {
-    if (object.is_none())
-        throw py::type_error(std::string(wanted.name) + ": expected an array, got None");
+    not_none(object, wanted.name);
     return view<T>(object, wanted, strided);
 }
 

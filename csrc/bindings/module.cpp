@@ -60,15 +60,17 @@ Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const BackwardObjec
                         bool writable) {
     const ptrdiff_t rows = gates * sizes.hidden;
     const auto get = [writable](const py::object& object, const char* name,
-                                std::initializer_list<ptrdiff_t> shape) {
+                                std::initializer_list<ptrdiff_t> shape, bool needed) {
+        if (needed) not_none(object, name);
         // Packing only reads; const is cast away because gradients share the struct.
         if (writable) return view<T>(object, {name, shape, true}).data;
         return const_cast<T*>(view<const T>(object, {name, shape}).data);
     };
-    return {get(o.weight_ih, "weight_ih", {rows, sizes.input}),
-            get(o.weight_hh, "weight_hh", {rows, sizes.width()}), get(o.bias_ih, "bias_ih", {rows}),
-            get(o.bias_hh, "bias_hh", {rows}),
-            get(o.weight_hr, "weight_hr", {sizes.projection, sizes.hidden})};
+    const ptrdiff_t P = sizes.projection;
+    return {get(o.weight_ih, "weight_ih", {rows, sizes.input}, true),
+            get(o.weight_hh, "weight_hh", {rows, sizes.width()}, true),
+            get(o.bias_ih, "bias_ih", {rows}, false), get(o.bias_hh, "bias_hh", {rows}, false),
+            get(o.weight_hr, "weight_hr", {P, sizes.hidden}, P != 0)};
 }
 
 template <class T>

@@ -53,17 +53,25 @@ PackedWeights<T>::PackedWeights(CellId cell, const Sizes& sizes, const Weights<T
     : kernels_(active_kernels_for<T>().cells[int(cell)]),
       sizes_(sizes),
       packed_(allocate<T>(kernels_.packed_size(sizes))) {
+    const FloatEnv env;  // biases are added
     kernels_.pack(sizes_, weights, packed_.get());
 }
 
 template <class T>
+PackedWeights<T>::~PackedWeights() {
+    AlignedDelete()(transposed_.load());
+}
+
+template <class T>
 const T* PackedWeights<T>::transposed() const {
-    std::call_once(once_, [this] {
-        Buffer<T> made = allocate<T>(kernels_.transposed_size(sizes_));
-        kernels_.pack_transposed(sizes_, packed_.get(), made.get());
-        transposed_ = std::move(made);
-    });
-    return transposed_.get();
+    if (const T* there = transposed_.load(std::memory_order_acquire)) return there;
+    // Two threads may both come here; the first to end wins. No lock, which a fork could leave held.
+    Buffer<T> made = allocate<T>(kernels_.transposed_size(sizes_));
+    kernels_.pack_transposed(sizes_, packed_.get(), made.get());
+    T* expected = nullptr;
+    if (transposed_.compare_exchange_strong(expected, made.get(), std::memory_order_acq_rel))
+        return made.release();
+    return expected;
 }
 
 RowPlan::RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* lengths)

@@ -1,8 +1,8 @@
 // Runs a layer: plans the rows, allocates, shares the work out to threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <vector>
 
 #include "dispatch/buffer.h"
@@ -15,6 +15,9 @@ template <class T>
 class PackedWeights {
 public:
     PackedWeights(CellId cell, const Sizes& sizes, const Weights<T>& weights);
+    ~PackedWeights();
+    PackedWeights(const PackedWeights&) = delete;
+    PackedWeights& operator=(const PackedWeights&) = delete;
 
     const CellKernels<T>& kernels() const { return kernels_; }
     const Sizes& sizes() const { return sizes_; }
@@ -25,8 +28,7 @@ private:
     const CellKernels<T>& kernels_;
     const Sizes sizes_;
     const Buffer<T> packed_;
-    mutable std::once_flag once_;
-    mutable Buffer<T> transposed_;
+    mutable std::atomic<T*> transposed_{nullptr};
 };
 
 // A Plan and the arrays that it points to.

@@ -102,6 +102,14 @@ void product(ptrdiff_t rows, const Operand<T>& a, const T* panels, ptrdiff_t col
 // The width of panels whose columns come in groups of kGroup vectors.
 constexpr int panel_width(int group) { return group == 3 ? 3 : 4; }
 
+template <class T, int M, int W>
+RNNFAST_INLINE void clear(Vec<T> (&acc)[M][W]) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < W; ++v) acc[m][v] = zero<T>();
+}
+
 // Epilogue of a plain product into rows of whole vectors: C (+)= A B.
 template <class T, bool kAdd>
 struct StoreRows {
@@ -157,10 +165,7 @@ struct StoreEdges {
 
     template <int M, int W>
     RNNFAST_INLINE void start(ptrdiff_t, ptrdiff_t, Vec<T> (&acc)[M][W]) const {
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-            for (int v = 0; v < W; ++v) acc[m][v] = zero<T>();
+        clear<T>(acc);
     }
     template <int M, int W>
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {

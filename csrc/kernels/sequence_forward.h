@@ -230,10 +230,7 @@ private:
 
         template <int M, int W>
         RNNFAST_INLINE void start(ptrdiff_t, ptrdiff_t, Vec<T> (&acc)[M][W]) const {
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < W; ++v) acc[m][v] = zero<T>();
+            clear<T>(acc);
         }
         template <int M, int W>
         RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
