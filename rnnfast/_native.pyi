@@ -65,6 +65,9 @@ def supported_isas() -> list[str]:
 def active_isa() -> str:
     """The ISA in use; RuntimeError where RNNFAST_ISA names one that cannot be."""
 
+def vector_bytes() -> int:
+    """The width of that ISA's vectors, as its kernels were compiled."""
+
 def get_num_threads() -> int: ...
 def set_num_threads(count: int, /) -> None: ...
 def activation(name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /) -> None:

@@ -347,3 +347,12 @@ def test_weights_are_packed_anew_for_another_backend(keep_backend, rng):
     rnnfast.set_backend("numpy")
     assert_close(layer(x)[0], want, REFERENCE["float32", "forward"])
     tape.backward(np.ones_like(want))  # keeps the backend that it was made with
+
+
+def test_an_empty_batch_takes_no_time_however_long(native):
+    layer = make("lstm")
+    x = np.zeros((2**40, 0, SIZE), np.float32)
+    output, _ = layer(x)
+    assert output.shape == (2**40, 0, layer.hidden_size)
+    grads = layer.record(x).backward(np.zeros(output.shape, np.float32))
+    assert not any(g.any() for g in grads.parameters.values())

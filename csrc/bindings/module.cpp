@@ -2,11 +2,10 @@
 // Its functions take what rnnfast/_backend.py describes; rnnfast/_native.pyi has their types.
 #include <pybind11/stl.h>
 
-#include <pybind11/stl.h>
-
 #include <memory>
 
 #include "bindings/arrays.h"
+#include "dispatch/float_env.h"
 #include "dispatch/registry.h"
 #include "dispatch/run.h"
 #include "dispatch/threads.h"
@@ -32,8 +31,14 @@ struct ForwardObjects {
     py::object y, hn, cn;
 };
 
+// Parameters, or their gradients.
+struct WeightObjects {
+    py::object weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
+};
+
 struct BackwardObjects {
-    py::object dy, dhn, dcn, dx, dh0, dc0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
+    py::object dy, dhn, dcn, dx, dh0, dc0;
+    WeightObjects weights;
 };
 
 // What a forward pass keeps for its backward pass; opaque to Python.
@@ -56,7 +61,7 @@ struct Packed {
 };
 
 template <class T>
-Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const BackwardObjects& o,
+Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const WeightObjects& o,
                         bool writable) {
     const ptrdiff_t rows = gates * sizes.hidden;
     const auto get = [writable](const py::object& object, const char* name,
@@ -76,7 +81,7 @@ Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const BackwardObjec
 template <class T>
 class PackedOf final : public Packed {
 public:
-    PackedOf(CellId cell, const Sizes& sizes, const BackwardObjects& weights)
+    PackedOf(CellId cell, const Sizes& sizes, const WeightObjects& weights)
         : cell_(active_kernels_for<T>().cells[int(cell)]), sizes_(sizes) {
         const Weights<T> views = weight_views<T>(sizes, cell_.gates, weights, false);
         py::gil_scoped_release release;
@@ -120,7 +125,7 @@ public:
             grads.dcn = view<const T>(g.dcn, {"dcn", {B, H}}).data;
             grads.dc0 = required<T>(g.dc0, {"dc0", {B, H}, true}).data;
         }
-        grads.weights = weight_views<T>(sizes_, cell_.gates, g, true);
+        grads.weights = weight_views<T>(sizes_, cell_.gates, g.weights, true);
         py::gil_scoped_release release;
         run_backward(*packed_, args, grads, plan);
     }
@@ -173,7 +178,7 @@ private:
 };
 
 template <class T>
-std::unique_ptr<Packed> pack_as(CellId cell, const BackwardObjects& weights) {
+std::unique_ptr<Packed> pack_as(CellId cell, const WeightObjects& weights) {
     const py::array weight_ih(weights.weight_ih), weight_hh(weights.weight_hh);
     const CellKernels<T>& kernels = active_kernels_for<T>().cells[int(cell)];
     const bool projects = !weights.weight_hr.is_none();
@@ -191,9 +196,7 @@ std::unique_ptr<Packed> pack_as(CellId cell, const BackwardObjects& weights) {
 std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::array weight_hh,
                              py::object bias_ih, py::object bias_hh, py::object weight_hr) {
     const CellId cell = find_cell(name);
-    const py::object none = py::none();
-    const BackwardObjects weights{none,      none,      none,    none,    none,     none,
-                                  weight_ih, weight_hh, bias_ih, bias_hh, weight_hr};
+    const WeightObjects weights{weight_ih, weight_hh, bias_ih, bias_hh, weight_hr};
 #define DTYPE(name, type) \
     if (py::isinstance<py::array_t<type>>(weight_ih)) return pack_as<type>(cell, weights);
 #include "core/dtypes.inc"
@@ -204,13 +207,17 @@ std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::a
 
 // y = f(x) by the kernels' own sigmoid and tanh, for the tests of their accuracy.
 template <class T>
-void map(const std::string& name, const py::array_t<T>& x, py::array_t<T>& y) {
+void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>& y) {
     const auto from = view<const T>(x, {"x", {x.size()}});
     const auto to = view<T>(y, {"y", {x.size()}, true});
     const DtypeKernels<T>& kernels = active_kernels_for<T>();
     if (name != "sigmoid" && name != "tanh")
-        throw py::value_error("function: expected sigmoid or tanh, got " + name);
-    (name == "tanh" ? kernels.tanh : kernels.sigmoid)(from.data, to.data, x.size());
+        throw py::value_error("name: expected sigmoid or tanh, got " + name);
+    const auto function = name == "tanh" ? kernels.tanh : kernels.sigmoid;
+    const ptrdiff_t count = x.size();
+    py::gil_scoped_release release;
+    const FloatEnv env;
+    function(from.data, to.data, count);
 }
 
 }  // namespace
@@ -225,7 +232,7 @@ void map(const std::string& name, const py::array_t<T>& x, py::array_t<T>& y) {
 // For threadpoolctl, which finds them by name in the shared object.
 extern "C" RNNFAST_EXPORT int rnnfast_get_num_threads() { return rnnfast::num_threads(); }
 extern "C" RNNFAST_EXPORT void rnnfast_set_num_threads(int count) {
-    rnnfast::set_num_threads(count < 1 ? 1 : count);
+    rnnfast::set_num_threads(count);
 }
 
 namespace py = pybind11;
@@ -248,15 +255,16 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
                          py::object bias_ih, py::object bias_hh, py::object weight_hr) {
         packed.backward(
             saved, {x, h0, c0, lengths, reset, reverse, y, py::none(), py::none()},
-            {dy, dhn, dcn, dx, dh0, dc0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr});
+            {dy, dhn, dcn, dx, dh0, dc0, {weight_ih, weight_hh, bias_ih, bias_hh, weight_hr}});
     });
     m.def("isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);
     m.def("active_isa", &active_isa);
+    m.def("vector_bytes", [] { return active_kernels().vector_bytes; });
     m.def("get_num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
 #define DTYPE(name, type) \
-    m.def("activation", &map<type>, py::arg(), py::arg().noconvert(), py::arg().noconvert());
+    m.def("activation", &activation<type>, py::arg(), py::arg().noconvert(), py::arg().noconvert());
 #include "core/dtypes.inc"
 #undef DTYPE
 }

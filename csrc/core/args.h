@@ -63,6 +63,11 @@ struct Shard {
     }
 };
 
+// Part `part` of `parts` of n things.
+RNNFAST_INLINE Shard share(ptrdiff_t n, ptrdiff_t part, ptrdiff_t parts) {
+    return {n * part / parts, n * (part + 1) / parts};
+}
+
 // Steps begin..end-1, in the order of time whatever the direction.
 struct Chunk {
     ptrdiff_t begin;
@@ -72,7 +77,7 @@ struct Chunk {
 template <class T>
 struct ForwardArgs {
     Sizes sizes;
-    const T* packed;       // what pack() wrote
+    const T* packed;       // what pack() wrote; unused in backward
     const T* x;            // (T, B, I)  in, rows of unit stride
     ptrdiff_t x_step;      //            stride of T
     ptrdiff_t x_row;       //            stride of B
@@ -82,8 +87,8 @@ struct ForwardArgs {
     T* y;                  // (T, B, W)  out in forward (0 past a row's length), in in backward
     ptrdiff_t y_step;
     ptrdiff_t y_row;
-    T* hn;     // (B, W)  out; h after each row's last step
-    T* cn;     // (B, H)  out; null: the cell has no c
+    T* hn;     // (B, W)  out in forward, unused in backward; h after each row's last step
+    T* cn;     // (B, H)  likewise; null: the cell has no c
     T* saved;  // (rows of the plan, saved_row())  out in forward, in in backward; null: no training
 };
 

@@ -10,21 +10,20 @@
 namespace rnnfast {
 namespace {
 
-// Below this many multiplications a call is over before a second thread has started (20 us).
-constexpr ptrdiff_t kLeastWork = 1 << 20;
+// A thread's share of the multiplications of a pass below which waking it costs more: 10 to 20 us.
+constexpr ptrdiff_t kLeastWork = 1 << 19;
 // A shard of fewer rows reads as many weights and multiplies no faster.
 constexpr ptrdiff_t kLeastRows = 4;
 
-// The rows of one member of a team of `team`.
-Shard share(ptrdiff_t rows, int index, int team) {
-    return {rows * index / team, rows * (index + 1) / team};
+// How many threads, at most, have enough to do: `rows` over all the steps.
+template <class T>
+int most_threads(const CellKernels<T>& kernels, const Sizes& sizes, ptrdiff_t rows) {
+    const ptrdiff_t work = rows * kernels.gradient_row(sizes) * (sizes.input + sizes.width());
+    return int(std::clamp<ptrdiff_t>(work / kLeastWork, 1, num_threads()));
 }
 
-int most_shards(ptrdiff_t batch) { return int(std::clamp<ptrdiff_t>(batch / kLeastRows, 1, 1024)); }
-
-template <class T>
-ptrdiff_t multiplications(const CellKernels<T>& kernels, const Sizes& sizes, ptrdiff_t rows) {
-    return rows * kernels.gradient_row(sizes) * (sizes.input + sizes.width());
+int most_shards(ptrdiff_t batch, int threads) {
+    return int(std::clamp<ptrdiff_t>(batch / kLeastRows, 1, threads));
 }
 
 // Cuts the steps into chunks, in the order in which backward runs them. A chunk's gate gradients
@@ -98,10 +97,10 @@ template <class T>
 void run_forward(const PackedWeights<T>& weights, ForwardArgs<T> args, const RowPlan& rows) {
     const CellKernels<T>& kernels = weights.kernels();
     const Plan& plan = rows.plan();
+    if (plan.batch == 0) return;  // whatever T, which costs no memory and may be huge
     args.sizes = weights.sizes();
     args.packed = weights.packed();
-    const bool small = multiplications(kernels, args.sizes, rows.rows()) < kLeastWork;
-    const int most = small ? 1 : std::min(most_shards(plan.batch), num_threads());
+    const int most = most_shards(plan.batch, most_threads(kernels, args.sizes, rows.rows()));
     std::vector<Buffer<T>> scratch;  // allocated here, since a worker must not throw
     for (int i = 0; i < most; ++i)
         scratch.push_back(
@@ -119,32 +118,34 @@ void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, Backward
                   const RowPlan& rows) {
     const CellKernels<T>& kernels = weights.kernels();
     const Plan& plan = rows.plan();
+    if (plan.batch == 0) return;
     args.sizes = weights.sizes();
-    args.packed = weights.packed();
     grads.transposed = weights.transposed();
     const std::vector<Chunk> chunks = backward_chunks(plan, kernels.gradient_row(args.sizes));
     ptrdiff_t most_rows = 0;
     for (const Chunk& chunk : chunks)
         most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
     const Buffer<T> scratch = allocate<T>(kernels.backward_scratch(args, grads, plan, most_rows));
-    const bool small = multiplications(kernels, args.sizes, rows.rows()) < kLeastWork / 2;
-    parallel(small ? 1 : num_threads(), [&](int index, int team, Barrier& barrier) {
+    // Backward multiplies twice as much as forward.
+    const int most = most_threads(kernels, args.sizes, 2 * rows.rows());
+    parallel(most, [&](int index, int team, Barrier& barrier) {
         const FloatEnv env;
-        const auto run = [&](BackwardPhase phase, const Chunk& chunk, const Shard& shard) {
-            kernels.backward(args, grads, plan, most_rows, scratch.get(), {phase, chunk, shard});
-        };
-        const int shards = std::min(team, most_shards(plan.batch));
+        const int shards = most_shards(plan.batch, team);
         const bool steps = index < shards;  // the others help with the products alone
         const Shard shard = steps ? share(plan.batch, index, shards) : Shard{0, 0};
-        if (steps) run(BackwardPhase::begin, {0, 0}, shard);
+        const auto run = [&](BackwardPhase phase, const Chunk& chunk) {
+            kernels.backward(args, grads, plan, most_rows, scratch.get(),
+                             {phase, chunk, shard, index, team});
+        };
+        if (steps) run(BackwardPhase::begin, {0, 0});
         barrier.wait();
         for (const Chunk& chunk : chunks) {
-            if (steps) run(BackwardPhase::steps, chunk, shard);
+            if (steps) run(BackwardPhase::steps, chunk);
             barrier.wait();
-            run(BackwardPhase::products, chunk, {index, team});
+            run(BackwardPhase::products, chunk);
             barrier.wait();
         }
-        if (steps) run(BackwardPhase::end, {0, 0}, shard);
+        if (steps) run(BackwardPhase::end, {0, 0});
     });
 }
 

@@ -47,7 +47,7 @@ private:
     Plan plan_;
 };
 
-// `args.sizes` and `args.packed`, and those of `grads.transposed`, are filled in from `weights`.
+// `args.sizes`, `args.packed` and `grads.transposed` are filled in from `weights`.
 template <class T>
 void run_forward(const PackedWeights<T>& weights, ForwardArgs<T> args, const RowPlan& plan);
 

@@ -1,5 +1,6 @@
 #include "dispatch/threads.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -20,6 +21,8 @@ namespace {
 // Threads that wait spin this long before they sleep: longer than the gaps inside a call and
 // between the calls of a loop, short enough to leave the core to others.
 constexpr std::chrono::microseconds kSpin{40};
+
+constexpr int kMostThreads = 1024;
 
 inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -177,7 +180,9 @@ State& state() {
 
 int num_threads() { return state().threads.load(std::memory_order_relaxed); }
 
-void set_num_threads(int count) { state().threads.store(count, std::memory_order_relaxed); }
+void set_num_threads(int count) {
+    state().threads.store(std::clamp(count, 1, kMostThreads), std::memory_order_relaxed);
+}
 
 void parallel(int most, const Work& work) {
     const int team = most < num_threads() ? most : num_threads();

@@ -7,7 +7,7 @@ namespace rnnfast {
 
 // The most threads that a call may use, the caller's among them; 1 until it is set.
 int num_threads();
-void set_num_threads(int count);  // at least 1
+void set_num_threads(int count);  // taken into 1..1024
 
 // What the threads of one `parallel` meet at.
 class Barrier {

@@ -188,10 +188,7 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t k, const T* a, ptrdiff_t lda, const T* 
         return kEdge && v == W - 1 ? load_part(p, last) : load(p);
     };
     Vec<T> acc[M][W];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-        for (int v = 0; v < W; ++v) acc[m][v] = get(c + m * ldc + v * kLanes<T>, v);
+    clear<T>(acc);
     for (ptrdiff_t i = 0; i < k; ++i) {
         Vec<T> right[W];
 #pragma GCC unroll 4
@@ -208,10 +205,11 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t k, const T* a, ptrdiff_t lda, const T* 
 #pragma GCC unroll 4
         for (int v = 0; v < W; ++v) {
             T* p = c + m * ldc + v * kLanes<T>;
+            const Vec<T> sum = get(p, v) + acc[m][v];
             if (kEdge && v == W - 1)
-                store_part(p, acc[m][v], last);
+                store_part(p, sum, last);
             else
-                store(p, acc[m][v]);
+                store(p, sum);
         }
 }
 

@@ -7,12 +7,12 @@ namespace rnnfast {
 
 enum class BackwardPhase { begin, steps, products, end };
 
-// What each phase of a backward pass works on: `begin`, `steps` and `end` take a shard of the
-// batch, `products` part `shard.begin` of `shard.end` parts.
+// One thread's work in one phase of a backward pass.
 struct BackwardWork {
     BackwardPhase phase;
-    Chunk chunk;
-    Shard shard;
+    Chunk chunk;            // of `steps` and `products`
+    Shard shard;            // of the batch, in all phases but `products`
+    ptrdiff_t part, parts;  // of `products`
 };
 
 // Sizes are in elements; scratch and packed weights are aligned to 64 bytes.
@@ -51,6 +51,7 @@ struct DtypeKernels {
 };
 
 struct KernelTable {
+    int vector_bytes;
 #define DTYPE(name, type) DtypeKernels<type> name;
 #include "core/dtypes.inc"
 #undef DTYPE

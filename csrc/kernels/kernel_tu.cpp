@@ -41,7 +41,7 @@ constexpr CellKernels<T> cell_kernels() {
                 case BackwardPhase::steps:
                     return pass.steps(work.chunk, work.shard);
                 case BackwardPhase::products:
-                    return pass.products(work.chunk, work.shard.begin, work.shard.end);
+                    return pass.products(work.chunk, work.part, work.parts);
                 case BackwardPhase::end:
                     return pass.end(work.shard);
             }
@@ -76,6 +76,7 @@ constexpr DtypeKernels<T> dtype_kernels() {
 
 extern const KernelTable RNNFAST_TABLE;
 constexpr KernelTable RNNFAST_TABLE = {
+    kVectorBytes,
 #define DTYPE(name, type) dtype_kernels<type>(),
 #include "core/dtypes.inc"
 #undef DTYPE

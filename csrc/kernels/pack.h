@@ -78,42 +78,60 @@ struct TransposedLayout {
     }
 };
 
-// Element (k, column) of panels `width` vectors wide, of `columns` elements in all.
+// A matrix (K, columns) in panels `width` vectors wide; the last one may be narrower.
 template <class T>
-RNNFAST_INLINE ptrdiff_t panel_index(ptrdiff_t width, ptrdiff_t columns, ptrdiff_t ks, ptrdiff_t k,
-                                     ptrdiff_t column) {
-    const ptrdiff_t wide = width * kLanes<T>, first = column / wide * wide;
-    return first * ks + k * smaller(wide, columns - first) + (column - first);
-}
+struct Panels {
+    ptrdiff_t width, columns, ks;
+
+    // Where element (k, column) lies.
+    RNNFAST_INLINE ptrdiff_t index(ptrdiff_t k, ptrdiff_t column) const {
+        const ptrdiff_t first = panel(column);
+        return first * ks + k * step(column) + (column - first);
+    }
+    // From there to element (k + 1, column).
+    RNNFAST_INLINE ptrdiff_t step(ptrdiff_t column) const {
+        return smaller(width * kLanes<T>, columns - panel(column));
+    }
+    // The first column of the panel that has `column`.
+    RNNFAST_INLINE ptrdiff_t panel(ptrdiff_t column) const {
+        const ptrdiff_t wide = width * kLanes<T>;
+        return column / wide * wide;
+    }
+};
 
 // W (G*H, K) or R into panels whose columns are [block][gate of this product][lane].
 template <class T, class GateOf>
 void pack_gates(const T* source, ptrdiff_t ks, ptrdiff_t hidden, int gates, GateOf gate_of,
                 T* out) {
-    const ptrdiff_t blocks = vectors<T>(hidden), columns = blocks * gates * kLanes<T>;
-    const ptrdiff_t width = panel_width(gates);
+    constexpr ptrdiff_t L = kLanes<T>;
+    const ptrdiff_t blocks = vectors<T>(hidden);
+    const Panels<T> panels{panel_width(gates), blocks * gates * L, ks};
     for (ptrdiff_t b = 0; b < blocks; ++b)
-        for (int g = 0; g < gates; ++g)
-            for (ptrdiff_t l = 0; l < kLanes<T>; ++l) {
-                const ptrdiff_t unit = b * kLanes<T> + l;
-                const ptrdiff_t column = (b * gates + g) * kLanes<T> + l;
-                const T* row = source + (gate_of(g) * hidden + unit) * ks;
-                for (ptrdiff_t k = 0; k < ks; ++k)
-                    out[panel_index<T>(width, columns, ks, k, column)] =
-                        unit < hidden ? row[k] : T(0);
+        for (int g = 0; g < gates; ++g) {
+            const ptrdiff_t column = (b * gates + g) * L, lanes = smaller(L, hidden - b * L);
+            const T* from = source + (gate_of(g) * hidden + b * L) * ks;
+            const ptrdiff_t step = panels.step(column);
+            T* to = out + panels.index(0, column);
+            for (ptrdiff_t k = 0; k < ks; ++k, to += step) {
+                for (ptrdiff_t l = 0; l < lanes; ++l) to[l] = from[l * ks + k];
+                for (ptrdiff_t l = lanes; l < L; ++l) to[l] = T(0);
             }
+        }
 }
 
-// Panels of (K, columns) into panels of the transpose, (the first `taken` columns, K), with K
-// padded to whole vectors.
+// Panels into panels of the transpose: of the first `taken` columns, with K padded to vectors.
 template <class T>
-void transpose_panels(const T* source, ptrdiff_t ks, ptrdiff_t columns, ptrdiff_t taken,
-                      ptrdiff_t width, T* out) {
-    const ptrdiff_t padded = vectors<T>(ks) * kLanes<T>;
-    for (ptrdiff_t column = 0; column < taken; ++column)
-        for (ptrdiff_t k = 0; k < padded; ++k)
-            out[panel_index<T>(panel_width(1), padded, taken, column, k)] =
-                k < ks ? source[panel_index<T>(width, columns, ks, k, column)] : T(0);
+void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken, T* out) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    const Panels<T> to{panel_width(1), vectors<T>(from.ks) * L, taken};
+    for (ptrdiff_t first = 0; first < from.ks; first += L)
+        for (ptrdiff_t column = 0; column < taken; ++column) {
+            T* row = out + to.index(column, first);
+            const T* values = source + from.index(first, column);
+            const ptrdiff_t step = from.step(column), lanes = smaller(L, from.ks - first);
+            for (ptrdiff_t l = 0; l < lanes; ++l) row[l] = values[l * step];
+            for (ptrdiff_t l = lanes; l < L; ++l) row[l] = T(0);
+        }
 }
 
 template <class Cell, class T>
@@ -156,7 +174,8 @@ void pack_transposed(const Sizes& sizes, const T* packed, T* out) {
     const TransposedLayout<Cell, T> to(s);
     const auto transpose = [&](ptrdiff_t source, ptrdiff_t ks, ptrdiff_t columns, ptrdiff_t taken,
                                int group, ptrdiff_t target) {
-        transpose_panels(packed + source, ks, columns, taken, panel_width(group), out + target);
+        const Panels<T> panels{panel_width(group), columns, ks};
+        transpose_panels(panels, packed + source, taken, out + target);
     };
     const ptrdiff_t first = kFirstGates<Cell> * s.padded;
     transpose(from.w, s.input, s.pre_row(), s.pre_row(), Cell::kGates, to.w);

@@ -6,8 +6,11 @@
 namespace rnnfast {
 namespace {
 
-// Adds one thread's part: some of the (block, gate) pairs, each V rows of dW, dR and db. The rows of
-// the chunk are summed in their order, after what is there.
+// Rows are summed by blocks of so many, and the blocks' sums added up: in one long sum a float32
+// would lose 1e-5 over 400,000 rows. Blocks also keep the right operand's columns in L1.
+constexpr ptrdiff_t kSumRows = 256;
+
+// Adds one thread's part: some of the (block, gate) pairs, each V rows of dW, dR and db.
 template <class Cell, class T>
 struct ParameterGradients {
     static constexpr ptrdiff_t L = kLanes<T>;
@@ -38,10 +41,13 @@ struct ParameterGradients {
     // C (m, n) += A^T B over the chunk's rows.
     void outer(ptrdiff_t m, const T* a, ptrdiff_t lda, const T* b, ptrdiff_t ldb, ptrdiff_t n,
                T* c) const {
-        each_panel<T>(n, [&](auto width, auto edge, ptrdiff_t from, ptrdiff_t last) {
-            for (ptrdiff_t i = 0; i < m; i += L)
-                outer_lanes<width.value, edge.value != 0>(smaller(L, m - i), rows, a + i, lda,
-                                                          b + from, ldb, c + i * n + from, n, last);
+        each_block([&](ptrdiff_t row, ptrdiff_t k) {
+            each_panel<T>(n, [&](auto width, auto edge, ptrdiff_t from, ptrdiff_t last) {
+                for (ptrdiff_t i = 0; i < m; i += L)
+                    outer_lanes<width.value, edge.value != 0>(
+                        smaller(L, m - i), k, a + row * lda + i, lda, b + row * ldb + from, ldb,
+                        c + i * n + from, n, last);
+            });
         });
     }
 
@@ -55,20 +61,32 @@ private:
     // By columns of the right operand that stay in L1 over all the rows of dW.
     void weight(const Slots& slots, const T* right, ptrdiff_t ld, ptrdiff_t n, T* dw) const {
         if (slots.begin == slots.end) return;
-        each_panel<T>(n, [&](auto width, auto edge, ptrdiff_t from, ptrdiff_t last) {
-            each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
-                outer_lanes<width.value, edge.value != 0>(lanes, rows, a, da_ld, right + from, ld,
-                                                          dw + row * n + from, n, last);
+        each_block([&](ptrdiff_t first, ptrdiff_t k) {
+            each_panel<T>(n, [&](auto width, auto edge, ptrdiff_t from, ptrdiff_t last) {
+                each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+                    outer_lanes<width.value, edge.value != 0>(lanes, k, a + first * da_ld, da_ld,
+                                                              right + first * ld + from, ld,
+                                                              dw + row * n + from, n, last);
+                });
             });
         });
     }
 
     void bias(const Slots& slots, T* db) const {
-        each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
-            Vec<T> sum = load_edge(db + row, lanes);
-            for (ptrdiff_t i = 0; i < rows; ++i) sum = sum + load(a + i * da_ld);
-            store_edge(db + row, sum, lanes);
+        each_block([&](ptrdiff_t first, ptrdiff_t k) {
+            each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+                Vec<T> sum = zero<T>();
+                for (ptrdiff_t i = first; i < first + k; ++i) sum = sum + load(a + i * da_ld);
+                store_edge(db + row, load_edge(db + row, lanes) + sum, lanes);
+            });
         });
+    }
+
+    // body(first row, rows) for each block of rows that is summed by itself.
+    template <class Body>
+    void each_block(const Body& body) const {
+        for (ptrdiff_t row = 0; row < rows; row += kSumRows)
+            body(row, smaller(kSumRows, rows - row));
     }
 
     // body(gradients of one of this thread's pairs, the first row of dW they belong to, lanes).

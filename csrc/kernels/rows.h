@@ -37,6 +37,19 @@ inline bool regular(const Plan& plan, const Shard& shard, ptrdiff_t step, ptrdif
            (plan.batch == 1 || plan.steps == 1 || step == plan.batch * row);
 }
 
+// Memory cut into arrays of whole vectors; with no base it only counts.
+template <class T>
+struct Scratch {
+    T* base;
+    ptrdiff_t end = 0;
+
+    T* take(ptrdiff_t n) {
+        T* p = base ? base + end : nullptr;
+        end += vectors<T>(n) * kLanes<T>;
+        return p;
+    }
+};
+
 // The distance between rows of a regular array.
 inline ptrdiff_t regular_stride(const Plan& plan, ptrdiff_t step, ptrdiff_t row) {
     return plan.batch == 1 ? step : row;

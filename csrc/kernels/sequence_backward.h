@@ -57,27 +57,22 @@ public:
 
     // Gives every array its place in the scratch; returns the elements that it takes.
     // `rows`: the most rows that a chunk has.
-    ptrdiff_t place(ptrdiff_t rows, T* scratch) {
-        ptrdiff_t end = 0;
-        const auto take = [&](ptrdiff_t n) {
-            T* p = scratch ? scratch + end : nullptr;
-            end += vectors<T>(n) * L;
-            return p;
-        };
+    ptrdiff_t place(ptrdiff_t rows, T* memory) {
+        Scratch<T> scratch{memory};
         const bool projects = Cell::kProjects && shape.projection;
-        da = take(rows * da_ld);
-        h_prev = take(rows * h_ld);
-        x = take(x_regular ? 0 : rows * x_ld);
-        dx = take(grads.dx && !dx_regular ? rows * x_ld : 0);
-        reset_h = take(Cell::kTwoProducts ? rows * unit_ld : 0);
-        dp = take(projects ? rows * h_ld : 0);
-        hidden = take(projects ? rows * unit_ld : 0);
-        dh = take(plan.batch * h_ld);
-        dc = take(Cell::kHasC ? plan.batch * unit_ld : 0);
-        c0 = take(Cell::kHasC ? plan.batch * unit_ld : 0);
-        through = take(Cell::kTwoProducts || projects ? plan.batch * unit_ld : 0);
-        zeros = take(unit_ld);
-        return end;
+        da = scratch.take(rows * da_ld);
+        h_prev = scratch.take(rows * h_ld);
+        x = scratch.take(x_regular ? 0 : rows * x_ld);
+        dx = scratch.take(grads.dx && !dx_regular ? rows * x_ld : 0);
+        reset_h = scratch.take(Cell::kTwoProducts ? rows * unit_ld : 0);
+        dp = scratch.take(projects ? rows * h_ld : 0);
+        hidden = scratch.take(projects ? rows * unit_ld : 0);
+        dh = scratch.take(plan.batch * h_ld);
+        dc = scratch.take(Cell::kHasC ? plan.batch * unit_ld : 0);
+        c0 = scratch.take(Cell::kHasC ? plan.batch * unit_ld : 0);
+        through = scratch.take(Cell::kTwoProducts || projects ? plan.batch * unit_ld : 0);
+        zeros = scratch.take(unit_ld);
+        return scratch.end;
     }
 
     // Before the first chunk.
@@ -141,10 +136,6 @@ public:
     }
 
 private:
-    static Shard share(ptrdiff_t n, ptrdiff_t part, ptrdiff_t parts) {
-        return {n * part / parts, n * (part + 1) / parts};
-    }
-
     ptrdiff_t chunk_row(ptrdiff_t t, const Chunk& chunk) const {
         return plan.start(t) - plan.start(chunk.begin);
     }

@@ -41,23 +41,18 @@ public:
     }
 
     // Gives every array its place in the scratch; returns the elements that it takes.
-    ptrdiff_t place(T* scratch) {
-        ptrdiff_t end = 0;
-        const auto take = [&](ptrdiff_t n) {
-            T* p = scratch ? scratch + end : nullptr;
-            end += vectors<T>(n) * L;
-            return p;
-        };
+    ptrdiff_t place(T* memory) {
+        Scratch<T> scratch{memory};
         const ptrdiff_t rows = chunk_rows();
-        pre = take(rows * pre_ld);
-        x = take(x_regular ? 0 : rows * shape.input);
-        h = take(count * h_ld);
-        h_next = take(count * h_ld);
-        c = take(Cell::kHasC ? count * unit_ld : 0);
-        hidden = take(shape.projection ? count * unit_ld : 0);
-        reset_h = take(Cell::kTwoProducts ? count * unit_ld : 0);
-        part = take(Cell::kTwoProducts && !args.saved ? count * shape.saved_row() : 0);
-        return end;
+        pre = scratch.take(rows * pre_ld);
+        x = scratch.take(x_regular ? 0 : rows * shape.input);
+        h = scratch.take(count * h_ld);
+        h_next = scratch.take(count * h_ld);
+        c = scratch.take(Cell::kHasC ? count * unit_ld : 0);
+        hidden = scratch.take(shape.projection ? count * unit_ld : 0);
+        reset_h = scratch.take(Cell::kTwoProducts ? count * unit_ld : 0);
+        part = scratch.take(Cell::kTwoProducts && !args.saved ? count * shape.saved_row() : 0);
+        return scratch.end;
     }
 
     void run() {
@@ -73,16 +68,18 @@ public:
         }
         ptrdiff_t live = count;
         for (ptrdiff_t done = 0; done < plan.steps;) {
-            const ptrdiff_t steps = chunk_steps(done);
-            const Chunk chunk = plan.reverse ? Chunk{plan.steps - done - steps, plan.steps - done}
-                                             : Chunk{done, done + steps};
+            const ChunkRows chunk = next_chunk(done);
             input_product(chunk);
-            for (ptrdiff_t i = 0; i < steps; ++i) {
+            ptrdiff_t row = plan.reverse ? chunk.rows : 0;  // of the chunk, where a step starts
+            for (ptrdiff_t i = 0; i < chunk.end - chunk.begin; ++i) {
                 const ptrdiff_t t = plan.reverse ? chunk.end - 1 - i : chunk.begin + i;
-                if (!plan.reverse) live = finish(clip(t), live);
-                step(t, chunk);
+                const ptrdiff_t n = clip(t);
+                if (!plan.reverse) live = finish(n, live);
+                if (plan.reverse) row -= n;
+                step(t, n, row);
+                if (!plan.reverse) row += n;
             }
-            done += steps;
+            done += chunk.end - chunk.begin;
         }
         finish(0, live);
     }
@@ -96,30 +93,25 @@ private:
         return smaller(fit > count ? fit : count, count * plan.steps);
     }
 
-    // How many steps from `done` (in the order run) the next chunk has: at least one.
-    ptrdiff_t chunk_steps(ptrdiff_t done) const {
-        const ptrdiff_t room = chunk_rows();
-        ptrdiff_t rows = 0, steps = 0;
-        while (done + steps < plan.steps) {
-            const ptrdiff_t s = done + steps;
-            rows += clip(plan.reverse ? plan.steps - 1 - s : s);
-            if (steps && rows > room) break;
-            ++steps;
-        }
-        return steps;
-    }
+    struct ChunkRows : Chunk {
+        ptrdiff_t rows;  // of the shard, over all the chunk's steps
+    };
 
-    // The chunk's row of pre-activations at which step t starts.
-    ptrdiff_t chunk_row(ptrdiff_t t, const Chunk& chunk) const {
-        if (!plan.active) return (t - chunk.begin) * count;
-        ptrdiff_t rows = 0;
-        for (ptrdiff_t s = chunk.begin; s < t; ++s) rows += clip(s);
-        return rows;
+    // The chunk that follows `done` steps, in the order run: at least one step.
+    ChunkRows next_chunk(ptrdiff_t done) const {
+        const ptrdiff_t room = chunk_rows();
+        ptrdiff_t rows = 0, end = done;
+        for (; end < plan.steps; ++end) {
+            const ptrdiff_t n = clip(plan.reverse ? plan.steps - 1 - end : end);
+            if (end > done && rows + n > room) break;
+            rows += n;
+        }
+        if (plan.reverse) return {{plan.steps - end, plan.steps - done}, rows};
+        return {{done, end}, rows};
     }
 
     // pre = W x + b for every row of the chunk.
-    void input_product(const Chunk& chunk) {
-        const ptrdiff_t rows = chunk_row(chunk.end, chunk);
+    void input_product(const ChunkRows& chunk) {
         Operand<T> a{args.x + chunk.begin * args.x_step,
                      regular_stride(plan, args.x_step, args.x_row), shape.input};
         if (!x_regular) {
@@ -130,7 +122,7 @@ private:
             a = Operand<T>{x, shape.input, shape.input};
         }
         product<panel_width(Cell::kGates), Cell::kGates>(
-            rows, a, args.packed + at.w, shape.blocks * Cell::kGates,
+            chunk.rows, a, args.packed + at.w, shape.blocks * Cell::kGates,
             StoreBiased<T>{args.packed + at.bias_x, pre, pre_ld});
     }
 
@@ -246,8 +238,8 @@ private:
         }
     };
 
-    void step(ptrdiff_t t, const Chunk& chunk) {
-        const ptrdiff_t n = clip(t);
+    // Step t of its n rows, whose pre-activations start at the chunk's row `first`.
+    void step(ptrdiff_t t, ptrdiff_t n, ptrdiff_t first) {
         if (args.reset)
             for (ptrdiff_t p = 0; p < n; ++p)
                 if (args.reset[t * plan.batch + plan.row(shard.begin + p)]) {
@@ -255,7 +247,7 @@ private:
                     if (Cell::kHasC) copy_or_zero<T>(c + p * unit_ld, nullptr, shape.padded);
                 }
         T* y = args.y + t * args.y_step;
-        const T* step_pre = pre + chunk_row(t, chunk) * pre_ld;
+        const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
         constexpr int kFirst = kFirstGates<Cell>;

@@ -186,7 +186,7 @@ void check(naive::Layer l) {
             size += grads[a][i] * grads[a][i];
         }
         // Relu has a kink, where float32 may fall on the other side of zero.
-        if (l.cell != "rnn_relu") compare("gradient float32", grads32[a], grads[a], 2e-5);
+        if (l.cell != "rnn_relu") compare("gradient float32", grads32[a], grads[a], 5e-6);
     }
     const double error = std::abs(along - slope(l, loss, direction)) / (std::sqrt(size) + 1);
     expect(error < (l.cell == "rnn_relu" ? 1e-4 : 1e-7), l, "gradient", error);
