@@ -1,4 +1,4 @@
-// expm1-like core, sigmoid and tanh, for vectors of float and double.
+// The exponential, sigmoid and tanh, for vectors of float and double.
 //
 // exp(x) = 2^n (1 + q), n = round(x / ln 2), q = expm1(x - n ln 2) by a Taylor polynomial on
 // |r| <= ln(2)/2, which is within 0.1 ULP at the degrees below. NaN goes through: the comparisons
@@ -20,7 +20,7 @@ struct ExpConstants<float> {
     static constexpr int kMantissa = 23;
     static constexpr int32_t kBias = 127;
     static constexpr float kLog2e = 1.44269504f;
-    // ln 2 in two parts; the first has 9 bits, so that n times it is exact without fma.
+    // ln 2 in two parts; the first is short, so that n times it is exact without fma.
     static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
     static constexpr float kRound = 12582912.f;                // 1.5 * 2^23
     static constexpr float kLowest = -87.0f, kHighest = 88.f;  // 2^n stays a normal number

@@ -134,7 +134,7 @@ RNNFAST_INLINE void store_part(T* p, Vec<T> v, ptrdiff_t n) {
 // v with zeros from lane n on.
 template <class T>
 RNNFAST_INLINE Vec<T> keep_first(Vec<T> v, ptrdiff_t n) {
-    alignas(kVectorBytes) T lanes[kLanes<T>] = {};
+    alignas(kVectorBytes) T lanes[kLanes<T>];
     store(lanes, v);
     return load_part(lanes, n);
 }
