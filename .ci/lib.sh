@@ -3,7 +3,6 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=${RNNFAST_CI_DIR:-$root/build/ci}   # ignored by git
-src=$work/src                            # the copy that README's test command runs in
 tools=$work/tools/bin
 
 mkdir -p "$work"
@@ -28,12 +27,15 @@ apt() {
     command -v "$program" >/dev/null || die "$program is still missing after installing $*"
 }
 
+# The programs of requirements.txt, installed anew when that file has changed.
 make_tools() {
-    [ -e "$tools/.done" ] && return
+    local wanted
+    wanted=$(sha256sum <"$root/.ci/requirements.txt")
+    [ "$(cat "$tools/.done" 2>/dev/null)" != "$wanted" ] || return 0
     apt g++ g++
-    python3 -m venv "$work/tools"
+    python3 -m venv --clear "$work/tools"
     "$tools/pip" install -q -r "$root/.ci/requirements.txt"
-    touch "$tools/.done"
+    echo "$wanted" >"$tools/.done"
 }
 
 # make_source FOLDER: what git would commit, a clean checkout of the tree as it stands.
@@ -45,11 +47,32 @@ make_source() {
         tar --null --files-from=- --create --file=-) | tar -x -C "$1"
 }
 
-# The commands of the first fenced block under README's heading "Tests".
-readme_test_command() {
-    awk '/^#+ /{here = ($0 ~ /^#+ +Tests *$/)}
-         here && /^```/{if (block) exit; block = 1; next}
-         here && block' "$src/README.md"
+# readme_block HEADING: the first fenced block under that heading of README.
+readme_block() {
+    local block
+    block=$(awk -v heading="$1" '
+        !block && /^#+ /{title = $0; sub(/^#+ +/, "", title); sub(/ +$/, "", title)}
+        title == heading && /^```/{if (block) exit; block = 1; next}
+        title == heading && block' "$root/README.md")
+    [ -n "$block" ] || die "README.md has no fenced block under a heading \"$1\""
+    echo "$block"
+}
+
+# run_readme_block HEADING FOLDER: runs that block in a clean checkout in FOLDER, with a compiler
+# that must work.
+run_readme_block() {
+    local command
+    command=$(readme_block "$1")
+    apt g++ g++
+    make_source "$2"
+    echo "$command"
+    (cd "$2" && RNNFAST_REQUIRE_NATIVE=1 bash -euo pipefail -c "$command" </dev/null)
+}
+
+# at_most NUMBER LIMIT: whether NUMBER is one, and not above LIMIT.
+at_most() {
+    awk -v number="$1" -v limit="$2" \
+        'BEGIN {exit !(number ~ /^[0-9]+(\.[0-9]+)?$/ && number + 0 <= limit + 0)}'
 }
 
 # build_kernel_test NAME CMAKE_ARG...: builds csrc/tests and runs them.

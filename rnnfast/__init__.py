@@ -5,7 +5,7 @@ from __future__ import annotations
 import os as _os
 import warnings as _warnings
 
-from rnnfast import _backend, _config, functional
+from rnnfast import _backend, _config, _native_backend, functional
 from rnnfast._config import (
     active_isa,
     get_num_threads,
@@ -38,10 +38,8 @@ __version__ = _config.version()
 
 _config.register_with_threadpoolctl()
 
+if _os.environ.get("RNNFAST_BACKEND", "") in ("", "native"):
+    _native_backend.preload()
+
 if not _backend.native_is_installed() and not _os.environ.get("RNNFAST_BACKEND"):
-    _warnings.warn(
-        "rnnfast was installed without its compiled module and falls back to Numba, or else to "
-        "NumPy, which is slow; RNNFAST_BACKEND=numba or numpy says that this is wanted",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    _warnings.warn(_config.fallback_warning(), RuntimeWarning, stacklevel=2)

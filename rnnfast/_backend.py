@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import threading
 import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from rnnfast._cells import Cell, Weights
+from rnnfast._locks import Lock
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ BACKENDS: dict[str, str] = {
 # What the compiled module is called; a pure-Python install has none.
 NATIVE_MODULE = "rnnfast._native"
 
-_lock = threading.Lock()
+_lock = Lock()
 _current: Backend | None = None
 
 

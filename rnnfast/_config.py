@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rnnfast import _backend, _validate
 
 _MOST_THREADS = 1024
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # as a container sees its own cgroup (v2)
 _threads: int | None = None  # what `set_num_threads` was given
 
 
@@ -38,7 +41,7 @@ def set_backend(name: str) -> None:
 
 
 def active_isa() -> str | None:
-    """The ISA of the kernels in use: "generic", "avx2", "avx512", "avx512bf16" or "neon".
+    """The ISA of the kernels in use: "generic", "avx2", "avx512" or "neon".
 
     None where the backend in use is not `native`: NumPy and Numba choose for themselves.
 
@@ -51,7 +54,10 @@ def active_isa() -> str | None:
 
 
 def set_num_threads(n: int) -> None:
-    """Sets how many threads a call may use; the other backends than `native` use one in any case.
+    """Sets how many threads a call of the backend `native` may use.
+
+    The other backends run on the thread that calls, but for products of matrices: these are
+    NumPy's, whose BLAS has threads of its own.
 
     Raises
     ------
@@ -71,7 +77,7 @@ def get_num_threads() -> int:
     """How many threads a call may use.
 
     What `set_num_threads` or threadpoolctl set last, else `RNNFAST_NUM_THREADS`, else the number
-    of CPUs that this process may run on.
+    of CPUs that this process may use: those that it may run on, within a container's quota.
 
     Raises
     ------
@@ -92,9 +98,20 @@ def wanted_threads() -> int:
                 f"RNNFAST_NUM_THREADS: expected an integer in 1..{_MOST_THREADS}, got {text!r}"
             )
         return int(text)
-    if hasattr(os, "sched_getaffinity"):  # Linux; fewer than cpu_count in a container or job
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # Linux; fewer than cpu_count in a job
+        cpus = len(os.sched_getaffinity(0))
+    else:
+        cpus = os.cpu_count() or 1
+    return min(cpus, max(1, _cpu_quota()))
+
+
+def _cpu_quota() -> int:
+    """How many CPUs' time a container may take, rounded up."""
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # there is none, or it is "max"
+        return _MOST_THREADS
 
 
 class Configuration(dict[str, Any]):
@@ -141,11 +158,35 @@ def _native() -> ModuleType | None:
 def _describe_native() -> tuple[str, list[str]]:
     """Whether the compiled module works, or why not, and the ISAs it has kernels for."""
     if not _backend.native_is_installed():
-        return "missing: a pure-Python install, the compiled module was not built", []
+        return f"missing: {_source_tree() or 'a pure-Python install, it was not built'}", []
     try:
         return "compiled", list(importlib.import_module(_backend.NATIVE_MODULE).isas())
     except ImportError as error:
         return f"cannot be imported: {error}", []
+
+
+def fallback_warning() -> str:
+    """What `import rnnfast` says where there is no compiled module."""
+    found = _source_tree() or "installed without its compiled module"
+    text = (
+        f"rnnfast was {found}; it falls back to Numba, or else to NumPy, which is slow. "
+        "RNNFAST_BACKEND=numba or numpy says that this is wanted."
+    )
+    if not _source_tree():
+        text += (
+            " `RNNFAST_REQUIRE_NATIVE=1 pip install --force-reinstall --no-cache-dir rnnfast` "
+            "shows why the compiled module could not be built (a C++17 compiler and Python's "
+            "headers are needed)"
+        )
+    return text
+
+
+def _source_tree() -> str:
+    """What to say of the source tree that this package lies in, if it is not an installed one."""
+    root = Path(__file__).parents[1]
+    if not (root / "pyproject.toml").exists():
+        return ""
+    return f"imported from the source tree {root}, which has no compiled module: run outside of it"
 
 
 def _text(value: Any) -> str:

@@ -72,7 +72,7 @@ def read_input(
     x: Any, dtype: np.dtype, size: int, layouts: dict[int, Layout], batch_first: bool = False
 ) -> tuple[NDArray, Layout]:
     """`x` checked, as a view (T, B, I), and its layout, which its number of axes tells."""
-    array = _validate.array("x", x)
+    array = _validate.of_dtype("x", x, dtype)
     if array.ndim not in layouts:
         forms = [_axes(_with_order(form, batch_first), "T B I")[1] for form in layouts.values()]
         raise ValueError(f"x: expected shape {' or '.join(forms)}, got {array.shape}")

@@ -60,8 +60,14 @@ class Module:
     dtype = option("dtype", '"float32" or "float64".')
 
     def __init__(self, cell: str, options: Options, suffixes: list[str], seed: Any) -> None:
+        # options: those that layers and cells share are checked here, others are
         # suffixes: of the parameters' names, for each layer and direction, layer by layer
-        self._options = options
+        self._options = options._replace(
+            input_size=_validate.integer("input_size", options.input_size, 0),
+            hidden_size=_validate.integer("hidden_size", options.hidden_size, 1),
+            bias=_validate.flag("bias", options.bias),
+            dtype=_validate.float_dtype("dtype", options.dtype).name,
+        )
         self._cell = CELLS[cell]
         self._suffixes = suffixes
         self._cache: _PackedCache | None = None
@@ -83,7 +89,8 @@ class Module:
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Copies parameters in, from arrays or torch tensors.
 
-        Floating-point entries of another precision are cast to the layer's, as torch does.
+        Floating-point entries of another precision are cast to the layer's, as torch does. Returns
+        nothing, where torch returns the missing and unexpected names.
 
         Parameters
         ----------
@@ -143,17 +150,19 @@ class Module:
     def _packs(self) -> list[Packed]:
         """The current weights of every layer and direction, packed for the backend in use."""
         backend = _backend.current()
-        cache, parameters = self._cache, self._parameters
-        if cache and cache.version == parameters.version and cache.backend is backend:
+        parameters = self._parameters
+        version = parameters.version  # always, so that an edit block's changes are taken over
+        cache = self._cache
+        if cache and cache.version == version and cache.backend is backend:
             return cache.packs
         with parameters.lock:
-            version = parameters.version
+            version, arrays = parameters.settled()
             cache = self._cache
             if cache and cache.version == version and cache.backend is backend:
                 return cache.packs
             packs = []
             for k, suffix in enumerate(self._suffixes):
-                weights = Weights(**{n: parameters[n + suffix] for n in self._shapes(k)})
+                weights = Weights(**{n: arrays[n + suffix] for n in self._shapes(k)})
                 packs.append(pack_checked(self._cell, self._sizes(k), weights))
             self._cache = _PackedCache(version, packs[0].backend, packs)
             return packs

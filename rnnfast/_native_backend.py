@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from types import ModuleType
 from typing import Any
 
 from rnnfast import _config
@@ -61,6 +63,25 @@ class NativeBackend:
 
 
 _backend: NativeBackend | None = None
+_threads_are_set = False
+
+
+def preload() -> None:
+    """Loads the compiled module where it can be, so that threadpoolctl finds it from the start.
+
+    What is wrong with it or with the environment is said at its first use.
+    """
+    with contextlib.suppress(ImportError, ValueError):
+        _module()
+
+
+def _module() -> ModuleType:
+    global _threads_are_set
+    module = importlib.import_module(NATIVE_MODULE)
+    if not _threads_are_set:  # once: a limit may be set from then on
+        module.set_num_threads(_config.wanted_threads())
+        _threads_are_set = True
+    return module
 
 
 def load() -> NativeBackend:
@@ -74,8 +95,7 @@ def load() -> NativeBackend:
     """
     global _backend
     if _backend is None:
-        module = importlib.import_module(NATIVE_MODULE)
+        module = _module()
         module.active_isa()  # raises here rather than in the first call of a layer
-        module.set_num_threads(_config.wanted_threads())
         _backend = NativeBackend(module)
     return _backend

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,16 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnfast import _validate
+from rnnfast._locks import Lock
+
+
+class _UnknownNameError(KeyError, ValueError):
+    """A wrong key of a mapping and a wrong value: no parameter has that name."""
+
+    __str__ = ValueError.__str__  # KeyError's shows the sentence in quotes
 
 
 class _Arrays(MutableMapping[str, NDArray]):
     """A mapping with fixed names and shapes, into which values are copied after a check."""
 
+    # Identity: arrays don't compare to one truth value.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __init__(self, arrays: Mapping[str, NDArray]) -> None:
         self._arrays = dict(arrays)
 
     def __getitem__(self, name: str) -> NDArray:
-        return self._arrays[name]
+        return self._arrays[self._known(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._store({name: self._checked(name, value)})
@@ -44,10 +57,14 @@ class _Arrays(MutableMapping[str, NDArray]):
         self._store({n: self._checked(n, value).copy() for n, value in given.items()})
 
     def _checked(self, name: str, value: Any) -> NDArray:
-        if name not in self._arrays:
-            raise ValueError(f"parameters: expected one of {', '.join(self)}, got {name!r}")
-        own = self._arrays[name]
+        own = self._arrays[self._known(name)]
         return _validate.floats(name, value, own.dtype, own.shape)
+
+    def _known(self, name: str) -> str:
+        if name not in self._arrays:
+            names = ", ".join(self)
+            raise _UnknownNameError(f"parameters: expected one of {names}, got {name!r}")
+        return name
 
     def _store(self, values: Mapping[str, NDArray]) -> None:
         for name, value in values.items():
@@ -56,6 +73,11 @@ class _Arrays(MutableMapping[str, NDArray]):
 
 class _Draft(_Arrays):
     """What `Parameters.edit` hands out: writable copies."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        # `p[name] -= ...` writes into the array, and then assigns it to itself.
+        if value is not self[name]:
+            super().__setitem__(name, value)
 
 
 class Parameters(_Arrays):
@@ -66,9 +88,9 @@ class Parameters(_Arrays):
 
     Raises
     ------
-    KeyError : reading an unknown name.
+    KeyError : an unknown name; also a ValueError.
     TypeError : assigning an array of another dtype; deleting.
-    ValueError : assigning to an unknown name, or an array of another shape.
+    ValueError : assigning an array of another shape.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray]) -> None:
@@ -78,26 +100,31 @@ class Parameters(_Arrays):
     def _prepare(self) -> None:
         # Unlike a view of a writable array, a view of a read-only buffer can't be made writable.
         self._views = {n: read_only(array) for n, array in self._arrays.items()}
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._version = 0
         self._draft: _Draft | None = None
 
     def __getitem__(self, name: str) -> NDArray:
-        if self._draft is not None:
-            self._follow_draft()
+        self._follow_draft(self._known(name))
         return self._views[name]
 
     @property
-    def lock(self) -> threading.RLock:
+    def lock(self) -> Lock:
         """Held while parameters change, and by who reads several that must belong together."""
         return self._lock
 
     @property
     def version(self) -> int:
-        """A number that grows with every change."""
-        if self._draft is not None:
-            self._follow_draft()
+        """A number that grows with every change, and within an edit block with every reading."""
+        self._follow_draft(*self._arrays)
         return self._version
+
+    def settled(self) -> tuple[int, Mapping[str, NDArray]]:
+        """The version and its arrays, to be read under `lock`.
+
+        Of an edit block that is open they have what was there when `version` was read last.
+        """
+        return self._version, self._views
 
     @contextmanager
     def edit(self) -> Iterator[MutableMapping[str, NDArray]]:
@@ -128,7 +155,7 @@ class Parameters(_Arrays):
             yield draft
         finally:
             with self._lock:
-                self._follow_draft()
+                self._follow_draft(*self._arrays)
                 self._draft = None
                 for array in draft.values():
                     array.flags.writeable = False
@@ -136,7 +163,8 @@ class Parameters(_Arrays):
     def copies(self) -> dict[str, NDArray]:
         """A copy of every parameter."""
         with self._lock:
-            return {name: np.array(self[name]) for name in self}
+            self._follow_draft(*self._arrays)
+            return {name: array.copy() for name, array in self._arrays.items()}
 
     def _store(self, values: Mapping[str, NDArray]) -> None:
         with self._lock:
@@ -145,10 +173,13 @@ class Parameters(_Arrays):
                 self._draft._store(values)
             self._version += 1
 
-    def _follow_draft(self) -> None:
+    def _follow_draft(self, *names: str) -> None:
+        """Takes over parameters as they stand in the edit block, if one is open."""
+        if self._draft is None:
+            return
         with self._lock:
-            if self._draft is not None:
-                super()._store(self._draft)
+            if self._draft is not None:  # not closed by another thread meanwhile
+                super()._store({name: self._draft[name] for name in names})
                 self._version += 1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,7 +227,8 @@ def loadable(own: Mapping[str, NDArray], given: Any, strict: bool) -> dict[str, 
             expected = _validate.shape_text(own[name].shape)
             shapes.append(f"{name}: expected shape {expected}, got {array.shape}")
         else:
-            arrays[name] = np.array(array, own[name].dtype)
+            with np.errstate(all="ignore"):  # what is too large becomes infinite, as in torch
+                arrays[name] = np.array(array, own[name].dtype)
     wrong = names + shapes + types
     if wrong:
         raise (ValueError if names or shapes else TypeError)("state_dict: " + "; ".join(wrong))

@@ -26,7 +26,9 @@ class RecomputedRun:
     def __init__(self, packed: Packed, args: Forward) -> None:
         self.packed = packed
         self.args = args
-        steps = args.x.shape[0]
+        steps, batch = args.x.shape[:2]
+        if not batch:
+            steps = 0  # nothing happens in any of them, however many
         size = max(1, math.ceil(math.sqrt(steps) / _STEP_MULTIPLE)) * _STEP_MULTIPLE
         chunks = [slice(t, min(t + size, steps)) for t in range(0, steps, size)] or [slice(0, 0)]
         self._chunks = chunks[::-1] if args.reverse else chunks  # in the order run

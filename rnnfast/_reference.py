@@ -174,6 +174,8 @@ def _initial(args: Forward, packed: Weights):
 def _steps(args: Forward):
     """(t, rows that have this step, rows whose state is reset before it), in the order run."""
     steps, batch = args.x.shape[:2]
+    if not batch:
+        return  # nothing happens in any of the steps, however many
     never = np.zeros(batch, bool)
     lengths = np.full(batch, steps) if args.lengths is None else args.lengths
     for t in reversed(range(steps)) if args.reverse else range(steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from rnnfast import _validate
 from rnnfast._layout import Layout, read_states
+from rnnfast._locks import Lock
 from rnnfast._parameters import read_only
 from rnnfast._stack import MaybeStates, States, TrainingRun
 
@@ -35,11 +35,6 @@ class Tape:
 
     A tape holds its own copy of the weights and inputs, so that neither updates of
     `layer.parameters` nor other tapes change what `backward` gives. Several threads may use it.
-
-    Attributes
-    ----------
-    output : as the layer returns it, read-only, because `backward` reads it.
-    state : the last state, as the layer returns it; read-only.
     """
 
     def __init__(
@@ -49,12 +44,22 @@ class Tape:
         self._run: TrainingRun | None = run
         self._layout = layout
         self._suffixes = suffixes
-        self._lock = threading.Lock()
-        self.output = layout.outward(read_only(output))
+        self._lock = Lock()
+        self._output = layout.outward(read_only(output))
         states = {name: read_only(state) for name, state in run.states.items()}
-        self.state = user_state(states, layout)
+        self._state = user_state(states, layout)
         steps, batch, width = output.shape
         self._output_shape = (steps, batch, width)
+
+    @property
+    def output(self) -> NDArray:
+        """The output, as the layer returns it; read-only, because `backward` reads it."""
+        return self._output
+
+    @property
+    def state(self) -> State:
+        """The last state, as the layer returns it; read-only."""
+        return self._state
 
     def __repr__(self) -> str:
         done = ", backward done" if self._run is None else ""

@@ -81,15 +81,21 @@ def floats(
     No copy where it is one already. A shape entry of -1 admits any size. `letters` explains the
     shape in messages, such as "(T, B, I)".
     """
-    given = array(name, value)
-    if native_order(given.dtype) != dtype:
-        raise TypeError(f"{name}: expected {dtype}, got {given.dtype}")
+    given = of_dtype(name, value, dtype)
     fits = len(shape) == given.ndim and all(
         want in (-1, got) for want, got in zip(shape, given.shape, strict=True)
     )
     if not fits:
         raise ValueError(f"{name}: expected shape {shape_text(shape, letters)}, got {given.shape}")
     return _row_major(given, dtype)
+
+
+def of_dtype(name: str, value: Any, dtype: np.dtype) -> NDArray:
+    """`value` as an array of `dtype`, in any byte order, of whatever shape it has."""
+    given = array(name, value)
+    if native_order(given.dtype) != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {given.dtype}")
+    return given
 
 
 def lengths(value: Any, batch: int, steps: int) -> NDArray | None:
@@ -125,12 +131,18 @@ def array(name: str, value: Any) -> NDArray:
     """`value` as an array of whatever dtype and shape it has; a mask must not hide anything."""
     if type(value) is np.ndarray:
         return value
-    if np.ma.is_masked(value):
-        raise TypeError(f"{name}: expected an array without masked values, got a masked array")
+    if value is None:  # NumPy would make an array of objects of it
+        raise TypeError(f"{name}: expected an array, got None")
     try:
-        return np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected an array, got {type(value).__name__}: {error}") from None
+        masked, given = np.ma.is_masked(value), np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the `__array__` of a user's class raises
+        got = type(value).__name__
+        raise TypeError(f"{name}: expected an array, got {got}: {error}") from error
+    if masked:
+        raise TypeError(f"{name}: expected an array without masked values, got a masked array")
+    return given
 
 
 def native_order(dtype: np.dtype) -> np.dtype:

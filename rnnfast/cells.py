@@ -27,25 +27,7 @@ class _Cell(Module):
         "dtype": "float32",
     }
 
-    def __init__(
-        self,
-        cell: str,
-        input_size: int,
-        hidden_size: int,
-        bias: bool,
-        dtype: Any,
-        seed: int | None,
-        nonlinearity: str | None = None,
-        reset_after: bool | None = None,
-    ) -> None:
-        options = Options(
-            input_size=_validate.integer("input_size", input_size, 0),
-            hidden_size=_validate.integer("hidden_size", hidden_size, 1),
-            bias=_validate.flag("bias", bias),
-            nonlinearity=nonlinearity,
-            reset_after=reset_after,
-            dtype=_validate.float_dtype("dtype", dtype).name,
-        )
+    def __init__(self, cell: str, options: Options, seed: int | None) -> None:
         super().__init__(cell, options, [""], seed)
 
     def __call__(self, x: Any, state: Any = None) -> State:
@@ -130,10 +112,11 @@ class RNNCell(_Cell):
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
-        cell = f"rnn_{_validate.one_of('nonlinearity', nonlinearity, NONLINEARITIES)}"
-        super().__init__(
-            cell, input_size, hidden_size, bias, dtype, seed, nonlinearity=nonlinearity
+        nonlinearity = _validate.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
+        options = Options(
+            input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, dtype=dtype
         )
+        super().__init__(f"rnn_{nonlinearity}", options, seed)
 
 
 class GRUCell(_Cell):
@@ -161,10 +144,9 @@ class GRUCell(_Cell):
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
-        cell = "gru" if _validate.flag("reset_after", reset_after) else "gru_reset_before"
-        super().__init__(
-            cell, input_size, hidden_size, bias, dtype, seed, reset_after=bool(reset_after)
-        )
+        reset_after = _validate.flag("reset_after", reset_after)
+        options = Options(input_size, hidden_size, bias=bias, reset_after=reset_after, dtype=dtype)
+        super().__init__("gru" if reset_after else "gru_reset_before", options, seed)
 
 
 class LSTMCell(_Cell):
@@ -188,4 +170,4 @@ class LSTMCell(_Cell):
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
-        super().__init__("lstm", input_size, hidden_size, bias, dtype, seed)
+        super().__init__("lstm", Options(input_size, hidden_size, bias=bias, dtype=dtype), seed)

@@ -260,8 +260,8 @@ def reversed_reset(reset: NDArray | None, lengths: NDArray | None) -> NDArray | 
     A cut before step t is a zero state before step t - 1, which runs after t; a cut past a row's
     last step is none.
     """
-    if reset is None:
-        return None
+    if reset is None or not reset.size:
+        return reset
     zero = np.zeros_like(reset)
     zero[:-1] = reset[1:]
     if lengths is not None:

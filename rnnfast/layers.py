@@ -39,35 +39,13 @@ class _Layer(Module):
     dropout = option("dropout", "The probability of dropout between layers, in `record`.")
     bidirectional = option("bidirectional", "Whether D is 2.")
 
-    def __init__(
-        self,
-        cell: str,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-        dtype: Any,
-        seed: int | None,
-        proj_size: int | None = None,
-        nonlinearity: str | None = None,
-        reset_after: bool | None = None,
-    ) -> None:
-        num_layers = _validate.integer("num_layers", num_layers, 1)
-        options = Options(
-            input_size=_validate.integer("input_size", input_size, 0),
-            hidden_size=_validate.integer("hidden_size", hidden_size, 1),
-            proj_size=proj_size,
+    def __init__(self, cell: str, options: Options, seed: int | None) -> None:
+        num_layers = _validate.integer("num_layers", options.num_layers, 1)
+        options = options._replace(
             num_layers=num_layers,
-            bias=_validate.flag("bias", bias),
-            batch_first=_validate.flag("batch_first", batch_first),
-            dropout=_validate.fraction("dropout", dropout),
-            bidirectional=_validate.flag("bidirectional", bidirectional),
-            nonlinearity=nonlinearity,
-            reset_after=reset_after,
-            dtype=_validate.float_dtype("dtype", dtype).name,
+            batch_first=_validate.flag("batch_first", options.batch_first),
+            dropout=_validate.fraction("dropout", options.dropout),
+            bidirectional=_validate.flag("bidirectional", options.bidirectional),
         )
         directions = ("", "_reverse") if options.bidirectional else ("",)
         suffixes = [f"_l{layer}{d}" for layer in range(num_layers) for d in directions]
@@ -216,19 +194,19 @@ class RNN(_Layer):
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
-        super().__init__(
-            f"rnn_{_validate.one_of('nonlinearity', nonlinearity, NONLINEARITIES)}",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            dtype,
-            seed,
+        nonlinearity = _validate.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
+        options = Options(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
             nonlinearity=nonlinearity,
+            dtype=dtype,
         )
+        super().__init__(f"rnn_{nonlinearity}", options, seed)
 
 
 class GRU(_Layer):
@@ -265,19 +243,19 @@ class GRU(_Layer):
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
-        super().__init__(
-            "gru" if _validate.flag("reset_after", reset_after) else "gru_reset_before",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            dtype,
-            seed,
-            reset_after=bool(reset_after),
+        reset_after = _validate.flag("reset_after", reset_after)
+        options = Options(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            reset_after=reset_after,
+            dtype=dtype,
         )
+        super().__init__("gru" if reset_after else "gru_reset_before", options, seed)
 
 
 class LSTM(_Layer):
@@ -318,16 +296,15 @@ class LSTM(_Layer):
         proj_size = _validate.integer("proj_size", proj_size, 0)
         if proj_size >= hidden_size:
             raise ValueError(f"proj_size: expected less than {hidden_size}, got {proj_size}")
-        super().__init__(
-            "lstm",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            dtype,
-            seed,
+        options = Options(
+            input_size=input_size,
+            hidden_size=hidden_size,
             proj_size=proj_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            dtype=dtype,
         )
+        super().__init__("lstm", options, seed)

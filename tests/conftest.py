@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
+from collections.abc import Generator
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -18,7 +21,24 @@ os.environ["PYTHONSAFEPATH"] = "1"
 
 def pytest_report_header() -> str:
     """Says what is tested, so that a run on a fallback is not mistaken for another."""
-    return f"rnnfast {rnnfast.__version__}: backend {_backend.current().name}"
+    with redirect_stdout(io.StringIO()):
+        config = rnnfast.show_config()
+    names = ["version", "backend", "isa", "threads"]
+    if config["backend"] != "native":
+        names.append("native")
+    return "rnnfast: " + ", ".join(f"{name} {config[name]}" for name in names)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With `RNNFAST_NO_SKIP=1` a test that is skipped has failed."""
+    report = yield
+    if report.skipped and os.environ.get("RNNFAST_NO_SKIP") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"RNNFAST_NO_SKIP=1: {call.excinfo.value}"
+    return report
 
 
 @pytest.fixture

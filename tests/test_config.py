@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import types
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
+from subprocesses import python
 
 import rnnfast
 from rnnfast import _backend, _config
 
+ROOT = Path(__file__).resolve().parent.parent
 NATIVE = _backend.native_is_installed()
-
-
-def python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `code` in a new process, in which nothing has been chosen yet."""
-    chosen = ("RNNFAST_BACKEND", "RNNFAST_ISA", "RNNFAST_NUM_THREADS")
-    clean = {name: value for name, value in os.environ.items() if name not in chosen}
-    return subprocess.run(
-        [sys.executable, *options, "-c", code],
-        env={**clean, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 class TestBackend:
@@ -97,7 +85,7 @@ class TestBackend:
         assert python(code).stdout.strip() == "[]"
 
     def test_import_warns_where_the_compiled_module_is_missing(self):
-        shown = "RuntimeWarning: rnnfast was installed without its compiled module"
+        shown = "RuntimeWarning: rnnfast was "
         assert (shown in python("import rnnfast").stderr) == (not NATIVE)
         assert shown not in python("import rnnfast", RNNFAST_BACKEND="numpy").stderr
 
@@ -158,6 +146,21 @@ print(rnnfast.get_num_threads() == want)
         with threadpoolctl.threadpool_limits(1, user_api="rnnfast"):
             assert rnnfast.get_num_threads() == 1
         assert rnnfast.get_num_threads() == 2
+
+    @pytest.mark.skipif(not NATIVE, reason="needs the compiled module")
+    @pytest.mark.skipif(sys.platform != "linux", reason="finds the loaded libraries of Linux")
+    def test_threadpoolctl_limits_the_first_call(self):
+        """Which loads nothing that the limit would come too early for."""
+        pytest.importorskip("threadpoolctl", minversion="3.2")
+        code = """
+import numpy as np, rnnfast, threadpoolctl
+with threadpoolctl.threadpool_limits(1):
+    rnnfast.GRU(2, 3)(np.ones((4, 2), np.float32))
+    print(rnnfast.get_num_threads())
+print(rnnfast.get_num_threads())
+"""
+        done = python(code, RNNFAST_NUM_THREADS="3")
+        assert done.stdout.split() == ["1", "3"], done.stderr
 
 
 class TestShowConfig:

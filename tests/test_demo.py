@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from rnnfast import _backend
 from rnnfast.demo import CharModel, Text, cli, evaluate, main, train, training
 from rnnfast.demo.gradients import gradient_norms
 from rnnfast.demo.model import CELLS, cross_entropy
@@ -219,6 +220,25 @@ def test_the_command_reports_and_writes_losses(short_text, tmp_path, capsys, cel
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_the_command_learns_the_same_on_every_backend(
+    short_text, tmp_path, capsys, keep_backend
+) -> None:
+    losses = {}
+    for name in _backend.BACKENDS:
+        path = tmp_path / f"{name}.txt"
+        arguments = ["--backend", name, "--hidden", "24", "--updates", "20", "--no-plot"]
+        try:
+            _backend.load(name)
+        except _backend.MissingBackendError:
+            continue
+        assert main([*arguments, "--losses", str(path)]) == 0
+        assert f" on the {name} backend: " in capsys.readouterr().out
+        losses[name] = np.loadtxt(path)
+        assert losses[name].shape == (20,)
+    for name, got in losses.items():
+        np.testing.assert_allclose(got, losses["numpy"], rtol=0, atol=1e-4, err_msg=name)
+
+
 def test_the_command_reads_the_real_text(tmp_path, capsys) -> None:
     assert main(["--cell", "rnn", "--hidden", "8", "--updates", "2", "--no-plot"]) == 0
     text = python_topics()
@@ -300,3 +320,26 @@ def test_blas_has_one_thread_while_the_command_runs(short_text, monkeypatch) -> 
 def test_text_is_printed_in_any_encoding(monkeypatch) -> None:
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert cli._printable("a \u201cb\u201d \u2026") == "a ?b? ?"
+
+
+@pytest.mark.parametrize("option", ["--output", "--losses"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_file_that_cannot_be_written_is_refused_before_training(
+    option, exists, monkeypatch, tmp_path, capsys
+) -> None:
+    path = tmp_path / "file"
+    if exists:
+        path.touch()
+    refused = path if exists else tmp_path
+    monkeypatch.setattr(cli.os, "access", lambda asked, mode: asked != refused)
+    monkeypatch.setattr(cli, "python_topics", lambda: pytest.fail("has begun"))
+    with pytest.raises(SystemExit) as stop:
+        main([option, str(path)])
+    assert stop.value.code == 2
+    assert f"{option}: expected a file that can be written, got '{path}'" in capsys.readouterr().err
+
+
+def test_help_shows_the_defaults_that_say_something() -> None:
+    text = " ".join(cli.parser().format_help().split())
+    assert "its hidden size (default: 192)" in text and "(default: rnnfast-demo.png)" in text
+    assert "default: None" not in text and "default: False" not in text

@@ -63,7 +63,11 @@ CALLS = {
         "state[0]: expected shape (L*D, B, H) = (2, 3, 6), got (1, 3, 6)",
     ),
     "state c dtype": ((X, (H, H.astype("f8"))), {}, TypeError, "state[1]: expected float32, got "),
-    "state c None": ((X, (H, None)), {}, TypeError, "state[1]: expected float32, got object"),
+    "state c None": ((X, (H, None)), {}, TypeError, "state[1]: expected an array, got None"),
+    "x None": ((None,), {}, TypeError, "x: expected an array, got None"),
+    "x a word": (("a",), {}, TypeError, "x: expected float32, got <U1"),
+    "x a number": ((1.0,), {}, TypeError, "x: expected float32, got float64"),
+    "x axes and dtype": ((np.zeros(SIZE),), {}, TypeError, "x: expected float32, got float64"),
     "state unbatched": (
         (X[:, 0], (H, H)),
         {},

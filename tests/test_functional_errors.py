@@ -35,7 +35,7 @@ PACKS = [
     (("lstm", BIAS, W_HH), ValueError, "weight_ih: expected shape (G*H, I) = (*, *), got (16,)"),
     (("lstm", W_IH, W_HH.T), ValueError, "weight_hh: expected shape (16, 4), got (4, 16)"),
     (("lstm", W_IH, W_HH.astype("f8")), TypeError, "weight_hh: expected float32, got float64"),
-    (("lstm", W_IH, None), TypeError, "weight_hh: expected float32, got object"),
+    (("lstm", W_IH, None), TypeError, "weight_hh: expected an array, got None"),
     (("lstm", W_IH, W_HH, BIAS), ValueError, "bias_hh: expected both biases or none, got one"),
     (("lstm", W_IH, W_HH, None, BIAS), ValueError, "bias_hh: expected both biases or none, got"),
     (("lstm", W_IH, W_HH, BIAS, BIAS[1:]), ValueError, "bias_hh: expected shape (16,), got (15,)"),
@@ -88,7 +88,7 @@ BACKWARDS = [
     ({"weight_hh": zeros(ROWS, 8)[:, ::2]}, ValueError, "into.weight_hh: expected a writable cont"),
     ({"weight_hh": zeros(ROWS, 8)[:, :4]}, ValueError, "into.weight_hh: expected a writable conti"),
     ({"bias_ih": np.broadcast_to(BIAS, ROWS)}, ValueError, "into.bias_ih: expected a writable co"),
-    ({"bias_ih": None}, TypeError, "into.bias_ih: expected float32, got object"),
+    ({"bias_ih": None}, TypeError, "into.bias_ih: expected an array, got None"),
     ({"weight_hr": W_IH}, ValueError, "into.weight_hr: expected None for such a layer, got an "),
 ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from oracle import KINDS, make, normal, parts, state_for
-from test_config import python
+from subprocesses import python
 from tolerances import REFERENCE, assert_close
 
 import rnnfast
@@ -18,6 +18,7 @@ from rnnfast._cells import DTYPES
 
 _native = pytest.importorskip(_backend.NATIVE_MODULE, reason="no compiled module, so no ISAs")
 
+VECTOR_BYTES = {"generic": 16, "avx2": 32, "avx512": 64, "neon": 16}
 HIDDEN_SIZES = (5, 16, 33)
 STEPS, BATCH, INPUT = 40, 13, 9
 
@@ -57,7 +58,8 @@ def forced(isa: str, path: Path):
         f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
         "import numpy as np, rnnfast, test_isa\n"
         f"np.savez({str(path)!r}, **test_isa.results())\n"
-        "print(rnnfast.active_isa(), rnnfast.show_config()['isa'])"
+        "from rnnfast import _native\n"
+        "print(rnnfast.active_isa(), rnnfast.show_config()['isa'], _native.vector_bytes())"
     )
     return python(code, RNNFAST_ISA=isa, RNNFAST_BACKEND="native")
 
@@ -81,7 +83,7 @@ def got(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
         path = folder / f"{isa}.npz"
         done = forced(isa, path)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == f"{isa} {isa}"
+        assert done.stdout.splitlines()[-1] == f"{isa} {isa} {VECTOR_BYTES[isa]}"
         with np.load(path) as file:
             arrays[isa] = dict(file)
     return arrays

@@ -32,7 +32,7 @@ ISA_HEADERS = {"cstddef", "cstdint", "cfloat", "climits", "immintrin.h", "arm_ne
 # The package's modules from the bottom up; a module may import only from rows above its own. One
 # that is not named here (with those below it) belongs to the top row.
 PYTHON_LAYERS: list[set[str]] = [
-    {"_cells"},
+    {"_cells", "_locks"},
     {"_validate"},
     {"_layout", "_parameters"},
     {"_native"},

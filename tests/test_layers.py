@@ -349,10 +349,15 @@ def test_weights_are_packed_anew_for_another_backend(keep_backend, rng):
     tape.backward(np.ones_like(want))  # keeps the backend that it was made with
 
 
-def test_an_empty_batch_takes_no_time_however_long(native):
-    layer = make("lstm")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_takes_no_time_however_long(kind, recompute):
+    layer = make(kind, num_layers=2, bidirectional=True)
     x = np.zeros((2**40, 0, SIZE), np.float32)
-    output, _ = layer(x)
-    assert output.shape == (2**40, 0, layer.hidden_size)
-    grads = layer.record(x).backward(np.zeros(output.shape, np.float32))
-    assert not any(g.any() for g in grads.parameters.values())
+    for options in ({}, {"lengths": [], "reset": np.zeros(x.shape[:2], bool)}):
+        output, _ = layer(x, **options)
+        assert output.shape[:2] == (2**40, 0)
+        tape = layer.record(x, **options, recompute=recompute)
+        grads = tape.backward(np.zeros(output.shape, np.float32))
+        assert grads.input.shape == x.shape
+        assert not any(g.any() for g in grads.parameters.values())

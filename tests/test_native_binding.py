@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
+import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from subprocesses import TESTS, python
 
 from rnnfast import _backend
 from rnnfast._cells import CELLS, DTYPES, Sizes, weight_shapes
@@ -200,11 +200,8 @@ def run_in_a_process(which: str) -> dict[str, str | None]:
         "import json, sys; from rnnfast import _native; import test_native_binding as this\n"
         f"for key, error in this.{which}(_native): print(json.dumps([key, error]), flush=True)"
     )
-    path = [str(Path(__file__).parent), *sys.path]
-    code = f"import sys; sys.path[:0] = {path!r}\n{code}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    code = f"import sys; sys.path[:0] = {[str(TESTS), *sys.path]!r}\n{code}"
+    done = python(code, RNNFAST_ISA=os.environ.get("RNNFAST_ISA"))
     results = dict(map(json.loads, done.stdout.splitlines()))
     last = list(results)[-1:]
     assert done.returncode == 0, f"ended with {done.returncode} after {last}: {done.stderr[-500:]}"

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 from oracle import KINDS, by_hand, make, normal, parts, state_for
-from tolerances import REFERENCE, assert_close
+from tolerances import REFERENCE, TORCH, assert_close
 
 import rnnfast
 
@@ -260,6 +260,17 @@ class TestStateDict:
         layer.load_state_dict(dict(other.named_parameters()))  # these require gradients
         for name, value in other.state_dict().items():
             np.testing.assert_array_equal(layer.parameters[name], value.numpy())
+
+    def test_torch_takes_it(self, layer, x):
+        torch = pytest.importorskip("torch")
+        other = torch.nn.LSTM(SIZE, 5, num_layers=2, bidirectional=True)
+        other.load_state_dict({n: torch.from_numpy(a) for n, a in layer.state_dict().items()})
+        with torch.no_grad():
+            want, states = other(torch.from_numpy(x))
+        output, state = layer(x)
+        assert_close(output, want.numpy(), TORCH["float32", "forward"])
+        for got, expected in zip(state, states, strict=True):
+            assert_close(got, expected.numpy(), TORCH["float32", "forward"])
 
     def test_within_an_edit_block(self, layer, x, rng):
         state = {name: array * 2 for name, array in layer.state_dict().items()}

@@ -151,6 +151,25 @@ def test_denormals_are_zero_inside(kind, dtype, backend, rng):
         assert (array == 0).all()
 
 
+def test_padding_costs_no_time(kind, backend, rng, keep_threads):
+    """A twentieth of the steps, in less than half of the time."""
+    rnnfast.set_num_threads(1)
+    layer = make(kind, 32, 64)
+    x, state, d_output, _ = case(layer, 400, 16, rng)
+    short = np.full(16, 20)
+
+    def train(lengths):
+        layer.record(x, state, lengths=lengths).backward(d_output)
+
+    def infer(lengths):
+        layer(x, state, lengths=lengths)
+
+    for run in (infer, train):
+        times = [[seconds(run, lengths) for lengths in (short, None)] for _ in range(5)]
+        short_time, full_time = np.min(times, axis=0)
+        assert short_time < 0.5 * full_time, run.__name__
+
+
 def seconds(function, *arguments) -> float:
     start = time.perf_counter()
     function(*arguments)

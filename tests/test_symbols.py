@@ -47,6 +47,10 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     for tool in ("cmake", "nm"):
         if not shutil.which(tool):
             pytest.skip(f"needs {tool}")
+    generators = {"ninja": "Ninja", "make": "Unix Makefiles"}
+    generator = next((name for tool, name in generators.items() if shutil.which(tool)), None)
+    if generator is None:
+        pytest.skip(f"needs {' or '.join(generators)}")
     build = tmp_path_factory.mktemp("build")
     configure = [
         "cmake",
@@ -54,6 +58,8 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         ROOT,
         "-B",
         build,
+        "-G",
+        generator,
         "-DRNNFAST_PYTHON=OFF",
         "-DCMAKE_BUILD_TYPE=Debug",
     ]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 
 import numpy as np
 import pytest
 from oracle import KINDS, assert_same_gradients, make, normal, parts, state_for
+from subprocesses import python
 from tolerances import FINITE_DIFFERENCES, REFERENCE, assert_close
+
+from rnnfast import _backend
 
 STEPS, BATCH, SIZE = 5, 3, 4
 LENGTHS = [3, 0, 5]
@@ -119,6 +123,39 @@ def test_recompute_without_arguments(rng):
     got, want = layer.record(x, recompute=True).backward(), layer.record(x).backward()
     assert_same_gradients(got, want)
     assert not got.input.any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_recompute_saves_memory():
+    """What a tape holds, and the most that both passes take, of a process of their own."""
+    code = """
+import re, sys
+import numpy as np, rnnfast
+
+def megabytes(name):
+    return int(re.search(rf"{name}:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1000
+
+layer = rnnfast.LSTM(4, 64, seed=0)
+d_output = np.ones((1000, 32, 64), np.float32)
+layer.record(np.ones((40, 32, 4), np.float32)).backward(d_output[:40])
+held, most = megabytes("VmRSS"), megabytes("VmHWM")
+tape = layer.record(np.ones((1000, 32, 4), np.float32), recompute=RECOMPUTE)
+held = megabytes("VmRSS") - held
+tape.backward(d_output)
+print(held, megabytes("VmHWM") - most)
+"""
+    backend = _backend.current().name
+    results = []
+    for recompute in ("False", "True"):
+        done = python(
+            code.replace("RECOMPUTE", recompute), RNNFAST_BACKEND=backend, RNNFAST_NUM_THREADS="1"
+        )
+        assert done.returncode == 0, done.stderr
+        results.append(list(map(float, done.stdout.split())))
+    (plain_held, plain_most), (held, most) = results
+    # y is 8 MB; the four gates and c, which recomputation does without, are 41 MB.
+    assert plain_held > 30 and held < 0.5 * plain_held, results
+    assert plain_most > 30 and most < 0.7 * plain_most, results
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -19,10 +19,12 @@ from rnnfast._numba.compiling import entry
 
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 _IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
-# x86-64: flush-to-zero and denormals-are-zero in MXCSR. AArch64: FZ in FPCR.
+# x86-64: flush-to-zero and denormals-are-zero in MXCSR, which has the status flags too. AArch64:
+# FZ in FPCR; the status flags are in FPSR, which stands above it in the values here.
 _FLUSH = 0x8040 if _IS_X86 else 1 << 24 if _IS_ARM else 0
 
 _I32, _I64, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+_HALF = ir.Constant(_I64, 32)
 
 
 def _call(builder, name, result, *arguments):
@@ -30,9 +32,14 @@ def _call(builder, name, result, *arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
+def _fpsr(builder):
+    # As metadata: older LLVMs have no intrinsic for it, and Numba's no assembler for inline code.
+    return builder.module.add_metadata(["fpsr"])
+
+
 @intrinsic
 def _read(typingctx):
-    """The floating-point control register of this thread; 0 where it is not known."""
+    """The floating-point control and status of this thread; 0 where it is not known."""
 
     def codegen(context, builder, signature, arguments):
         if _IS_X86:
@@ -41,7 +48,9 @@ def _read(typingctx):
             _call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), pointer)
             return builder.zext(builder.load(slot), _I64)
         if _IS_ARM:
-            return _call(builder, "llvm.aarch64.get.fpcr", _I64)
+            control = _call(builder, "llvm.aarch64.get.fpcr", _I64)
+            status = _call(builder, "llvm.read_volatile_register.i64", _I64, _fpsr(builder))
+            return builder.or_(control, builder.shl(status, _HALF))
         return ir.Constant(_I64, 0)
 
     return types.uint64(), codegen
@@ -49,7 +58,7 @@ def _read(typingctx):
 
 @intrinsic
 def _write(typingctx, value):
-    """Sets the register that `_read` reads."""
+    """Sets what `_read` reads."""
 
     def codegen(context, builder, signature, arguments):
         if _IS_X86:
@@ -57,7 +66,11 @@ def _write(typingctx, value):
             pointer = builder.bitcast(slot, _POINTER)
             _call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), pointer)
         elif _IS_ARM:
-            _call(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), arguments[0])
+            status = builder.lshr(arguments[0], _HALF)
+            control = builder.zext(builder.trunc(arguments[0], _I32), _I64)
+            _call(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), control)
+            register = _fpsr(builder)
+            _call(builder, "llvm.write_register.i64", ir.VoidType(), register, status)
         return context.get_dummy_value()
 
     return types.void(types.uint64), codegen
@@ -65,7 +78,7 @@ def _write(typingctx, value):
 
 @entry
 def _set(value):
-    """Sets the control register, and returns what it was."""
+    """Sets control and status, and returns what they were."""
     before = _read()
     _write(value)
     return before
@@ -73,7 +86,7 @@ def _set(value):
 
 @entry
 def _add(bits):
-    """Sets bits of the control register, and returns what it was."""
+    """Sets bits of the control, and returns what control and status were."""
     before = _read()
     _write(before | bits)
     return before

@@ -140,6 +140,8 @@ class Rows:
     def of(cls, args: Forward) -> Rows:
         """The rows of a pass."""
         steps, batch = args.x.shape[:2]
+        if not batch:
+            steps = 0  # no rows in any of them, of which there may be more than fit in memory
         lengths = args.lengths
         if lengths is None or (lengths == steps).all():
             return cls(batch, None, np.arange(steps + 1, dtype=np.int64) * batch, None)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,16 +42,21 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m rnnfast demo",
         description="Trains a character model on the English of Python's help(), prints text that "
         "it writes, and draws how its gradients vanish. Takes about 50 s.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    made.add_argument("--cell", choices=CELLS, default="lstm", help="the kind of layer")
-    made.add_argument("--hidden", type=_count, default=192, help="its hidden size")
-    made.add_argument("--seconds", type=_seconds, default=40.0, help="how long to train")
+
+    def add(name: str, default: object, meaning: str, **options: Any) -> None:
+        made.add_argument(
+            name, default=default, help=f"{meaning} (default: %(default)s)", **options
+        )
+
+    add("--cell", "lstm", "the kind of layer", choices=CELLS)
+    add("--hidden", 192, "its hidden size", type=_count)
+    add("--seconds", 40.0, "how long to train", type=_seconds)
     made.add_argument("--updates", type=_count, help="train for so many updates instead")
-    made.add_argument("--seed", type=_seed, default=0, help="of parameters and generated text")
+    add("--seed", 0, "of parameters and generated text", type=_seed)
     made.add_argument("--backend", choices=_backend.BACKENDS, help="instead of the best one")
     made.add_argument("--losses", type=_file, help="write each update's bits per character here")
-    made.add_argument("--output", type=_file, default="rnnfast-demo.png", help="the figure")
+    add("--output", "rnnfast-demo.png", "the figure", type=_file)
     made.add_argument("--no-plot", action="store_true", help="leave the figure out")
     return made
 
@@ -189,4 +196,6 @@ def _file(value: str) -> Path:
     path = Path(value)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {value!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a file that can be written, got {value!r}")
     return path

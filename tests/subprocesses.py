@@ -1,0 +1,31 @@
+"""New processes for what can be chosen, or imported, only once in a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# `python -c` puts the current folder on the path, and Python 3.10 cannot be told not to: it must
+# not be the repository's root, where the source tree of the package lies.
+TESTS = Path(__file__).resolve().parent
+CHOICES = ("RNNFAST_BACKEND", "RNNFAST_ISA", "RNNFAST_NUM_THREADS")
+
+
+def python(
+    code: str, *options: str, cwd: Path = TESTS, **environment: str | None
+) -> subprocess.CompletedProcess[str]:
+    """Runs `code` in a new process, in which nothing has been chosen yet.
+
+    environment : variables to set, or with None to unset, over those of this process.
+    """
+    wanted = {**os.environ, **dict.fromkeys(CHOICES), **environment}
+    return subprocess.run(
+        [sys.executable, *options, "-c", code],
+        cwd=cwd,
+        env={name: value for name, value in wanted.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
