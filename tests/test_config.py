@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import types
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from subprocesses import python
 import rnnfast
 from rnnfast import _backend, _config
 
-ROOT = Path(__file__).resolve().parent.parent
 NATIVE = _backend.native_is_installed()
 
 
