@@ -26,7 +26,7 @@ BATCH_SIZES = (1, 2, 7, BATCH)
 THREADS = (1, 2, 3)
 # (steps, batch, whether forward is shared out too): rows enough for each thread; and too few, where
 # only the products of backward are shared out.
-SHARED_OUT = [(100, 61, True), (1700, 3, False)]
+SHARED_OUT = [(140, 61, True), (1700, 3, False)]
 TASKS = Path("/proc/self/task")
 
 
