@@ -82,3 +82,10 @@ def assert_same_gradients(got, want) -> None:
     assert list(got.parameters) == list(want.parameters)
     for name, gradient in got.parameters.items():
         np.testing.assert_array_equal(gradient, want.parameters[name], err_msg=name)
+
+
+def assert_same_states(got, want) -> None:
+    """Asserts the same form and the same bits."""
+    assert isinstance(got, tuple) == isinstance(want, tuple)
+    for a, b in zip(parts(got), parts(want), strict=True):
+        np.testing.assert_array_equal(a, b)

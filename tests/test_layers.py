@@ -8,19 +8,22 @@ import threading
 
 import numpy as np
 import pytest
-from oracle import KINDS, assert_same_gradients, by_hand, make, normal, parts, state_for
+from oracle import (
+    KINDS,
+    assert_same_gradients,
+    assert_same_states,
+    by_hand,
+    make,
+    normal,
+    parts,
+    state_for,
+)
 from tolerances import REFERENCE, assert_close
 
 import rnnfast
 
 STEPS, BATCH, SIZE = 7, 3, 4
 LENGTHS = [4, 0, 7]
-
-
-def equal_states(got, want) -> None:
-    assert isinstance(got, tuple) == isinstance(want, tuple)
-    for a, b in zip(parts(got), parts(want), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -50,7 +53,7 @@ def test_batch_first_moves_axes_only(kind, rng):
     first_output, first_last = first(x_first, state, lengths=LENGTHS, reset=reset)
     assert first_output.flags.c_contiguous
     np.testing.assert_array_equal(first_output.swapaxes(0, 1), output)
-    equal_states(first_last, last)
+    assert_same_states(first_last, last)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -115,7 +118,7 @@ def test_memory_of_inputs_does_not_matter(name, dtype, rng):
     odd_state = tuple(odd_arrays(s)[name] for s in state)
     output, last = layer(odd_x, odd_state)
     np.testing.assert_array_equal(output, want)
-    equal_states(last, want_last)
+    assert_same_states(last, want_last)
     got = layer.record(odd_x, odd_state).backward(odd_arrays(d_output)[name], odd_state)
     assert_same_gradients(got, layer.record(x, state).backward(d_output, state))
 
@@ -152,9 +155,9 @@ def test_sizes_of_zero(kind, steps, batch, size, recompute, rng):
     grads = tape.backward(np.ones_like(output), state)
     assert grads.input.shape == x.shape
     if steps == 0:
-        equal_states(last, state)
-        equal_states(tape.state, state)
-        equal_states(grads.state, state)
+        assert_same_states(last, state)
+        assert_same_states(tape.state, state)
+        assert_same_states(grads.state, state)
     if steps == 0 or batch == 0:
         assert not any(g.any() for g in grads.parameters.values())
 
