@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
+from oracle import use_or_skip
 
 import rnnfast
 from rnnfast import _backend, _config
@@ -62,10 +63,7 @@ def keep_backend():
 @pytest.fixture
 def native(keep_backend):
     """The compiled module, with its backend in use; skips where there is none."""
-    try:
-        _backend.use("native")
-    except _backend.MissingBackendError as error:
-        pytest.skip(str(error))
+    use_or_skip("native")
     return importlib.import_module(_backend.NATIVE_MODULE)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 import rnnfast
-from rnnfast import functional
+from rnnfast import _backend, functional
 
 # One line for each thing that a layer can be: a constructor and the options that select a cell.
 KINDS = {
@@ -89,3 +90,12 @@ def assert_same_states(got, want) -> None:
     assert isinstance(got, tuple) == isinstance(want, tuple)
     for a, b in zip(parts(got), parts(want), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def use_or_skip(name: str) -> str:
+    """Puts a backend in use, or skips the test with the reason why it is missing."""
+    try:
+        _backend.use(name)
+    except _backend.MissingBackendError as error:
+        pytest.skip(str(error))
+    return name

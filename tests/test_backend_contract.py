@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from oracle import use_or_skip
 from tolerances import FINITE_DIFFERENCES, REFERENCE, assert_close
 
 from rnnfast import _backend, functional
@@ -25,11 +26,7 @@ PROJECTED = [name for name, cell in CELLS.items() if cell.projects]
 @pytest.fixture(params=list(_backend.BACKENDS))
 def backend(request, keep_backend) -> str:
     """Each backend in turn, in use."""
-    try:
-        _backend.use(request.param)
-    except _backend.MissingBackendError as error:
-        pytest.skip(str(error))
-    return request.param
+    return use_or_skip(request.param)
 
 
 @pytest.fixture(params=list(CELLS))

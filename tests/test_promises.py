@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from oracle import KINDS, make, normal, parts, state_for
+from oracle import KINDS, make, normal, parts, state_for, use_or_skip
 from tolerances import REFERENCE, assert_close
 
 import rnnfast
@@ -30,11 +30,7 @@ FAST = [name for name in _backend.BACKENDS if name != "numpy"]
 @pytest.fixture(params=FAST)
 def backend(request, keep_backend) -> str:
     """Each backend but the reference, in use."""
-    try:
-        _backend.use(request.param)
-    except _backend.MissingBackendError as error:
-        pytest.skip(str(error))
-    return request.param
+    return use_or_skip(request.param)
 
 
 @pytest.fixture(params=list(KINDS))
