@@ -58,7 +58,8 @@ PackedWeights<T>::PackedWeights(CellId cell, const Sizes& sizes, const Weights<T
 
 template <class T>
 PackedWeights<T>::~PackedWeights() {
-    AlignedDelete()(transposed_.load());
+    if (T* const there = transposed_.load())
+        free_bytes(there, size_t(kernels_.transposed_size(sizes_)) * sizeof(T));
 }
 
 template <class T>
@@ -101,15 +102,15 @@ void run_forward(const PackedWeights<T>& weights, ForwardArgs<T> args, const Row
     args.sizes = weights.sizes();
     args.packed = weights.packed();
     const int most = most_shards(plan.batch, most_threads(kernels, args.sizes, rows.rows()));
-    std::vector<Buffer<T>> scratch;  // allocated here, since a worker must not throw
-    for (int i = 0; i < most; ++i)
-        scratch.push_back(
-            allocate<T>(kernels.forward_scratch(args, plan, share(plan.batch, i, most))));
+    // Allocated here, since a worker must not throw. The first shard of equals is the smallest.
+    const ptrdiff_t each = kernels.forward_scratch(args, plan, share(plan.batch, most - 1, most));
+    const ScratchBlock block(size_t(each) * size_t(most) * sizeof(T));
+    T* const scratch = static_cast<T*>(block.get());
     parallel(most, [&](int index, int team, Barrier&) {
         const FloatEnv env;
         // A team may be smaller than asked for: then a member takes several shards in turn.
         for (int i = index; i < most; i += team)
-            kernels.forward(args, plan, share(plan.batch, i, most), scratch[size_t(i)].get());
+            kernels.forward(args, plan, share(plan.batch, i, most), scratch + i * each);
     });
 }
 
@@ -125,7 +126,9 @@ void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, Backward
     ptrdiff_t most_rows = 0;
     for (const Chunk& chunk : chunks)
         most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
-    const Buffer<T> scratch = allocate<T>(kernels.backward_scratch(args, grads, plan, most_rows));
+    const ScratchBlock block(size_t(kernels.backward_scratch(args, grads, plan, most_rows)) *
+                             sizeof(T));
+    T* const scratch = static_cast<T*>(block.get());
     // Backward multiplies twice as much as forward.
     const int most = most_threads(kernels, args.sizes, 2 * rows.rows());
     parallel(most, [&](int index, int team, Barrier& barrier) {
@@ -134,7 +137,7 @@ void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, Backward
         const bool steps = index < shards;  // the others help with the products alone
         const Shard shard = steps ? share(plan.batch, index, shards) : Shard{0, 0};
         const auto run = [&](BackwardPhase phase, const Chunk& chunk) {
-            kernels.backward(args, grads, plan, most_rows, scratch.get(),
+            kernels.backward(args, grads, plan, most_rows, scratch,
                              {phase, chunk, shard, index, team});
         };
         if (steps) run(BackwardPhase::begin, {0, 0});

@@ -1,0 +1,109 @@
+#include "dispatch/buffer.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace rnnfast {
+namespace {
+
+constexpr size_t kLine = 64;
+constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kLarge = 2 * kHugePage;
+// What a thread keeps: enough for the chunks of all but the largest layers.
+constexpr size_t kMostKept = size_t(8) << 20;
+
+void* system_allocate(size_t bytes) {
+#if defined(_WIN32)
+    return ::operator new(bytes, std::align_val_t(kLine));
+#else
+    void* p = nullptr;
+    const bool large = bytes >= kLarge;
+    if (posix_memalign(&p, large ? kHugePage : kLine, bytes ? bytes : 1)) throw std::bad_alloc();
+#if defined(__linux__)
+    // Advice: where it is refused, the memory is as good as any other.
+    if (large) (void)madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+    return p;
+#endif
+}
+
+void system_free(void* p) noexcept {
+#if defined(_WIN32)
+    ::operator delete(p, std::align_val_t(kLine));
+#else
+    free(p);
+#endif
+}
+
+// The large block that is kept: whoever exchanges the pointer for another owns the block.
+struct Spare {
+    void* block;
+    size_t bytes;
+};
+
+std::atomic<Spare*> spare{nullptr};
+
+void drop(Spare* s) noexcept {
+    if (s) system_free(s->block);
+    delete s;
+}
+
+// The block that the thread keeps.
+struct Kept {
+    void* block = nullptr;
+    size_t bytes = 0;
+
+    ~Kept() { system_free(block); }
+};
+
+thread_local Kept kept;
+
+}  // namespace
+
+void* allocate_bytes(size_t bytes) {
+    if (bytes >= kLarge)
+        if (Spare* const s = spare.exchange(nullptr)) {
+            if (s->bytes >= bytes && s->bytes / 2 <= bytes) {
+                void* const p = s->block;
+                delete s;
+                return p;
+            }
+            drop(s);
+        }
+    return system_allocate(bytes);
+}
+
+void free_bytes(void* p, size_t bytes) noexcept {
+#if defined(__linux__) && defined(MADV_FREE)
+    if (bytes >= kLarge && !madvise(p, bytes / kHugePage * kHugePage, MADV_FREE))
+        if (Spare* const s = new (std::nothrow) Spare{p, bytes}) return drop(spare.exchange(s));
+#endif
+    (void)bytes;
+    system_free(p);
+}
+
+ScratchBlock::ScratchBlock(size_t bytes) : block_(kept.block), bytes_(kept.bytes) {
+    kept.block = nullptr;
+    kept.bytes = 0;
+    if (bytes_ >= bytes && block_) return;
+    system_free(block_);
+    block_ = nullptr;
+    block_ = system_allocate(bytes);
+    bytes_ = bytes;
+}
+
+ScratchBlock::~ScratchBlock() {
+    if (bytes_ <= kMostKept && !kept.block) {
+        kept.block = block_;
+        kept.bytes = bytes_;
+    } else {
+        system_free(block_);
+    }
+}
+
+}  // namespace rnnfast
