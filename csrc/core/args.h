@@ -68,6 +68,19 @@ RNNFAST_INLINE Shard share(ptrdiff_t n, ptrdiff_t part, ptrdiff_t parts) {
     return {n * part / parts, n * (part + 1) / parts};
 }
 
+// A thread's work in a step: some of the places, or (parts above 1) some of the units of all places,
+// of which h must be whole before the next step.
+struct Slice {
+    Shard rows;
+    ptrdiff_t part = 0, parts = 1;
+    void (*wait)(void* barrier) = nullptr;  // returns once all parts are here
+    void* barrier = nullptr;
+
+    RNNFAST_INLINE void meet() const {
+        if (parts > 1) wait(barrier);
+    }
+};
+
 // Steps begin..end-1, in the order of time whatever the direction.
 struct Chunk {
     ptrdiff_t begin;

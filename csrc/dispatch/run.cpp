@@ -28,9 +28,13 @@ int most_shards(ptrdiff_t batch, int threads) {
 
 // Cuts the steps into chunks, in the order in which backward runs them. A chunk's gate gradients
 // stay in L2, and it has rows enough to make the parameters' products efficient.
-std::vector<Chunk> backward_chunks(const Plan& plan, ptrdiff_t gradient_row) {
+std::vector<Chunk> backward_chunks(const Plan& plan, ptrdiff_t gradient_row, ptrdiff_t weights) {
     constexpr ptrdiff_t kElements = 131072, kRows = 128;
-    const ptrdiff_t target = std::max(kRows, kElements / gradient_row);
+    // Where the parameters' gradients leave L2, each chunk reads and writes them once more.
+    constexpr ptrdiff_t kInL2 = 262144, kMostElements = 1048576, kMostRows = 512;
+    ptrdiff_t target = std::max(kRows, kElements / gradient_row);
+    if (weights > kInL2)
+        target = std::max(target, std::min(kMostRows, kMostElements / gradient_row));
     std::vector<Chunk> chunks;
     for (ptrdiff_t done = 0; done < plan.steps;) {
         const ptrdiff_t from = done;
@@ -122,7 +126,9 @@ void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, Backward
     if (plan.batch == 0) return;
     args.sizes = weights.sizes();
     grads.transposed = weights.transposed();
-    const std::vector<Chunk> chunks = backward_chunks(plan, kernels.gradient_row(args.sizes));
+    const std::vector<Chunk> chunks =
+        backward_chunks(plan, kernels.gradient_row(args.sizes),
+                        kernels.gradient_row(args.sizes) * (args.sizes.input + args.sizes.width()));
     ptrdiff_t most_rows = 0;
     for (const Chunk& chunk : chunks)
         most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
@@ -138,7 +144,7 @@ void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, Backward
         const Shard shard = steps ? share(plan.batch, index, shards) : Shard{0, 0};
         const auto run = [&](BackwardPhase phase, const Chunk& chunk) {
             kernels.backward(args, grads, plan, most_rows, scratch,
-                             {phase, chunk, shard, index, team});
+                             {phase, chunk, {shard}, index, team});
         };
         if (steps) run(BackwardPhase::begin, {0, 0});
         barrier.wait();

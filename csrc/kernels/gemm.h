@@ -15,12 +15,6 @@ constexpr ptrdiff_t smaller(T a, T b) {
     return a < b ? a : b;
 }
 
-// An integer as a type, for choosing a tile.
-template <int N>
-struct Count {
-    static constexpr int value = N;
-};
-
 // The left operand (M, K): row m's elements lie in `runs` runs of `run` elements, `stride` apart.
 // K = runs * run; an ordinary matrix is one run.
 template <class T>
@@ -79,16 +73,23 @@ RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand
     if (r < rows) tile<1, W>(r, column, a, panel, epilogue);
 }
 
-// A (rows, K) times panels of kWidth vectors, `columns` vectors in all, the last panel narrower
-// where they don't divide. Panel p is [k][its width][lane], at p * kWidth * K * lanes. Widths are
-// multiples of kGroup. `epilogue.start` fills a tile's accumulators and `finish` takes them.
+// The right operand: some columns of a matrix in panels. Panel p is [k][its width][lane]; all are as
+// wide, but for the last of all, which may be narrower.
+template <class T>
+struct Right {
+    const T* base;
+    ptrdiff_t k;
+    ptrdiff_t begin, end;  // in vectors: from the first of a panel to the end of one
+};
+
+// A (rows, K) times panels of kWidth vectors. Widths are multiples of kGroup. `epilogue.start` fills
+// a tile's accumulators and `finish` takes them.
 template <int kWidth, int kGroup, class T, class Epilogue>
-void product(ptrdiff_t rows, const Operand<T>& a, const T* panels, ptrdiff_t columns,
-             const Epilogue& epilogue) {
+void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilogue& epilogue) {
     constexpr int kMost = tile_rows(kWidth);
-    for (ptrdiff_t column = 0; column < columns; column += kWidth) {
-        const T* panel = panels + column * a.k() * kLanes<T>;
-        const ptrdiff_t width = smaller<ptrdiff_t>(kWidth, columns - column);
+    for (ptrdiff_t column = b.begin; column < b.end; column += kWidth) {
+        const ptrdiff_t width = smaller<ptrdiff_t>(kWidth, b.end - column);
+        const T* panel = b.base + column * b.k * kLanes<T>;
         if (width == kWidth) tile_column<kMost, kWidth>(rows, column, a, panel, epilogue);
         if constexpr (kWidth > 3 && 3 % kGroup == 0)
             if (width == 3) tile_column<kMost, 3>(rows, column, a, panel, epilogue);
@@ -178,70 +179,6 @@ struct StoreEdges {
             }
     }
 };
-
-// C[m][n] += sum over rows k of a[k*lda + m] * b[k*ldb + n]: M lanes of a gate gradient by W
-// vectors of the layer's input. Nothing is packed. kEdge: the last vector has `last` elements.
-template <int M, int W, bool kEdge, class T>
-RNNFAST_INLINE void outer_tile(ptrdiff_t k, const T* a, ptrdiff_t lda, const T* b, ptrdiff_t ldb,
-                               T* c, ptrdiff_t ldc, ptrdiff_t last) {
-    const auto get = [last](const T* p, int v) {
-        return kEdge && v == W - 1 ? load_part(p, last) : load(p);
-    };
-    Vec<T> acc[M][W];
-    clear<T>(acc);
-    for (ptrdiff_t i = 0; i < k; ++i) {
-        Vec<T> right[W];
-#pragma GCC unroll 4
-        for (int v = 0; v < W; ++v) right[v] = get(b + i * ldb + v * kLanes<T>, v);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-            const Vec<T> left = broadcast(a[i * lda + m]);
-#pragma GCC unroll 4
-            for (int v = 0; v < W; ++v) acc[m][v] = fma(left, right[v], acc[m][v]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-        for (int v = 0; v < W; ++v) {
-            T* p = c + m * ldc + v * kLanes<T>;
-            const Vec<T> sum = get(p, v) + acc[m][v];
-            if (kEdge && v == W - 1)
-                store_part(p, sum, last);
-            else
-                store(p, sum);
-        }
-}
-
-// As many of the `lanes` rows of C at a time as registers hold.
-template <int W, bool kEdge, class T>
-RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t k, const T* a, ptrdiff_t lda,
-                                 const T* b, ptrdiff_t ldb, T* c, ptrdiff_t ldc, ptrdiff_t last) {
-    constexpr int kMost = smaller<ptrdiff_t>(kRegisters == 32 ? 8 : 4, kLanes<T>);
-    ptrdiff_t m = 0;
-    const auto run = [&](auto count) {
-        outer_tile<count.value, W, kEdge>(k, a + m, lda, b, ldb, c + m * ldc, ldc, last);
-        m += count.value;
-    };
-    while (m + kMost <= lanes) run(Count<kMost>{});
-    if constexpr (kMost > 4)
-        if (m + 4 <= lanes) run(Count<4>{});
-    if constexpr (kMost > 2)
-        if (m + 2 <= lanes) run(Count<2>{});
-    if (m < lanes) run(Count<1>{});
-}
-
-// Cuts n columns into panels of three vectors and the rest, the last vector perhaps short:
-// body(width, whether its last vector is short, first column, elements of that last vector).
-template <class T, class Body>
-void each_panel(ptrdiff_t n, const Body& body) {
-    constexpr ptrdiff_t L = kLanes<T>;
-    ptrdiff_t from = 0;
-    for (; n - from >= 3 * L; from += 3 * L) body(Count<3>{}, Count<0>{}, from, L);
-    if (n - from >= 2 * L) body(Count<2>{}, Count<0>{}, from, L), from += 2 * L;
-    if (n - from >= L) body(Count<1>{}, Count<0>{}, from, L), from += L;
-    if (n > from) body(Count<1>{}, Count<1>{}, from, n - from);
-}
 
 }  // namespace
 }  // namespace rnnfast

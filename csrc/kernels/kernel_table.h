@@ -11,7 +11,7 @@ enum class BackwardPhase { begin, steps, products, end };
 struct BackwardWork {
     BackwardPhase phase;
     Chunk chunk;            // of `steps` and `products`
-    Shard shard;            // of the batch, in all phases but `products`
+    Slice slice;            // in all phases but `products`; rows alone in `begin` and `end`
     ptrdiff_t part, parts;  // of `products`
 };
 

@@ -37,13 +37,13 @@ constexpr CellKernels<T> cell_kernels() {
             BackwardPass<Cell, T> pass(args, grads, plan, rows, scratch);
             switch (work.phase) {
                 case BackwardPhase::begin:
-                    return pass.begin(work.shard);
+                    return pass.begin(work.slice.rows);
                 case BackwardPhase::steps:
-                    return pass.steps(work.chunk, work.shard);
+                    return pass.steps(work.chunk, work.slice);
                 case BackwardPhase::products:
                     return pass.products(work.chunk, work.part, work.parts);
                 case BackwardPhase::end:
-                    return pass.end(work.shard);
+                    return pass.end(work.slice.rows);
             }
         },
     };

@@ -73,7 +73,7 @@ struct TransposedLayout {
         w = take(s.pre_row() * vectors<T>(s.input) * kLanes<T>);
         r = take(kFirstGates<Cell> * s.padded * s.h_row());
         r_second = take(Cell::kTwoProducts ? s.padded * s.h_row() : 0);
-        projection = take(s.projection ? s.projection * s.padded : 0);
+        projection = take(s.projection ? s.h_row() * s.padded : 0);
         size = end;
     }
 };
@@ -119,14 +119,16 @@ void pack_gates(const T* source, ptrdiff_t ks, ptrdiff_t hidden, int gates, Gate
         }
 }
 
-// Panels into panels of the transpose: of the first `taken` columns, with K padded to vectors.
+// Panels into panels of the transpose: of the first `taken` columns, with K padded to vectors. What
+// was a column [block][gate][lane] becomes row [gate][block][lane].
 template <class T>
-void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken, T* out) {
+void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken, int gates, T* out) {
     constexpr ptrdiff_t L = kLanes<T>;
     const Panels<T> to{panel_width(1), vectors<T>(from.ks) * L, taken};
     for (ptrdiff_t first = 0; first < from.ks; first += L)
         for (ptrdiff_t column = 0; column < taken; ++column) {
-            T* row = out + to.index(column, first);
+            const ptrdiff_t v = column / L, k = (v % gates * (taken / gates / L) + v / gates) * L;
+            T* row = out + to.index(k + column % L, first);
             const T* values = source + from.index(first, column);
             const ptrdiff_t step = from.step(column), lanes = smaller(L, from.ks - first);
             for (ptrdiff_t l = 0; l < lanes; ++l) row[l] = values[l * step];
@@ -175,14 +177,13 @@ void pack_transposed(const Sizes& sizes, const T* packed, T* out) {
     const auto transpose = [&](ptrdiff_t source, ptrdiff_t ks, ptrdiff_t columns, ptrdiff_t taken,
                                int group, ptrdiff_t target) {
         const Panels<T> panels{panel_width(group), columns, ks};
-        transpose_panels(panels, packed + source, taken, out + target);
+        transpose_panels(panels, packed + source, taken, group, out + target);
     };
     const ptrdiff_t first = kFirstGates<Cell> * s.padded;
     transpose(from.w, s.input, s.pre_row(), s.pre_row(), Cell::kGates, to.w);
     transpose(from.r, s.width, first, first, kFirstGates<Cell>, to.r);
     if (Cell::kTwoProducts) transpose(from.r_second, s.width, s.padded, s.padded, 1, to.r_second);
-    if (s.projection)
-        transpose(from.projection, s.hidden, s.h_row(), s.projection, 1, to.projection);
+    if (s.projection) transpose(from.projection, s.hidden, s.h_row(), s.h_row(), 1, to.projection);
 }
 
 }  // namespace

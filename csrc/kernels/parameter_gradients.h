@@ -1,54 +1,51 @@
 // The gradients of the parameters, from the gate gradients of a chunk of rows.
 #pragma once
 
+#include "kernels/columns.h"
 #include "kernels/pack.h"
 
 namespace rnnfast {
 namespace {
 
-// Rows are summed by blocks of so many, and the blocks' sums added up: in one long sum a float32
-// would lose 1e-5 over 400,000 rows. Blocks also keep the right operand's columns in L1.
-constexpr ptrdiff_t kSumRows = 256;
+// A right operand of so many bytes stays in L1 beside what else a tile reads.
+constexpr ptrdiff_t kStaysInL1 = 16384;
 
-// Adds one thread's part: some of the (block, gate) pairs, each V rows of dW, dR and db.
+// Adds one thread's part: some of the (gate, block) pairs, each V rows of dW, dR and db.
 template <class Cell, class T>
 struct ParameterGradients {
     static constexpr ptrdiff_t L = kLanes<T>;
 
     const Shape<Cell, T>& shape;
-    const T* da;  // (rows, [block][slot][lane])
-    ptrdiff_t da_ld;
+    const Columns<T>& da;  // vectors [slot][block]
     ptrdiff_t rows;
     Shard pairs;
 
     // dW += da_x^T x, db += da_x^T 1.
-    void input(const T* x, ptrdiff_t x_ld, T* dw, T* db) const {
+    void input(const Columns<T>& x, T* dw, T* db) const {
         const Slots slots{0, 0, Cell::kGates, Cell::gate_of_x_slot};
-        weight(slots, x, x_ld, shape.input, dw);
+        weight(slots, x, shape.input, dw);
         if (db) bias(slots, db);
     }
 
     // dR += da_h^T h, db += da_h^T 1; with two products the last slot has r h for h.
-    void recurrent(const T* h, ptrdiff_t h_ld, const T* reset_h, ptrdiff_t reset_ld, T* dr,
-                   T* db) const {
+    void recurrent(const Columns<T>& h, const Columns<T>& reset_h, T* dr, T* db) const {
         constexpr int kFirst = kApart<Cell>, kSecond = kFirst + kFirstGates<Cell>;
         const Slots slots{kFirst, kFirst, Cell::kSlots, Cell::gate_of_h_slot};
-        weight({kFirst, kFirst, kSecond, slots.gate_of}, h, h_ld, shape.width, dr);
-        weight({kFirst, kSecond, Cell::kSlots, slots.gate_of}, reset_h, reset_ld, shape.width, dr);
+        weight({kFirst, kFirst, kSecond, slots.gate_of}, h, shape.width, dr);
+        weight({kFirst, kSecond, Cell::kSlots, slots.gate_of}, reset_h, shape.width, dr);
         if (db) bias(slots, db);
     }
 
-    // C (m, n) += A^T B over the chunk's rows.
-    void outer(ptrdiff_t m, const T* a, ptrdiff_t lda, const T* b, ptrdiff_t ldb, ptrdiff_t n,
-               T* c) const {
-        each_block([&](ptrdiff_t row, ptrdiff_t k) {
-            each_panel<T>(n, [&](auto width, auto edge, ptrdiff_t from, ptrdiff_t last) {
-                for (ptrdiff_t i = 0; i < m; i += L)
-                    outer_lanes<width.value, edge.value != 0>(
-                        smaller(L, m - i), k, a + row * lda + i, lda, b + row * ldb + from, ldb,
-                        c + i * n + from, n, last);
-            });
-        });
+    // C (m, n) += A^T B for some of its m rows, by vectors of them.
+    void outer(const Shard& of_vectors, ptrdiff_t m, const Columns<T>& a, const Columns<T>& b,
+               ptrdiff_t n, T* c) const {
+        for (ptrdiff_t v = 0; v < vectors<T>(n);) {
+            ptrdiff_t width = 1;
+            for (ptrdiff_t i = of_vectors.begin; i < of_vectors.end; ++i)
+                width =
+                    outer_panel(smaller(L, m - i * L), rows, a.at(0, i), b, v, c + i * L * n, n);
+            v += width;
+        }
     }
 
 private:
@@ -58,45 +55,48 @@ private:
         int (*gate_of)(int);
     };
 
-    // By columns of the right operand that stay in L1 over all the rows of dW.
-    void weight(const Slots& slots, const T* right, ptrdiff_t ld, ptrdiff_t n, T* dw) const {
-        if (slots.begin == slots.end) return;
-        each_block([&](ptrdiff_t first, ptrdiff_t k) {
-            each_panel<T>(n, [&](auto width, auto edge, ptrdiff_t from, ptrdiff_t last) {
-                each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
-                    outer_lanes<width.value, edge.value != 0>(lanes, k, a + first * da_ld, da_ld,
-                                                              right + first * ld + from, ld,
-                                                              dw + row * n + from, n, last);
-                });
+    void weight(const Slots& slots, const Columns<T>& right, ptrdiff_t n, T* dw) const {
+        const ptrdiff_t all = vectors<T>(n);
+        if (slots.begin == slots.end || all == 0) return;
+        const auto panel = [&](const T* a, ptrdiff_t row, ptrdiff_t lanes, ptrdiff_t v) {
+            return outer_panel(lanes, rows, a, right, v, dw + row * n, n);
+        };
+        if (all * L * rows * ptrdiff_t(sizeof(T)) <= kStaysInL1) {  // dW in order
+            each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+                for (ptrdiff_t v = 0; v < all;) v += panel(a, row, lanes, v);
             });
-        });
+            return;
+        }
+        for (ptrdiff_t v = 0; v < all;) {  // a few columns of the right operand stay
+            ptrdiff_t width = all;
+            each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+                width = panel(a, row, lanes, v);
+            });
+            v += width;
+        }
     }
 
     void bias(const Slots& slots, T* db) const {
-        each_block([&](ptrdiff_t first, ptrdiff_t k) {
-            each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+        each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+            Vec<T> total = zero<T>();
+            for (ptrdiff_t first = 0; first < rows; first += kSumRows) {
                 Vec<T> sum = zero<T>();
-                for (ptrdiff_t i = first; i < first + k; ++i) sum = sum + load(a + i * da_ld);
-                store_edge(db + row, load_edge(db + row, lanes) + sum, lanes);
-            });
+                for (ptrdiff_t i = first; i < smaller(rows, first + kSumRows); ++i)
+                    sum = sum + load(a + i * L);
+                total = total + sum;
+            }
+            store_edge(db + row, load_edge(db + row, lanes) + total, lanes);
         });
-    }
-
-    // body(first row, rows) for each block of rows that is summed by itself.
-    template <class Body>
-    void each_block(const Body& body) const {
-        for (ptrdiff_t row = 0; row < rows; row += kSumRows)
-            body(row, smaller(kSumRows, rows - row));
     }
 
     // body(gradients of one of this thread's pairs, the first row of dW they belong to, lanes).
     template <class Body>
     void each(const Slots& slots, const Body& body) const {
         for (ptrdiff_t i = pairs.begin; i < pairs.end; ++i) {
-            const ptrdiff_t b = i / Cell::kGates;
-            const int slot = int(i % Cell::kGates) + slots.first;
+            const ptrdiff_t b = i % shape.blocks;
+            const int slot = int(i / shape.blocks) + slots.first;
             if (slot >= slots.begin && slot < slots.end)
-                body(da + (b * Cell::kSlots + slot) * L, slots.gate_of(slot) * shape.hidden + b * L,
+                body(da.at(0, slot * shape.blocks + b), slots.gate_of(slot) * shape.hidden + b * L,
                      shape.lanes(b));
         }
     }

@@ -21,16 +21,17 @@ class BackwardPass {
     const Plan& plan;
     const Shape<Cell, T> shape;
     const TransposedLayout<Cell, T> at;
-    const ptrdiff_t da_ld, h_ld, unit_ld, x_ld;
-    const bool x_regular, dx_regular;
+    const ptrdiff_t h_ld, unit_ld, x_ld;
+    const bool dx_regular;
+    // Rows of the chunk, by columns:
+    Columns<T> da;       // gate gradients, vectors [slot][block]
+    Columns<T> h_prev;   // h before the step
+    Columns<T> x;        // x, so that its columns too are read in order
+    Columns<T> reset_h;  // r h, for the cell with two products
+    Columns<T> dp;       // with a projection: gradient at the projected h,
+    Columns<T> hidden;   //                    and h before it
     // Rows of the chunk:
-    T* da;       // [row][block][slot][lane]  gate gradients
-    T* h_prev;   // [row][h_ld]   h before the step
-    T* x;        // [row][x_ld]   copies, where the caller's rows are not regular
-    T* dx;       // [row][x_ld]   likewise
-    T* reset_h;  // [row][unit_ld]  r h, for the cell with two products
-    T* dp;       // [row][h_ld]   with a projection: gradient at the projected h,
-    T* hidden;   // [row][unit_ld]                   and h before it
+    T* dx;  // [row][x_ld]  where the caller's rows are not regular
     // Rows of the batch, by place:
     T* dh;       // [place][h_ld]     gradient at h, of the step to come
     T* dc;       // [place][unit_ld]  the same for c
@@ -46,11 +47,9 @@ public:
           plan(p),
           shape(a.sizes),
           at(shape),
-          da_ld(spread<T>(shape.gradient_row())),
           h_ld(spread<T>(shape.h_row())),
           unit_ld(spread<T>(shape.padded)),
           x_ld(spread<T>(vectors<T>(shape.input) * L)),
-          x_regular(regular(p, {0, p.batch}, a.x_step, a.x_row)),
           dx_regular(regular(p, {0, p.batch}, g.dx_step, g.dx_row)) {
         place(rows, scratch);
     }
@@ -60,13 +59,17 @@ public:
     ptrdiff_t place(ptrdiff_t rows, T* memory) {
         Scratch<T> scratch{memory};
         const bool projects = Cell::kProjects && shape.projection;
-        da = scratch.take(rows * da_ld);
-        h_prev = scratch.take(rows * h_ld);
-        x = scratch.take(x_regular ? 0 : rows * x_ld);
+        const ptrdiff_t stride = Columns<T>::stride_for(rows);
+        const auto columns = [&](ptrdiff_t n) {
+            return Columns<T>{scratch.take(n * stride), stride};
+        };
+        da = columns(Cell::kSlots * shape.blocks);
+        h_prev = columns(vectors<T>(shape.width));
+        x = columns(vectors<T>(shape.input));
+        reset_h = columns(Cell::kTwoProducts ? shape.blocks : 0);
+        dp = columns(projects ? vectors<T>(shape.width) : 0);
+        hidden = columns(projects ? shape.blocks : 0);
         dx = scratch.take(grads.dx && !dx_regular ? rows * x_ld : 0);
-        reset_h = scratch.take(Cell::kTwoProducts ? rows * unit_ld : 0);
-        dp = scratch.take(projects ? rows * h_ld : 0);
-        hidden = scratch.take(projects ? rows * unit_ld : 0);
         dh = scratch.take(plan.batch * h_ld);
         dc = scratch.take(Cell::kHasC ? plan.batch * unit_ld : 0);
         c0 = scratch.take(Cell::kHasC ? plan.batch * unit_ld : 0);
@@ -103,39 +106,61 @@ public:
         }
     }
 
-    void steps(const Chunk& chunk, const Shard& shard) {
+    // Leaves the gate gradients of the chunk's rows, for some of the places.
+    void steps(const Chunk& chunk, const Slice& slice) {
+        const Units units = units_of(slice);
         for (ptrdiff_t i = 0; i < chunk.end - chunk.begin; ++i) {
             const ptrdiff_t t = plan.reverse ? chunk.begin + i : chunk.end - 1 - i;
-            const ptrdiff_t n = shard.clip(plan.rows(t));
-            const ptrdiff_t first = chunk_row(t, chunk) + shard.begin;
-            gather(t, first, shard, n);
+            const ptrdiff_t n = slice.rows.clip(plan.rows(t));
+            const Step step{t, chunk_row(t, chunk) + slice.rows.begin, slice.rows.begin, n};
+            gather(step, units);
             if constexpr (Cell::kTwoProducts)
-                step_two_products(t, first, shard, n);
+                step_two_products(step);
             else
-                step_one_product(t, first, shard, n);
-            cut(t, shard, n);
+                step_one_product(step, units, slice);
+            cut(step, units);
         }
     }
 
     // Part `part` of `parts` of the parameters' gradients, and of the chunk's dx.
     void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts) {
         const ptrdiff_t rows = chunk_row(chunk.end, chunk);
-        const ParameterGradients<Cell, T> sums{shape, da, da_ld, rows,
+        const ParameterGradients<Cell, T> sums{shape, da, rows,
                                                share(shape.blocks * Cell::kGates, part, parts)};
-        const T* x_rows = x_regular ? args.x + chunk.begin * args.x_step : x;
-        const ptrdiff_t ldx = x_regular ? regular_stride(plan, args.x_step, args.x_row) : x_ld;
         const Weights<T>& w = grads.weights;
-        sums.input(x_rows, ldx, w.weight_ih, w.bias_ih);
-        sums.recurrent(h_prev, h_ld, reset_h, unit_ld, w.weight_hh, w.bias_hh);
-        if (Cell::kProjects && shape.projection) {
-            const Shard mine = share(shape.projection, part, parts);
-            sums.outer(mine.end - mine.begin, dp + mine.begin, h_ld, hidden, unit_ld, shape.hidden,
-                       w.weight_hr + mine.begin * shape.hidden);
-        }
+        sums.input(x, w.weight_ih, w.bias_ih);
+        sums.recurrent(h_prev, reset_h, w.weight_hh, w.bias_hh);
+        if (Cell::kProjects && shape.projection)
+            sums.outer(share(vectors<T>(shape.projection), part, parts), shape.projection, dp,
+                       hidden, shape.hidden, w.weight_hr);
         if (grads.dx) input_gradient(chunk, share(rows, part, parts));
     }
 
 private:
+    // Step t of `rows` places from `place` on; the first of them is the chunk's row `row`.
+    struct Step {
+        ptrdiff_t t, row, place, rows;
+    };
+
+    // The vectors of h and of x that are a thread's own.
+    struct Units {
+        Shard h, x;
+    };
+
+    Units units_of(const Slice& slice) const {
+        const Shard panels = share(panels_of(vectors<T>(shape.width)), slice.part, slice.parts);
+        return {panel_columns(panels, vectors<T>(shape.width)),
+                share(vectors<T>(shape.input), slice.part, slice.parts)};
+    }
+
+    // Panels of the transposed weights, and the columns of some of them.
+    static ptrdiff_t panels_of(ptrdiff_t columns) {
+        return (columns + panel_width(1) - 1) / panel_width(1);
+    }
+    static Shard panel_columns(const Shard& panels, ptrdiff_t columns) {
+        return {panels.begin * panel_width(1), smaller(panels.end * panel_width(1), columns)};
+    }
+
     ptrdiff_t chunk_row(ptrdiff_t t, const Chunk& chunk) const {
         return plan.start(t) - plan.start(chunk.begin);
     }
@@ -144,19 +169,17 @@ private:
         return args.reset && args.reset[t * plan.batch + plan.row(p)];
     }
 
-    // Copies what step t's rows of the chunk need from the caller: h before the step, and x where
-    // its rows are not regular.
-    void gather(ptrdiff_t t, ptrdiff_t first, const Shard& shard, ptrdiff_t n) {
-        const ptrdiff_t before = plan.rows_before(t);
-        for (ptrdiff_t i = 0; i < n; ++i) {
-            const ptrdiff_t p = shard.begin + i, row = plan.row(p);
+    // Copies what a step's rows of the chunk need from the caller: x, and h before the step.
+    void gather(const Step& step, const Units& units) {
+        const ptrdiff_t before = plan.rows_before(step.t);
+        for (ptrdiff_t i = 0; i < step.rows; ++i) {
+            const ptrdiff_t p = step.place + i, row = plan.row(p);
             const T* from = row_of(args.h0, row, shape.width);
-            if (p < before) from = args.y + plan.previous(t) * args.y_step + row * args.y_row;
-            if (is_reset(t, p)) from = nullptr;
-            copy_padded(h_prev + (first + i) * h_ld, from, shape.width, shape.h_row());
-            if (!x_regular)
-                copy_or_zero(x + (first + i) * x_ld, args.x + t * args.x_step + row * args.x_row,
-                             shape.input);
+            if (p < before) from = args.y + plan.previous(step.t) * args.y_step + row * args.y_row;
+            if (is_reset(step.t, p)) from = nullptr;
+            put_row(h_prev, step.row + i, from, shape.width, units.h);
+            put_row(x, step.row + i, args.x + step.t * args.x_step + row * args.x_row, shape.input,
+                    units.x);
         }
     }
 
@@ -173,27 +196,30 @@ private:
     }
 
     // Zeros in the lanes that are no units: there they could be NaN, and weights of zero keep NaN.
-    RNNFAST_INLINE void store_gradients(T* to, ptrdiff_t b, const V* gradient, int first,
+    static V keep_units(V v, ptrdiff_t units) { return units >= L ? v : keep_first<T>(v, units); }
+
+    RNNFAST_INLINE void store_gradients(ptrdiff_t row, ptrdiff_t b, const V* gradient, int first,
                                         int last) const {
-        const bool whole = shape.lanes(b) == L;
         for (int s = first; s < last; ++s)
-            store(to + (b * Cell::kSlots + s) * L,
-                  whole ? gradient[s] : keep_first<T>(gradient[s], shape.lanes(b)));
+            store(da.at(row, s * shape.blocks + b), keep_units(gradient[s], shape.lanes(b)));
     }
 
-    void step_one_product(ptrdiff_t t, ptrdiff_t first, const Shard& shard, ptrdiff_t n) {
+    void step_one_product(const Step& step, const Units& units, const Slice& slice) {
+        const ptrdiff_t t = step.t;
         const bool projects = Cell::kProjects && shape.projection;
-        if (projects) {
-            for (ptrdiff_t i = 0; i < n; ++i)
-                for (ptrdiff_t b = 0; b < vectors<T>(shape.width); ++b)
-                    store(dp + (first + i) * h_ld + b * L, dh_at(t, shard.begin + i, b));
+        if (projects) {  // the whole of h: with a projection units are not shared out
+            for (ptrdiff_t i = 0; i < step.rows; ++i)
+                for (ptrdiff_t b = 0; b < units.h.end; ++b)
+                    store(dp.at(step.row + i, b),
+                          keep_units(dh_at(t, step.place + i, b), shape.projection - b * L));
             product<panel_width(1), 1>(
-                n, Operand<T>{dp + first * h_ld, h_ld, shape.projection},
-                grads.transposed + at.projection, shape.blocks,
-                StoreRows<T, false>{through + shard.begin * unit_ld, unit_ld});
+                step.rows, dp.operand(step.row, 0, units.h.end),
+                Right<T>{grads.transposed + at.projection, shape.h_row(), 0, shape.blocks},
+                StoreRows<T, false>{through + step.place * unit_ld, unit_ld});
         }
-        for (ptrdiff_t i = 0; i < n; ++i) {
-            const ptrdiff_t p = shard.begin + i, row = first + i;
+        const Shard own = projects ? Shard{0, shape.blocks} : units.h;
+        for (ptrdiff_t i = 0; i < step.rows; ++i) {
+            const ptrdiff_t p = step.place + i, row = step.row + i;
             const T* saved = saved_at(t, p);
             const T* before = nullptr;  // c before the step: [block], c_stride apart
             ptrdiff_t c_stride = L;
@@ -205,7 +231,7 @@ private:
                 }
                 if (is_reset(t, p)) before = zeros, c_stride = L;
             }
-            for (ptrdiff_t b = 0; b < shape.blocks; ++b) {
+            for (ptrdiff_t b = own.begin; b < own.end; ++b) {
                 V kept[Cell::kSaved], gradient[Cell::kSlots], direct{}, dc_b{}, c_b{};
                 for (int s = 0; s < Cell::kSaved; ++s)
                     kept[s] = load(saved + (b * Cell::kSaved + s) * L);
@@ -214,79 +240,85 @@ private:
                     c_b = load(before + b * c_stride);
                 }
                 const V dh_b = projects ? load(through + p * unit_ld + b * L) : dh_at(t, p, b);
-                const V h_b = Cell::kDirect ? load(h_prev + row * h_ld + b * L) : V{};
+                const V h_b = Cell::kDirect ? load(h_prev.at(row, b)) : V{};
                 Cell::backward(kept, h_b, c_b, dh_b, dc_b, gradient, direct);
                 if constexpr (Cell::kHasC) store(dc + p * unit_ld + b * L, dc_b);
                 if constexpr (Cell::kDirect) store(dh + p * h_ld + b * L, direct);
                 if constexpr (Cell::kProjects)
-                    if (projects) store(hidden + row * unit_ld + b * L, Cell::hidden(kept));
-                store_gradients(da + row * da_ld, b, gradient, 0, Cell::kSlots);
+                    if (projects) store(hidden.at(row, b), Cell::hidden(kept));
+                store_gradients(row, b, gradient, 0, Cell::kSlots);
             }
         }
-        recurrent_gradient(first, shard, n, at.r, kApart<Cell>, Cell::kGates);
+        slice.meet();  // every thread's units are in da
+        recurrent_gradient(step, units.h, at.r, kApart<Cell>, Cell::kGates);
     }
 
-    void step_two_products(ptrdiff_t t, ptrdiff_t first, const Shard& shard, ptrdiff_t n) {
+    void step_two_products(const Step& step) {
         V kept[Cell::kSaved], gradient[Cell::kSlots];
-        for (ptrdiff_t i = 0; i < n; ++i) {
-            const ptrdiff_t p = shard.begin + i, row = first + i;
+        const ptrdiff_t t = step.t;
+        for (ptrdiff_t i = 0; i < step.rows; ++i) {
+            const ptrdiff_t p = step.place + i, row = step.row + i;
             for (ptrdiff_t b = 0; b < shape.blocks; ++b) {
                 for (int s = 0; s < Cell::kSaved; ++s)
                     kept[s] = load(saved_at(t, p) + (b * Cell::kSaved + s) * L);
                 const V dh_b = dh_at(t, p, b);
-                Cell::backward_candidate(kept, load(h_prev + row * h_ld + b * L), dh_b, gradient);
+                Cell::backward_candidate(kept, load(h_prev.at(row, b)), dh_b, gradient);
                 store(dh + p * h_ld + b * L, dh_b);
-                store_gradients(da + row * da_ld, b, gradient, Cell::Z, Cell::kSlots);
+                store_gradients(row, b, gradient, Cell::Z, Cell::kSlots);
             }
         }
-        const Operand<T> candidate{da + first * da_ld + Cell::N * L, da_ld, L, shape.blocks,
-                                   Cell::kSlots * L};
-        product<panel_width(1), 1>(n, candidate, grads.transposed + at.r_second, shape.blocks,
-                                   StoreRows<T, false>{through + shard.begin * unit_ld, unit_ld});
-        for (ptrdiff_t i = 0; i < n; ++i) {
-            const ptrdiff_t p = shard.begin + i, row = first + i;
+        product<panel_width(1), 1>(
+            step.rows, da.operand(step.row, Cell::N * shape.blocks, shape.blocks),
+            Right<T>{grads.transposed + at.r_second, shape.padded, 0, shape.blocks},
+            StoreRows<T, false>{through + step.place * unit_ld, unit_ld});
+        for (ptrdiff_t i = 0; i < step.rows; ++i) {
+            const ptrdiff_t p = step.place + i, row = step.row + i;
             for (ptrdiff_t b = 0; b < shape.blocks; ++b) {
                 V rh, direct;
                 for (int s = 0; s < Cell::kSaved; ++s)
                     kept[s] = load(saved_at(t, p) + (b * Cell::kSaved + s) * L);
-                Cell::backward_reset(kept, load(h_prev + row * h_ld + b * L),
-                                     load(dh + p * h_ld + b * L),
+                Cell::backward_reset(kept, load(h_prev.at(row, b)), load(dh + p * h_ld + b * L),
                                      load(through + p * unit_ld + b * L), gradient, rh, direct);
-                store(reset_h + row * unit_ld + b * L, rh);
+                store(reset_h.at(row, b), rh);
                 store(dh + p * h_ld + b * L, direct);
-                store_gradients(da + row * da_ld, b, gradient, Cell::R, Cell::R + 1);
+                store_gradients(row, b, gradient, Cell::R, Cell::R + 1);
             }
         }
-        recurrent_gradient(first, shard, n, at.r, 0, kFirstGates<Cell>);
+        recurrent_gradient(step, {0, vectors<T>(shape.width)}, at.r, 0, kFirstGates<Cell>);
     }
 
     // dh = R^T da, added to the direct part where the cell has one. `gates` slots from `slot` on.
-    void recurrent_gradient(ptrdiff_t first, const Shard& shard, ptrdiff_t n, ptrdiff_t packed,
-                            int slot, int gates) {
-        const Operand<T> a{da + first * da_ld + slot * L, da_ld, gates * L, shape.blocks,
-                           Cell::kSlots * L};
-        product<panel_width(1), 1>(n, a, grads.transposed + packed, vectors<T>(shape.width),
-                                   StoreRows<T, Cell::kDirect>{dh + shard.begin * h_ld, h_ld});
+    void recurrent_gradient(const Step& step, const Shard& columns, ptrdiff_t packed, int slot,
+                            int gates) {
+        const ptrdiff_t k = gates * shape.padded;
+        product<panel_width(1), 1>(
+            step.rows, da.operand(step.row, slot * shape.blocks, gates * shape.blocks),
+            Right<T>{grads.transposed + packed, k, columns.begin, columns.end},
+            StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld});
     }
 
     // No gradient crosses a reset.
-    void cut(ptrdiff_t t, const Shard& shard, ptrdiff_t n) {
-        for (ptrdiff_t p = shard.begin; args.reset && p < shard.begin + n; ++p) {
-            if (!is_reset(t, p)) continue;
-            copy_or_zero<T>(dh + p * h_ld, nullptr, h_ld);
-            if (Cell::kHasC) copy_or_zero<T>(dc + p * unit_ld, nullptr, unit_ld);
+    void cut(const Step& step, const Units& units) {
+        for (ptrdiff_t p = step.place; args.reset && p < step.place + step.rows; ++p) {
+            if (!is_reset(step.t, p)) continue;
+            zero_vectors(dh + p * h_ld, units.h);
+            if (Cell::kHasC)
+                zero_vectors(dc + p * unit_ld, shape.projection ? Shard{0, shape.blocks} : units.h);
         }
+    }
+
+    static void zero_vectors(T* row, const Shard& of_vectors) {
+        for (ptrdiff_t v = of_vectors.begin; v < of_vectors.end; ++v) store(row + v * L, zero<T>());
     }
 
     // dx = W^T da for some of the chunk's rows.
     void input_gradient(const Chunk& chunk, const Shard& rows) {
-        const Operand<T> a{da + rows.begin * da_ld, da_ld, Cell::kGates * L, shape.blocks,
-                           Cell::kSlots * L};
         const ptrdiff_t ld = dx_regular ? regular_stride(plan, grads.dx_step, grads.dx_row) : x_ld;
         T* base = dx_regular ? grads.dx + chunk.begin * grads.dx_step : dx;
-        product<panel_width(1), 1>(rows.end - rows.begin, a, grads.transposed + at.w,
-                                   vectors<T>(shape.input),
-                                   StoreEdges<T>{base + rows.begin * ld, ld, shape.input});
+        product<panel_width(1), 1>(
+            rows.end - rows.begin, da.operand(rows.begin, 0, Cell::kGates * shape.blocks),
+            Right<T>{grads.transposed + at.w, shape.pre_row(), 0, vectors<T>(shape.input)},
+            StoreEdges<T>{base + rows.begin * ld, ld, shape.input});
         if (dx_regular) return;
         for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t)
             for (ptrdiff_t p = 0; p < plan.rows(t); ++p) {

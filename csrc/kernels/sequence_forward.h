@@ -122,7 +122,8 @@ private:
             a = Operand<T>{x, shape.input, shape.input};
         }
         product<panel_width(Cell::kGates), Cell::kGates>(
-            chunk.rows, a, args.packed + at.w, shape.blocks * Cell::kGates,
+            chunk.rows, a,
+            Right<T>{args.packed + at.w, shape.input, 0, shape.blocks * Cell::kGates},
             StoreBiased<T>{args.packed + at.bias_x, pre, pre_ld});
     }
 
@@ -253,17 +254,20 @@ private:
         constexpr int kFirst = kFirstGates<Cell>;
         const T* packed = args.packed;
         product<panel_width(kFirst), kFirst>(
-            n, Operand<T>{h, h_ld, shape.width}, packed + at.r, shape.blocks * kFirst,
+            n, Operand<T>{h, h_ld, shape.width},
+            Right<T>{packed + at.r, shape.width, 0, shape.blocks * kFirst},
             Step<kFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>{this, step_pre, saved, y});
         if constexpr (Cell::kTwoProducts)
-            product<panel_width(1), 1>(n, Operand<T>{reset_h, unit_ld, shape.hidden},
-                                       packed + at.r_second, shape.blocks,
-                                       Step<1, Cell::kSlots - 1>{this, step_pre, saved, y});
+            product<panel_width(1), 1>(
+                n, Operand<T>{reset_h, unit_ld, shape.hidden},
+                Right<T>{packed + at.r_second, shape.hidden, 0, shape.blocks},
+                Step<1, Cell::kSlots - 1>{this, step_pre, saved, y});
         if constexpr (Cell::kProjects)
             if (shape.projection)
-                product<panel_width(1), 1>(n, Operand<T>{hidden, unit_ld, shape.hidden},
-                                           packed + at.projection, vectors<T>(shape.projection),
-                                           Projected{this, y});
+                product<panel_width(1), 1>(
+                    n, Operand<T>{hidden, unit_ld, shape.hidden},
+                    Right<T>{packed + at.projection, shape.hidden, 0, vectors<T>(shape.projection)},
+                    Projected{this, y});
         for (ptrdiff_t p = n; p < count; ++p) copy_or_zero<T>(y_row(p, y), nullptr, shape.width);
         T* swap = h;
         h = h_next;

@@ -1,0 +1,117 @@
+// Matrices with a row for each row of a chunk, kept by columns: [vector][row][lane]. What walks down
+// the rows, as the sums over rows of the parameters' gradients do, then reads memory in order.
+#pragma once
+
+#include "kernels/gemm.h"
+
+namespace rnnfast {
+namespace {
+
+template <class T>
+struct Columns {
+    T* base;
+    ptrdiff_t stride;  // between vectors of a row
+
+    RNNFAST_INLINE T* at(ptrdiff_t row, ptrdiff_t v) const {
+        return base + v * stride + row * kLanes<T>;
+    }
+
+    // As a product's left operand: from `row` on, the lanes of `count` vectors from v on.
+    Operand<T> operand(ptrdiff_t row, ptrdiff_t v, ptrdiff_t count) const {
+        return {at(row, v), kLanes<T>, kLanes<T>, count, stride};
+    }
+
+    // The stride for so many rows: odd, so that the vectors of a row spread over the L1 cache.
+    static ptrdiff_t stride_for(ptrdiff_t rows) { return (rows | 1) * kLanes<T>; }
+};
+
+// n elements of a row from `from`, or zeros where it is null, into vectors of `to`; the rest of the
+// last vector becomes zeros.
+template <class T>
+RNNFAST_INLINE void put_row(const Columns<T>& to, ptrdiff_t row, const T* from, ptrdiff_t n,
+                            const Shard& of_vectors) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    for (ptrdiff_t v = of_vectors.begin; v < of_vectors.end; ++v)
+        store(to.at(row, v), from ? load_edge(from + v * L, n - v * L) : zero<T>());
+}
+
+// Rows are summed by blocks of so many, and the blocks' sums added up: in one long sum a float32
+// would lose 1e-5 over 400,000 rows.
+constexpr ptrdiff_t kSumRows = 256;
+
+// C[m][v] += sum over the rows k of a[k][m] * b[v][k]: M lanes by W vectors. The last vector of C
+// has `last` elements.
+template <int M, int W, class T>
+RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t b_stride, T* c,
+                               ptrdiff_t ldc, ptrdiff_t last) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    // Block sums meet here in L1: C, which may be in memory, is touched once.
+    alignas(kVectorBytes) T total[M][W * L];
+    Vec<T> acc[M][W];
+    ptrdiff_t first = 0;
+    do {
+        const ptrdiff_t end = smaller(rows, first + kSumRows);
+        clear<T>(acc);
+        for (ptrdiff_t k = first; k < end; ++k) {
+            Vec<T> right[W];
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) right[v] = load(b + v * b_stride + k * L);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+                const Vec<T> left = broadcast(a[k * L + m]);
+#pragma GCC unroll 4
+                for (int v = 0; v < W; ++v) acc[m][v] = fma(left, right[v], acc[m][v]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) {
+                T* const sum = &total[m][v * L];
+                store(sum, first ? load(sum) + acc[m][v] : acc[m][v]);
+            }
+        first += kSumRows;
+    } while (first < rows);
+    for (int m = 0; m < M; ++m)
+        for (int v = 0; v < W; ++v) {
+            T* const to = c + m * ldc + v * L;
+            const ptrdiff_t count = v == W - 1 ? last : L;
+            store_edge(to, load_edge(to, count) + load(&total[m][v * L]), count);
+        }
+}
+
+// `lanes` rows of C, as many at a time as registers hold.
+template <int W, class T>
+RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const T* b,
+                                 ptrdiff_t b_stride, T* c, ptrdiff_t ldc, ptrdiff_t last) {
+    constexpr int kMost = int(smaller<ptrdiff_t>(kRegisters == 32 ? 8 : 4, kLanes<T>));
+    ptrdiff_t m = 0;
+    for (; m + kMost <= lanes; m += kMost)
+        outer_tile<kMost, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last);
+    if constexpr (kMost > 4)
+        if (m + 4 <= lanes)
+            outer_tile<4, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last), m += 4;
+    if constexpr (kMost > 2)
+        if (m + 2 <= lanes)
+            outer_tile<2, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last), m += 2;
+    if (m < lanes) outer_tile<1, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last);
+}
+
+// The same for columns of C from vector v on: three vectors, or as many as are left of its n
+// elements. Returns the vectors taken.
+template <class T>
+RNNFAST_INLINE ptrdiff_t outer_panel(ptrdiff_t lanes, ptrdiff_t rows, const T* a,
+                                     const Columns<T>& b, ptrdiff_t v, T* c, ptrdiff_t n) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    const ptrdiff_t width = smaller<ptrdiff_t>(3, vectors<T>(n) - v);
+    const ptrdiff_t last = smaller(L, n - (v + width - 1) * L);
+    const T* const right = b.at(0, v);
+    T* const to = c + v * L;
+    if (width == 3) outer_lanes<3>(lanes, rows, a, right, b.stride, to, n, last);
+    if (width == 2) outer_lanes<2>(lanes, rows, a, right, b.stride, to, n, last);
+    if (width == 1) outer_lanes<1>(lanes, rows, a, right, b.stride, to, n, last);
+    return width;
+}
+
+}  // namespace
+}  // namespace rnnfast
