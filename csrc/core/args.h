@@ -53,31 +53,50 @@ struct Plan {
     }
 };
 
-// Some of the places, for one thread.
+// Some of n things, every step-th of begin..end-1: places of a batch, or units.
 struct Shard {
     ptrdiff_t begin;
     ptrdiff_t end;
+    ptrdiff_t step = 1;
 
-    RNNFAST_INLINE ptrdiff_t clip(ptrdiff_t rows) const {
-        return rows < begin ? 0 : (rows < end ? rows : end) - begin;
+    RNNFAST_INLINE ptrdiff_t at(ptrdiff_t i) const { return begin + i * step; }
+    // How many of them are below n.
+    RNNFAST_INLINE ptrdiff_t clip(ptrdiff_t n) const {
+        const ptrdiff_t last = n < end ? n : end;
+        return last <= begin ? 0 : (last - begin + step - 1) / step;
     }
+    RNNFAST_INLINE ptrdiff_t count() const { return clip(end); }
 };
 
-// Part `part` of `parts` of n things.
+// Part `part` of `parts` of n things: neighbours, or taken in turn, which is as fair where the things
+// are sorted by size.
 RNNFAST_INLINE Shard share(ptrdiff_t n, ptrdiff_t part, ptrdiff_t parts) {
     return {n * part / parts, n * (part + 1) / parts};
 }
+RNNFAST_INLINE Shard share_in_turn(ptrdiff_t n, ptrdiff_t part, ptrdiff_t parts) {
+    return {part, n, parts};
+}
 
-// A thread's work in a step: some of the places, or (parts above 1) some of the units of all places,
-// of which h must be whole before the next step.
+// A layer among others that run at the same time over the same steps, a chunk apart. Steps count in
+// the order run.
+struct Relay {
+    ptrdiff_t most_steps;                          // in a chunk
+    void (*await)(void* state, ptrdiff_t steps);   // returns once so many steps of x are there
+    void (*report)(void* state, ptrdiff_t steps);  // so many steps of y are
+    void* state;
+};
+
+// A thread's work in every step: some of the places, or (parts above 1) some of the units of all of
+// them. In that case the threads share their scratch, and meet where a product needs the whole of h.
 struct Slice {
     Shard rows;
     ptrdiff_t part = 0, parts = 1;
-    void (*wait)(void* barrier) = nullptr;  // returns once all parts are here
-    void* barrier = nullptr;
+    void (*wait)(void* place) = nullptr;  // returns once all parts have come
+    void* place = nullptr;
+    const Relay* relay = nullptr;
 
     RNNFAST_INLINE void meet() const {
-        if (parts > 1) wait(barrier);
+        if (parts > 1) wait(place);
     }
 };
 

@@ -1,4 +1,4 @@
-// Runs a layer: plans the rows, allocates, shares the work out to threads.
+// What the kernels run on: packed weights and the plan of rows; one layer in one direction.
 #pragma once
 
 #include <atomic>
@@ -49,10 +49,10 @@ private:
 
 // `args.sizes`, `args.packed` and `grads.transposed` are filled in from `weights`.
 template <class T>
-void run_forward(const PackedWeights<T>& weights, ForwardArgs<T> args, const RowPlan& plan);
+void run_forward(const PackedWeights<T>& weights, const ForwardArgs<T>& args, const RowPlan& plan);
 
 template <class T>
-void run_backward(const PackedWeights<T>& weights, ForwardArgs<T> args, BackwardArgs<T> grads,
-                  const RowPlan& plan);
+void run_backward(const PackedWeights<T>& weights, const ForwardArgs<T>& args,
+                  const BackwardArgs<T>& grads, const RowPlan& plan);
 
 }  // namespace rnnfast

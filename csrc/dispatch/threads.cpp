@@ -1,13 +1,9 @@
 #include "dispatch/threads.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <condition_variable>
-#include <cstdint>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -18,9 +14,14 @@
 namespace rnnfast {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 // Threads that wait spin this long before they sleep: longer than the gaps inside a call and
 // between the calls of a loop, short enough to leave the core to others.
 constexpr std::chrono::microseconds kSpin{40};
+
+// A worker that sleeps comes in 5 to 50 us; one that does not come in this time has no core.
+constexpr std::chrono::microseconds kPatience{100};
 
 constexpr int kMostThreads = 1024;
 
@@ -32,124 +33,106 @@ inline void relax() {
 #endif
 }
 
-// Spins until `done()`; false when it took longer than kSpin.
+// Spins until `done()`; false when it took longer than `most`.
 template <class Done>
-bool spin(const Done& done) {
-    const auto start = std::chrono::steady_clock::now();
-    for (;;) {
-        for (int i = 0; i < 64; ++i) {
+bool spin(const Done& done, std::chrono::microseconds most = kSpin) {
+    for (int i = 0; i < 64; ++i) {  // first without a look at the clock, which takes 25 ns
+        if (done()) return true;
+        relax();
+    }
+    const auto end = Clock::now() + most;
+    do {
+        for (int i = 0; i < 16; ++i) {
             if (done()) return true;
             relax();
         }
-        if (std::chrono::steady_clock::now() - start > kSpin) return false;
-    }
+        std::this_thread::yield();  // to whoever waits for this core, perhaps who is waited for
+    } while (Clock::now() < end);
+    return false;
 }
 
-// A counter that can be waited for: spinning first, then asleep.
-class Signal {
-public:
-    uint64_t value() const { return value_.load(std::memory_order_acquire); }
+// What a worker is about. The caller offers; the worker takes, or the caller takes back; the caller
+// says when to start, once it knows how many have come.
+enum class Stage { idle, offered, taken, started };
 
-    void increment() {
-        value_.fetch_add(1, std::memory_order_seq_cst);
-        if (sleepers_.load(std::memory_order_seq_cst)) {
-            {
-                std::lock_guard<std::mutex> lock(mutex_);
-            }
-            condition_.notify_all();
-        }
-    }
-
-    // Returns once the value is at least `least`.
-    void wait(uint64_t least) {
-        if (spin([&] { return value() >= least; })) return;
-        sleepers_.fetch_add(1, std::memory_order_seq_cst);
-        {
-            std::unique_lock<std::mutex> lock(mutex_);
-            condition_.wait(lock, [&] { return value_.load(std::memory_order_seq_cst) >= least; });
-        }
-        sleepers_.fetch_sub(1, std::memory_order_seq_cst);
-    }
-
-private:
-    std::atomic<uint64_t> value_{0};
-    std::atomic<int> sleepers_{0};
-    std::mutex mutex_;
-    std::condition_variable condition_;
-};
-
-using Work = std::function<void(int, int, Barrier&)>;
-
-// Every thread counts the barriers that it has passed, and waits until team * that many arrivals.
-class TeamBarrier final : public Barrier {
-public:
-    TeamBarrier(Signal& arrivals, uint64_t before, int team)
-        : arrivals_(arrivals), target_(before), team_(team) {}
-    void wait() override {
-        target_ += uint64_t(team_);
-        arrivals_.increment();
-        arrivals_.wait(target_);
-    }
-
-private:
-    Signal& arrivals_;
-    uint64_t target_;
-    int team_;
+struct alignas(64) Worker {
+    std::atomic<Stage> stage{Stage::idle};
+    int rank = 0;
+    Signal offers;
 };
 
 class Pool {
 public:
-    void run(int team, const Work& work) {
-        team = grow(team);
-        work_ = &work;
-        team_ = team;
-        before_ = arrivals_.value();
-        for (int i = 1; i < team; ++i) starts_[size_t(i) - 1]->increment();
-        TeamBarrier barrier(arrivals_, before_, team);
-        work(0, team, barrier);
-        finished_ += uint64_t(team - 1);
+    // The caller and the workers that come; at most `most` in all.
+    int gather(int most, bool wait_for_all) {
+        grow(most - 1);
+        const size_t wanted = std::min(workers_.size(), size_t(most - 1));
+        for (size_t i = 0; i < wanted; ++i) {
+            workers_[i]->stage.store(Stage::offered);
+            workers_[i]->offers.add();
+        }
+        const auto all_taken = [&] {
+            return std::all_of(workers_.begin(), workers_.begin() + ptrdiff_t(wanted),
+                               [](const auto& w) { return w->stage.load() == Stage::taken; });
+        };
+        while (!spin(all_taken, kPatience) && wait_for_all) std::this_thread::yield();
+        team_.clear();
+        for (size_t i = 0; i < wanted; ++i) {
+            Stage expected = Stage::offered;
+            if (!workers_[i]->stage.compare_exchange_strong(expected, Stage::idle))
+                team_.push_back(workers_[i].get());
+        }
+        return int(team_.size()) + 1;
+    }
+
+    // The team that was gathered runs `work` and ends; null: it just ends.
+    void run(const std::function<void(int)>* work) {
+        work_ = work;
+        finished_ += team_.size();
+        for (size_t i = 0; i < team_.size(); ++i) {
+            team_[i]->rank = int(i) + 1;
+            team_[i]->stage.store(Stage::started, std::memory_order_release);
+        }
+        if (work) (*work)(0);
         ended_.wait(finished_);
     }
 
 private:
-    // Adds workers for a team of `team`; returns the team that there is, which is smaller where the
-    // system gives no more threads.
-    int grow(int team) {
+    // Up to `count` workers; fewer where the system gives no more threads.
+    void grow(int count) {
         try {
-            while (int(starts_.size()) + 1 < team) {
-                auto made = std::make_unique<Signal>();
-                Signal* start = made.get();
-                const int index = int(starts_.size()) + 1;
-                starts_.reserve(starts_.size() + 1);
-                std::thread([this, start, index] { loop(*start, index); }).detach();
-                starts_.push_back(std::move(made));
+            workers_.reserve(size_t(count));
+            team_.reserve(size_t(count));
+            while (int(workers_.size()) < count) {
+                auto made = std::make_unique<Worker>();
+                Worker* const worker = made.get();
+                std::thread([this, worker] { loop(*worker); }).detach();
+                workers_.push_back(std::move(made));
             }
         } catch (const std::exception&) {
-            return int(starts_.size()) + 1;
-        }
-        return team;
-    }
-
-    [[noreturn]] void loop(Signal& start, int index) {
-        for (uint64_t turn = 1;; ++turn) {
-            start.wait(turn);
-            TeamBarrier barrier(arrivals_, before_, team_);
-            (*work_)(index, team_, barrier);
-            ended_.increment();
         }
     }
 
-    std::vector<std::unique_ptr<Signal>> starts_;  // one for each worker thread
-    const Work* work_ = nullptr;
-    int team_ = 1;
-    uint64_t before_ = 0;
-    Signal arrivals_;
+    [[noreturn]] void loop(Worker& worker) {
+        for (uint64_t offer = 1;; ++offer) {
+            worker.offers.wait(offer);
+            Stage expected = Stage::offered;
+            if (!worker.stage.compare_exchange_strong(expected, Stage::taken)) continue;
+            const auto started = [&] {
+                return worker.stage.load(std::memory_order_acquire) == Stage::started;
+            };
+            while (!spin(started)) std::this_thread::yield();  // the caller is about to say
+            if (work_) (*work_)(worker.rank);
+            worker.stage.store(Stage::idle);
+            ended_.add();
+        }
+    }
+
+    std::vector<std::unique_ptr<Worker>> workers_;
+    std::vector<Worker*> team_;
+    const std::function<void(int)>* work_ = nullptr;
     Signal ended_;
     uint64_t finished_ = 0;
-};
-
-class NoBarrier final : public Barrier {
-    void wait() override {}
 };
 
 // Made on first use and never destroyed: the threads sleep until the process ends.
@@ -184,16 +167,49 @@ void set_num_threads(int count) {
     state().threads.store(std::clamp(count, 1, kMostThreads), std::memory_order_relaxed);
 }
 
-void parallel(int most, const Work& work) {
-    const int team = most < num_threads() ? most : num_threads();
-    std::unique_lock<std::mutex> lock(state().in_use, std::defer_lock);
-    if (team < 2 || !lock.try_lock()) {
-        NoBarrier none;
-        work(0, 1, none);
-        return;
+void Signal::add(uint64_t count) {
+    value_.fetch_add(count, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst)) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+        }
+        condition_.notify_all();
     }
-    if (!state().pool) state().pool = new Pool;
-    state().pool->run(team, work);
+}
+
+void Signal::wait(uint64_t least) {
+    if (spin([&] { return value() >= least; })) return;
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    {
+        std::unique_lock<std::mutex> lock(mutex_);
+        condition_.wait(lock, [&] { return value_.load(std::memory_order_seq_cst) >= least; });
+    }
+    sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+}
+
+Team::Team(int most, bool wait_for_all) {
+    most = std::min(most, num_threads());
+    if (most < 2 || !state().in_use.try_lock()) return;
+    has_pool_ = true;
+    try {
+        if (!state().pool) state().pool = new Pool;
+        size_ = state().pool->gather(most, wait_for_all);
+    } catch (...) {
+        state().in_use.unlock();
+        throw;
+    }
+}
+
+Team::~Team() {
+    if (!has_pool_) return;
+    if (size_ > 1) state().pool->run(nullptr);
+    state().in_use.unlock();
+}
+
+void Team::run(const std::function<void(int)>& work) {
+    if (size_ == 1) return work(0);
+    state().pool->run(&work);
+    size_ = 1;
 }
 
 }  // namespace rnnfast

@@ -1,7 +1,11 @@
 // One pool of threads for the process.
 #pragma once
 
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
 #include <functional>
+#include <mutex>
 
 namespace rnnfast {
 
@@ -9,17 +13,65 @@ namespace rnnfast {
 int num_threads();
 void set_num_threads(int count);  // taken into 1..1024
 
-// What the threads of one `parallel` meet at.
-class Barrier {
+// A counter that can be waited for: spinning at first, then asleep.
+class Signal {
 public:
-    virtual ~Barrier() = default;
-    // Returns once every thread of the team has come here.
-    virtual void wait() = 0;
+    uint64_t value() const { return value_.load(std::memory_order_acquire); }
+    void add(uint64_t count = 1);
+    void wait(uint64_t least);  // returns once the value is at least `least`
+
+private:
+    std::atomic<uint64_t> value_{0};
+    std::atomic<int> sleepers_{0};
+    std::mutex mutex_;
+    std::condition_variable condition_;
 };
 
-// Runs `work(index, team, barrier)` on a team of at most `most` threads, the caller being index 0,
-// and returns when all have ended. The team is smaller where `num_threads()` is, and the caller
-// alone where another thread has the pool. `work` must not throw.
-void parallel(int most, const std::function<void(int index, int team, Barrier&)>& work);
+// Where the members of a group wait for each other, again and again. Each has a place of its own.
+class Meeting {
+public:
+    explicit Meeting(int members) : members_(uint64_t(members)) {}
+
+    class Place {
+    public:
+        explicit Place(Meeting& meeting) : meeting_(meeting) {}
+        void wait() {
+            if (meeting_.members_ == 1) return;
+            target_ += meeting_.members_;
+            meeting_.arrivals_.add();
+            meeting_.arrivals_.wait(target_);
+        }
+        static void wait(void* place) { static_cast<Place*>(place)->wait(); }
+
+    private:
+        Meeting& meeting_;
+        uint64_t target_ = 0;
+    };
+
+private:
+    Signal arrivals_;
+    const uint64_t members_;
+};
+
+// Threads of the pool, for the lifetime of the object: the caller and those workers that came at
+// once. A worker whose core is taken by others, as by a BLAS that spins, is not waited for. While
+// the pool is in use by another caller there are none.
+class Team {
+public:
+    explicit Team(int most, bool wait_for_all = false);
+    ~Team();
+    Team(const Team&) = delete;
+    Team& operator=(const Team&) = delete;
+
+    int size() const { return size_; }  // the caller among them
+
+    // Runs work(rank) on each thread, ranks 0 to size()-1, the caller's 0. `work` must not throw.
+    // To be called once.
+    void run(const std::function<void(int)>& work);
+
+private:
+    int size_ = 1;
+    bool has_pool_ = false;
+};
 
 }  // namespace rnnfast

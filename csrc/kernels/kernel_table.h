@@ -25,10 +25,13 @@ struct CellKernels {
     ptrdiff_t (*transposed_size)(const Sizes&);
     ptrdiff_t (*saved_row)(const Sizes&);     // of ForwardArgs::saved
     ptrdiff_t (*gradient_row)(const Sizes&);  // of the buffer that a backward chunk fills
+    ptrdiff_t (*unit_panels)(const Sizes&);   // into which the units can be cut for threads
+    int (*meetings)(const Sizes&);            // of such threads in a step
     void (*pack)(const Sizes&, const Weights<T>&, T* packed);
     void (*pack_transposed)(const Sizes&, const T* packed, T* transposed);
-    ptrdiff_t (*forward_scratch)(const ForwardArgs<T>&, const Plan&, const Shard&);
-    void (*forward)(const ForwardArgs<T>&, const Plan&, const Shard&, T* scratch);
+    // Parts of one whole share one scratch.
+    ptrdiff_t (*forward_scratch)(const ForwardArgs<T>&, const Plan&, const Slice&);
+    void (*forward)(const ForwardArgs<T>&, const Plan&, const Slice&, T* scratch);
     // `rows`: the most rows that a chunk of the pass has.
     ptrdiff_t (*backward_scratch)(const ForwardArgs<T>&, const BackwardArgs<T>&, const Plan&,
                                   ptrdiff_t rows);

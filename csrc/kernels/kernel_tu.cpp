@@ -20,13 +20,18 @@ constexpr CellKernels<T> cell_kernels() {
         [](const Sizes& s) { return TransposedLayout<Cell, T>(Shape<Cell, T>(s)).size; },
         [](const Sizes& s) { return Shape<Cell, T>(s).saved_row(); },
         [](const Sizes& s) { return Shape<Cell, T>(s).gradient_row(); },
+        // Backward's panels, which are those of h and at least as wide as forward's.
+        [](const Sizes& s) {
+            return (vectors<T>(s.width()) + panel_width(1) - 1) / panel_width(1);
+        },
+        [](const Sizes& s) { return 1 + (Cell::kTwoProducts || s.projection ? 1 : 0); },
         pack<Cell, T>,
         pack_transposed<Cell, T>,
-        [](const ForwardArgs<T>& args, const Plan& plan, const Shard& shard) {
-            return ForwardPass<Cell, T>(args, plan, shard, nullptr).place(nullptr);
+        [](const ForwardArgs<T>& args, const Plan& plan, const Slice& slice) {
+            return ForwardPass<Cell, T>(args, plan, slice, nullptr).place(nullptr);
         },
-        [](const ForwardArgs<T>& args, const Plan& plan, const Shard& shard, T* scratch) {
-            ForwardPass<Cell, T>(args, plan, shard, scratch).run();
+        [](const ForwardArgs<T>& args, const Plan& plan, const Slice& slice, T* scratch) {
+            ForwardPass<Cell, T>(args, plan, slice, scratch).run();
         },
         [](const ForwardArgs<T>& args, const BackwardArgs<T>& grads, const Plan& plan,
            ptrdiff_t rows) {

@@ -80,7 +80,7 @@ public:
 
     // Before the first chunk.
     void begin(const Shard& shard) {
-        for (ptrdiff_t p = shard.begin; p < shard.end; ++p) {
+        for (ptrdiff_t p = shard.begin; p < shard.end; p += shard.step) {
             const ptrdiff_t row = plan.row(p);
             copy_padded(dh + p * h_ld, row_of(grads.dhn, row, shape.width), shape.width, h_ld);
             if (!Cell::kHasC) continue;
@@ -91,14 +91,13 @@ public:
         }
         if (shard.begin == 0) copy_or_zero<T>(zeros, nullptr, unit_ld);
         for (ptrdiff_t t = 0; grads.dx && plan.active && t < plan.steps; ++t)  // past the lengths
-            for (ptrdiff_t p = plan.rows(t) > shard.begin ? plan.rows(t) : shard.begin;
-                 p < shard.end; ++p)
+            for (ptrdiff_t i = shard.clip(plan.rows(t)), p; (p = shard.at(i)) < shard.end; ++i)
                 copy_or_zero<T>(dx_of(t, p), nullptr, shape.input);
     }
 
     // After the last chunk.
     void end(const Shard& shard) {
-        for (ptrdiff_t p = shard.begin; p < shard.end; ++p) {
+        for (ptrdiff_t p = shard.begin; p < shard.end; p += shard.step) {
             const ptrdiff_t row = plan.row(p);
             copy_or_zero(grads.dh0 + row * shape.width, dh + p * h_ld, shape.width);
             if (Cell::kHasC)
@@ -112,10 +111,11 @@ public:
         for (ptrdiff_t i = 0; i < chunk.end - chunk.begin; ++i) {
             const ptrdiff_t t = plan.reverse ? chunk.begin + i : chunk.end - 1 - i;
             const ptrdiff_t n = slice.rows.clip(plan.rows(t));
-            const Step step{t, chunk_row(t, chunk) + slice.rows.begin, slice.rows.begin, n};
+            const Step step{t, chunk_row(t, chunk) + slice.rows.begin, slice.rows.begin, n,
+                            slice.rows.step};
             gather(step, units);
             if constexpr (Cell::kTwoProducts)
-                step_two_products(step);
+                step_two_products(step, units, slice);
             else
                 step_one_product(step, units, slice);
             cut(step, units);
@@ -137,28 +137,27 @@ public:
     }
 
 private:
-    // Step t of `rows` places from `place` on; the first of them is the chunk's row `row`.
+    // Step t of `rows` places, the first of them `place` and the chunk's row `row`.
     struct Step {
-        ptrdiff_t t, row, place, rows;
+        ptrdiff_t t, row, place, rows, stride;
+
+        ptrdiff_t row_of(ptrdiff_t i) const { return row + i * stride; }
+        ptrdiff_t place_of(ptrdiff_t i) const { return place + i * stride; }
     };
 
-    // The vectors of h and of x that are a thread's own.
+    // The vectors of h, of c and the gates, and of x that are a thread's own.
     struct Units {
-        Shard h, x;
+        Shard h, blocks, x;
     };
 
     Units units_of(const Slice& slice) const {
-        const Shard panels = share(panels_of(vectors<T>(shape.width)), slice.part, slice.parts);
-        return {panel_columns(panels, vectors<T>(shape.width)),
+        const auto own = [&](ptrdiff_t columns) {  // whole panels of the transposed weights
+            constexpr int width = panel_width(1);
+            const Shard panels = share((columns + width - 1) / width, slice.part, slice.parts);
+            return Shard{panels.begin * width, smaller(panels.end * width, columns)};
+        };
+        return {own(vectors<T>(shape.width)), own(shape.blocks),
                 share(vectors<T>(shape.input), slice.part, slice.parts)};
-    }
-
-    // Panels of the transposed weights, and the columns of some of them.
-    static ptrdiff_t panels_of(ptrdiff_t columns) {
-        return (columns + panel_width(1) - 1) / panel_width(1);
-    }
-    static Shard panel_columns(const Shard& panels, ptrdiff_t columns) {
-        return {panels.begin * panel_width(1), smaller(panels.end * panel_width(1), columns)};
     }
 
     ptrdiff_t chunk_row(ptrdiff_t t, const Chunk& chunk) const {
@@ -173,13 +172,13 @@ private:
     void gather(const Step& step, const Units& units) {
         const ptrdiff_t before = plan.rows_before(step.t);
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
-            const ptrdiff_t p = step.place + i, row = plan.row(p);
+            const ptrdiff_t p = step.place_of(i), row = plan.row(p);
             const T* from = row_of(args.h0, row, shape.width);
             if (p < before) from = args.y + plan.previous(step.t) * args.y_step + row * args.y_row;
             if (is_reset(step.t, p)) from = nullptr;
-            put_row(h_prev, step.row + i, from, shape.width, units.h);
-            put_row(x, step.row + i, args.x + step.t * args.x_step + row * args.x_row, shape.input,
-                    units.x);
+            put_row(h_prev, step.row_of(i), from, shape.width, units.h);
+            put_row(x, step.row_of(i), args.x + step.t * args.x_step + row * args.x_row,
+                    shape.input, units.x);
         }
     }
 
@@ -209,17 +208,17 @@ private:
         const bool projects = Cell::kProjects && shape.projection;
         if (projects) {  // the whole of h: with a projection units are not shared out
             for (ptrdiff_t i = 0; i < step.rows; ++i)
-                for (ptrdiff_t b = 0; b < units.h.end; ++b)
-                    store(dp.at(step.row + i, b),
-                          keep_units(dh_at(t, step.place + i, b), shape.projection - b * L));
+                for (ptrdiff_t b = units.h.begin; b < units.h.end; ++b)
+                    store(dp.at(step.row_of(i), b),
+                          keep_units(dh_at(t, step.place_of(i), b), shape.projection - b * L));
+            slice.meet();
             product<panel_width(1), 1>(
-                step.rows, dp.operand(step.row, 0, units.h.end),
-                Right<T>{grads.transposed + at.projection, shape.h_row(), 0, shape.blocks},
-                StoreRows<T, false>{through + step.place * unit_ld, unit_ld});
+                step.rows, operand(dp, step, 0, vectors<T>(shape.width)),
+                right(at.projection, shape.h_row(), units.blocks),
+                StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         }
-        const Shard own = projects ? Shard{0, shape.blocks} : units.h;
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
-            const ptrdiff_t p = step.place + i, row = step.row + i;
+            const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
             const T* saved = saved_at(t, p);
             const T* before = nullptr;  // c before the step: [block], c_stride apart
             ptrdiff_t c_stride = L;
@@ -231,7 +230,7 @@ private:
                 }
                 if (is_reset(t, p)) before = zeros, c_stride = L;
             }
-            for (ptrdiff_t b = own.begin; b < own.end; ++b) {
+            for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 V kept[Cell::kSaved], gradient[Cell::kSlots], direct{}, dc_b{}, c_b{};
                 for (int s = 0; s < Cell::kSaved; ++s)
                     kept[s] = load(saved + (b * Cell::kSaved + s) * L);
@@ -253,12 +252,12 @@ private:
         recurrent_gradient(step, units.h, at.r, kApart<Cell>, Cell::kGates);
     }
 
-    void step_two_products(const Step& step) {
+    void step_two_products(const Step& step, const Units& units, const Slice& slice) {
         V kept[Cell::kSaved], gradient[Cell::kSlots];
         const ptrdiff_t t = step.t;
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
-            const ptrdiff_t p = step.place + i, row = step.row + i;
-            for (ptrdiff_t b = 0; b < shape.blocks; ++b) {
+            const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
+            for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 for (int s = 0; s < Cell::kSaved; ++s)
                     kept[s] = load(saved_at(t, p) + (b * Cell::kSaved + s) * L);
                 const V dh_b = dh_at(t, p, b);
@@ -267,13 +266,14 @@ private:
                 store_gradients(row, b, gradient, Cell::Z, Cell::kSlots);
             }
         }
+        slice.meet();
         product<panel_width(1), 1>(
-            step.rows, da.operand(step.row, Cell::N * shape.blocks, shape.blocks),
-            Right<T>{grads.transposed + at.r_second, shape.padded, 0, shape.blocks},
-            StoreRows<T, false>{through + step.place * unit_ld, unit_ld});
+            step.rows, operand(da, step, Cell::N * shape.blocks, shape.blocks),
+            right(at.r_second, shape.padded, units.blocks),
+            StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
-            const ptrdiff_t p = step.place + i, row = step.row + i;
-            for (ptrdiff_t b = 0; b < shape.blocks; ++b) {
+            const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
+            for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 V rh, direct;
                 for (int s = 0; s < Cell::kSaved; ++s)
                     kept[s] = load(saved_at(t, p) + (b * Cell::kSaved + s) * L);
@@ -284,26 +284,37 @@ private:
                 store_gradients(row, b, gradient, Cell::R, Cell::R + 1);
             }
         }
-        recurrent_gradient(step, {0, vectors<T>(shape.width)}, at.r, 0, kFirstGates<Cell>);
+        slice.meet();
+        recurrent_gradient(step, units.h, at.r, 0, kFirstGates<Cell>);
     }
 
     // dh = R^T da, added to the direct part where the cell has one. `gates` slots from `slot` on.
     void recurrent_gradient(const Step& step, const Shard& columns, ptrdiff_t packed, int slot,
                             int gates) {
-        const ptrdiff_t k = gates * shape.padded;
         product<panel_width(1), 1>(
-            step.rows, da.operand(step.row, slot * shape.blocks, gates * shape.blocks),
-            Right<T>{grads.transposed + packed, k, columns.begin, columns.end},
-            StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld});
+            step.rows, operand(da, step, slot * shape.blocks, gates * shape.blocks),
+            right(packed, gates * shape.padded, columns),
+            StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld * step.stride});
+    }
+
+    static Operand<T> operand(const Columns<T>& of, const Step& step, ptrdiff_t v,
+                              ptrdiff_t count) {
+        Operand<T> a = of.operand(step.row, v, count);
+        a.ld *= step.stride;
+        return a;
+    }
+
+    Right<T> right(ptrdiff_t packed, ptrdiff_t k, const Shard& columns) const {
+        return {grads.transposed + packed, k, columns.begin, columns.end};
     }
 
     // No gradient crosses a reset.
     void cut(const Step& step, const Units& units) {
-        for (ptrdiff_t p = step.place; args.reset && p < step.place + step.rows; ++p) {
+        for (ptrdiff_t i = 0; args.reset && i < step.rows; ++i) {
+            const ptrdiff_t p = step.place_of(i);
             if (!is_reset(step.t, p)) continue;
             zero_vectors(dh + p * h_ld, units.h);
-            if (Cell::kHasC)
-                zero_vectors(dc + p * unit_ld, shape.projection ? Shard{0, shape.blocks} : units.h);
+            if (Cell::kHasC) zero_vectors(dc + p * unit_ld, units.blocks);
         }
     }
 

@@ -17,26 +17,29 @@ class ForwardPass {
 
     const ForwardArgs<T>& args;
     const Plan& plan;
-    const Shard shard;
+    const Slice slice;
+    const Shard& shard;
     const Shape<Cell, T> shape;
     const PackedLayout<Cell, T> at;
     const ptrdiff_t count;  // places of the shard
-    const ptrdiff_t pre_ld, h_ld, unit_ld;
+    const ptrdiff_t pre_ld, h_ld, unit_ld, saved_ld;
     const bool x_regular;
     T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
 
 public:
-    ForwardPass(const ForwardArgs<T>& a, const Plan& p, Shard s, T* scratch)
+    ForwardPass(const ForwardArgs<T>& a, const Plan& p, const Slice& s, T* scratch)
         : args(a),
           plan(p),
-          shard(s),
+          slice(s),
+          shard(slice.rows),
           shape(a.sizes),
           at(shape),
-          count(s.end - s.begin),
+          count(s.rows.count()),
           pre_ld(spread<T>(shape.pre_row())),
           h_ld(spread<T>(shape.h_row())),
           unit_ld(spread<T>(shape.padded)),
-          x_regular(regular(p, s, a.x_step, a.x_row)) {
+          saved_ld(shape.saved_row() * (a.saved ? s.rows.step : 1)),
+          x_regular(regular(p, s.rows, a.x_step, a.x_row)) {
         place(scratch);
     }
 
@@ -45,7 +48,10 @@ public:
         Scratch<T> scratch{memory};
         const ptrdiff_t rows = chunk_rows();
         pre = scratch.take(rows * pre_ld);
-        x = scratch.take(x_regular ? 0 : rows * shape.input);
+        for (ptrdiff_t i = 0; i < slice.parts; ++i) {  // each part has its own
+            T* const copy = scratch.take(x_regular ? 0 : rows * shape.input);
+            if (i == slice.part) x = copy;
+        }
         h = scratch.take(count * h_ld);
         h_next = scratch.take(count * h_ld);
         c = scratch.take(Cell::kHasC ? count * unit_ld : 0);
@@ -56,32 +62,27 @@ public:
     }
 
     void run() {
-        for (ptrdiff_t p = 0; p < count; ++p) {
-            const ptrdiff_t row = plan.row(shard.begin + p);
-            // Both buffers: a row that starts later finds its h in whichever is current.
-            const T* h0 = row_of(args.h0, row, shape.width);
-            copy_padded(h + p * h_ld, h0, shape.width, h_ld);
-            copy_padded(h_next + p * h_ld, h0, shape.width, h_ld);
-            if (Cell::kHasC)
-                copy_padded(c + p * unit_ld, row_of(args.c0, row, shape.hidden), shape.hidden,
-                            unit_ld);
-        }
+        const bool first = slice.part == 0;
+        if (first) start();
+        slice.meet();
         ptrdiff_t live = count;
         for (ptrdiff_t done = 0; done < plan.steps;) {
             const ChunkRows chunk = next_chunk(done);
+            done += chunk.end - chunk.begin;
+            if (slice.relay) slice.relay->await(slice.relay->state, done);
             input_product(chunk);
             ptrdiff_t row = plan.reverse ? chunk.rows : 0;  // of the chunk, where a step starts
             for (ptrdiff_t i = 0; i < chunk.end - chunk.begin; ++i) {
                 const ptrdiff_t t = plan.reverse ? chunk.end - 1 - i : chunk.begin + i;
                 const ptrdiff_t n = clip(t);
-                if (!plan.reverse) live = finish(n, live);
+                if (first && !plan.reverse) live = finish(n, live);
                 if (plan.reverse) row -= n;
                 step(t, n, row);
                 if (!plan.reverse) row += n;
             }
-            done += chunk.end - chunk.begin;
+            if (slice.relay) slice.relay->report(slice.relay->state, done);
         }
-        finish(0, live);
+        if (first) finish(0, live);
     }
 
 private:
@@ -101,13 +102,39 @@ private:
     ChunkRows next_chunk(ptrdiff_t done) const {
         const ptrdiff_t room = chunk_rows();
         ptrdiff_t rows = 0, end = done;
-        for (; end < plan.steps; ++end) {
+        const ptrdiff_t most = slice.relay ? done + slice.relay->most_steps : plan.steps;
+        for (; end < smaller(plan.steps, most); ++end) {
             const ptrdiff_t n = clip(plan.reverse ? plan.steps - 1 - end : end);
             if (end > done && rows + n > room) break;
             rows += n;
         }
         if (plan.reverse) return {{plan.steps - end, plan.steps - done}, rows};
         return {{done, end}, rows};
+    }
+
+    // The initial states, in both buffers of h: a row that starts later finds its own in either.
+    void start() {
+        for (ptrdiff_t p = 0; p < count; ++p) {
+            const ptrdiff_t row = plan.row(shard.at(p));
+            const T* h0 = row_of(args.h0, row, shape.width);
+            copy_padded(h + p * h_ld, h0, shape.width, h_ld);
+            copy_padded(h_next + p * h_ld, h0, shape.width, h_ld);
+            if (Cell::kHasC)
+                copy_padded(c + p * unit_ld, row_of(args.c0, row, shape.hidden), shape.hidden,
+                            unit_ld);
+        }
+    }
+
+    // This part's share of a product's columns, in vectors: whole panels.
+    Shard own_columns(ptrdiff_t columns, int width) const {
+        const Shard panels = share((columns + width - 1) / width, slice.part, slice.parts);
+        return {panels.begin * width, smaller(panels.end * width, columns)};
+    }
+
+    template <int kGroup>
+    Right<T> right(ptrdiff_t packed, ptrdiff_t k, ptrdiff_t columns) const {
+        const Shard own = own_columns(columns, panel_width(kGroup));
+        return {args.packed + packed, k, own.begin, own.end};
     }
 
     // pre = W x + b for every row of the chunk.
@@ -122,13 +149,12 @@ private:
             a = Operand<T>{x, shape.input, shape.input};
         }
         product<panel_width(Cell::kGates), Cell::kGates>(
-            chunk.rows, a,
-            Right<T>{args.packed + at.w, shape.input, 0, shape.blocks * Cell::kGates},
+            chunk.rows, a, right<Cell::kGates>(at.w, shape.input, shape.blocks * Cell::kGates),
             StoreBiased<T>{args.packed + at.bias_x, pre, pre_ld});
     }
 
     const T* x_of(ptrdiff_t t, ptrdiff_t p) const {
-        return args.x + t * args.x_step + plan.row(shard.begin + p) * args.x_row;
+        return args.x + t * args.x_step + plan.row(shard.at(p)) * args.x_row;
     }
 
     // What every tile of a step needs. kGates and kFirst: the gates of its product, and the slot
@@ -177,7 +203,7 @@ private:
                     a[slot] = load(pre_at(p, b) + slot * L);
             for (int g = 0; g < kGatesHere; ++g) a[kFirst + g] = load(sums + g * L);
             const V h_prev = Cell::kDirect ? load(pass->h + p * pass->h_ld + b * L) : V{};
-            T* keep = saved ? saved + p * pass->shape.saved_row() + b * Cell::kSaved * L : nullptr;
+            T* keep = saved ? saved + p * pass->saved_ld + b * Cell::kSaved * L : nullptr;
             if constexpr (Cell::kTwoProducts && kFirst == 0) {
                 V rh;
                 Cell::forward_reset(a, h_prev, kept, rh);
@@ -213,7 +239,7 @@ private:
     }
 
     RNNFAST_INLINE T* y_row(ptrdiff_t p, T* y) const {
-        return y + plan.row(shard.begin + p) * args.y_row;
+        return y + plan.row(shard.at(p)) * args.y_row;
     }
 
     // Epilogue of the projection.
@@ -241,43 +267,53 @@ private:
 
     // Step t of its n rows, whose pre-activations start at the chunk's row `first`.
     void step(ptrdiff_t t, ptrdiff_t n, ptrdiff_t first) {
-        if (args.reset)
-            for (ptrdiff_t p = 0; p < n; ++p)
-                if (args.reset[t * plan.batch + plan.row(shard.begin + p)]) {
-                    copy_or_zero<T>(h + p * h_ld, nullptr, shape.width);
-                    if (Cell::kHasC) copy_or_zero<T>(c + p * unit_ld, nullptr, shape.padded);
-                }
+        const bool first_part = slice.part == 0;
+        if (args.reset) {
+            for (ptrdiff_t p = 0; first_part && p < n; ++p) cut(t, p);
+            slice.meet();
+        }
         T* y = args.y + t * args.y_step;
         const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
         constexpr int kFirst = kFirstGates<Cell>;
-        const T* packed = args.packed;
         product<panel_width(kFirst), kFirst>(
             n, Operand<T>{h, h_ld, shape.width},
-            Right<T>{packed + at.r, shape.width, 0, shape.blocks * kFirst},
+            right<kFirst>(at.r, shape.width, shape.blocks * kFirst),
             Step<kFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>{this, step_pre, saved, y});
-        if constexpr (Cell::kTwoProducts)
-            product<panel_width(1), 1>(
-                n, Operand<T>{reset_h, unit_ld, shape.hidden},
-                Right<T>{packed + at.r_second, shape.hidden, 0, shape.blocks},
-                Step<1, Cell::kSlots - 1>{this, step_pre, saved, y});
+        if constexpr (Cell::kTwoProducts) {
+            slice.meet();
+            product<panel_width(1), 1>(n, Operand<T>{reset_h, unit_ld, shape.hidden},
+                                       right<1>(at.r_second, shape.hidden, shape.blocks),
+                                       Step<1, Cell::kSlots - 1>{this, step_pre, saved, y});
+        }
         if constexpr (Cell::kProjects)
-            if (shape.projection)
+            if (shape.projection) {
+                slice.meet();
                 product<panel_width(1), 1>(
                     n, Operand<T>{hidden, unit_ld, shape.hidden},
-                    Right<T>{packed + at.projection, shape.hidden, 0, vectors<T>(shape.projection)},
+                    right<1>(at.projection, shape.hidden, vectors<T>(shape.projection)),
                     Projected{this, y});
-        for (ptrdiff_t p = n; p < count; ++p) copy_or_zero<T>(y_row(p, y), nullptr, shape.width);
+            }
+        for (ptrdiff_t p = n; first_part && p < count; ++p)
+            copy_or_zero<T>(y_row(p, y), nullptr, shape.width);
+        slice.meet();
         T* swap = h;
         h = h_next;
         h_next = swap;
     }
 
+    // Place p starts step t anew where the caller says so.
+    void cut(ptrdiff_t t, ptrdiff_t p) {
+        if (!args.reset[t * plan.batch + plan.row(shard.at(p))]) return;
+        copy_or_zero<T>(h + p * h_ld, nullptr, shape.width);
+        if (Cell::kHasC) copy_or_zero<T>(c + p * unit_ld, nullptr, shape.padded);
+    }
+
     // Gives the caller the final states of places n..live-1; returns n.
     ptrdiff_t finish(ptrdiff_t n, ptrdiff_t live) {
         for (ptrdiff_t p = n; p < live; ++p) {
-            const ptrdiff_t row = plan.row(shard.begin + p);
+            const ptrdiff_t row = plan.row(shard.at(p));
             copy_or_zero(args.hn + row * shape.width, h + p * h_ld, shape.width);
             if (Cell::kHasC)
                 copy_or_zero(args.cn + row * shape.hidden, c + p * unit_ld, shape.hidden);

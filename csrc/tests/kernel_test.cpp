@@ -8,6 +8,7 @@
 
 #include "dispatch/registry.h"
 #include "dispatch/run.h"
+#include "dispatch/schedule.h"
 #include "dispatch/threads.h"
 #include "tests/naive.h"
 
@@ -210,6 +211,18 @@ int main(int argc, char** argv) {
     }
 #include "core/cells.inc"
 #undef CELL
+    // Every way to share out one job, on sizes too small for the estimates to choose it.
+    for (Forced forced : {Forced::shards, Forced::units}) {
+        force_schedule(forced);
+#define CELL(name, type)                         \
+    for (int i = 0; i < cases; ++i, ++checked) { \
+        set_num_threads(2 + i % 3);              \
+        check(random_layer(#name));              \
+    }
+#include "core/cells.inc"
+#undef CELL
+    }
+    force_schedule(Forced::none);
     // Large enough for several threads and chunks.
     for (const char* cell : {"rnn_tanh", "lstm", "gru", "gru_reset_before"}) {
         naive::Layer l = random_layer(cell);

@@ -1,0 +1,241 @@
+// The backward pass of a stack: chunks, schedules, scratch, threads.
+#include <algorithm>
+#include <deque>
+#include <vector>
+
+#include "dispatch/float_env.h"
+#include "dispatch/schedule.h"
+#include "dispatch/stack.h"
+#include "dispatch/threads.h"
+
+namespace rnnfast {
+namespace {
+
+// Cuts the steps into chunks, in the order in which backward runs them. They depend on the sizes and
+// the rows alone: a chunk's sums over rows have the same bits for any number of threads.
+std::vector<Chunk> make_chunks(const Plan& plan, ptrdiff_t gradient_row, ptrdiff_t weights) {
+    // Gate gradients that stay in L2, and rows enough to make the parameters' products efficient.
+    constexpr ptrdiff_t kElements = 131072, kRows = 128;
+    // Where the parameters' gradients leave L2, each chunk reads and writes them once more.
+    constexpr ptrdiff_t kInL2 = 262144, kMostElements = 1048576, kMostRows = 512;
+    ptrdiff_t target = std::max(kRows, kElements / gradient_row);
+    if (weights > kInL2)
+        target = std::max(target, std::min(kMostRows, kMostElements / gradient_row));
+    std::vector<Chunk> chunks;
+    for (ptrdiff_t done = 0; done < plan.steps;) {
+        const ptrdiff_t from = done;
+        ptrdiff_t rows = 0;
+        while (done < plan.steps && rows < target) {
+            rows += plan.rows(plan.reverse ? done : plan.steps - 1 - done);
+            ++done;
+        }
+        chunks.push_back(plan.reverse ? Chunk{from, done}
+                                      : Chunk{plan.steps - done, plan.steps - from});
+    }
+    return chunks;
+}
+
+template <class T>
+struct Job {
+    const CellKernels<T>& kernels;
+    ForwardArgs<T> args;
+    BackwardArgs<T> grads;
+    const Plan& plan;
+    std::vector<Chunk> chunks;
+    ptrdiff_t most_rows = 0;  // of a chunk
+    size_t scratch;           // that the pass takes
+
+    explicit Job(const BackwardJob<T>& job)
+        : kernels(job.weights->kernels()),
+          args(job.args),
+          grads(job.grads),
+          plan(job.plan->plan()) {
+        args.sizes = job.weights->sizes();
+        grads.transposed = job.weights->transposed();
+        const ptrdiff_t row = kernels.gradient_row(args.sizes);
+        chunks = make_chunks(plan, row, row * (args.sizes.input + args.sizes.width()));
+        for (const Chunk& chunk : chunks)
+            most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
+        scratch = size_t(kernels.backward_scratch(args, grads, plan, most_rows) + 63) / 64 * 64;
+    }
+
+    JobWork work() const {
+        return backward_work(kernels, args.sizes, plan, ptrdiff_t(chunks.size()));
+    }
+
+    void phase(const BackwardWork& work, T* memory) const {
+        kernels.backward(args, grads, plan, most_rows, memory, work);
+    }
+
+    // await(chunk) returns once what the chunk reads is there; report(chunk) is told what it wrote.
+    template <class Await, class Report>
+    void run_alone(T* memory, const Await& await, const Report& report) const {
+        const Slice all{{0, plan.batch}};
+        phase({BackwardPhase::begin, {0, 0}, all, 0, 1}, memory);
+        for (const Chunk& chunk : chunks) {
+            await(chunk);
+            phase({BackwardPhase::steps, chunk, all, 0, 1}, memory);
+            phase({BackwardPhase::products, chunk, all, 0, 1}, memory);
+            report(chunk);
+        }
+        phase({BackwardPhase::end, {0, 0}, all, 0, 1}, memory);
+    }
+
+    void run_alone(T* memory) const {
+        run_alone(memory, [](const Chunk&) {}, [](const Chunk&) {});
+    }
+
+    Slice slice(const Split& split, int rank) const {
+        if (split.units > 1) return {{0, plan.batch}, rank, split.units};
+        if (plan.active) return {share_in_turn(plan.batch, rank, split.shards)};
+        return {share(plan.batch, rank, split.shards)};
+    }
+
+    // The part of a group's thread `rank` of `size`, all of which meet at `group`; those with units
+    // of their own at `units` too.
+    void run(const Split& split, int rank, int size, Meeting::Place& group, Meeting::Place& units,
+             T* memory) const {
+        const bool has_steps = rank < split.threads();  // the others help with the products alone
+        Slice mine = has_steps ? slice(split, rank) : Slice{{0, 0}};
+        mine.wait = Meeting::Place::wait;
+        mine.place = &units;
+        const bool has_rows = has_steps && mine.part == 0;
+        if (has_rows) phase({BackwardPhase::begin, {0, 0}, mine, rank, size}, memory);
+        group.wait();
+        for (const Chunk& chunk : chunks) {
+            if (has_steps) phase({BackwardPhase::steps, chunk, mine, rank, size}, memory);
+            group.wait();
+            phase({BackwardPhase::products, chunk, mine, rank, size}, memory);
+            group.wait();
+        }
+        if (has_rows) phase({BackwardPhase::end, {0, 0}, mine, rank, size}, memory);
+    }
+};
+
+// Adds part `part` of `parts` of the dx of a layer's second direction to that of its first.
+template <class T>
+void add_directions(const Job<T>& first, const Job<T>& second, int part, int parts) {
+    if (!first.grads.dx) return;
+    const ptrdiff_t count = first.plan.batch * first.plan.steps * first.args.sizes.input;
+    const Shard mine = share(count, part, parts);
+    for (ptrdiff_t i = mine.begin; i < mine.end; ++i) first.grads.dx[i] += second.grads.dx[i];
+}
+
+template <class T>
+T* elements(const ScratchBlock& block) {
+    return static_cast<T*>(block.get());
+}
+
+template <class T>
+void run_alone(const std::vector<Job<T>>& jobs, int directions) {
+    for (size_t end = jobs.size(); end > 0; end -= size_t(directions)) {
+        const size_t first = end - size_t(directions);
+        for (size_t i = first; i < end; ++i) {
+            const ScratchBlock block(jobs[i].scratch * sizeof(T));
+            jobs[i].run_alone(elements<T>(block));
+        }
+        if (directions == 2) add_directions(jobs[first], jobs[first + 1], 0, 1);
+    }
+}
+
+// All threads on each job in turn, or a group of them on each direction of a layer.
+template <class T>
+void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work, int directions,
+                bool groups, Team& team) {
+    struct Task {
+        Task(const Split& s, int size) : split(s), group(size), units(s.units) {}
+        Split split;
+        Meeting group, units;
+    };
+    const int threads = team.size();
+    const auto size_of = [&](size_t i) {
+        return groups ? group_size(threads, int(i) % 2) : threads;
+    };
+    std::deque<Task> tasks;
+    size_t scratch = 0;
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        tasks.emplace_back(best_split(work[i], size_of(i)), size_of(i));
+        scratch = std::max(scratch, jobs[i].scratch);
+    }
+    const ScratchBlock block((groups ? 2 : 1) * scratch * sizeof(T));
+    Meeting everyone(threads);
+    team.run([&](int rank) {
+        const FloatEnv env;
+        Meeting::Place all(everyone);
+        const int first_size = groups ? group_size(threads, 0) : threads;
+        const size_t mine = rank < first_size ? 0 : 1;  // of the groups
+        T* const memory = elements<T>(block) + mine * scratch;
+        for (size_t end = jobs.size(); end > 0; end -= size_t(directions)) {
+            const size_t first = end - size_t(directions);
+            for (size_t i = first; i < end; ++i) {
+                if (groups && i - first != mine) continue;
+                Meeting::Place group(tasks[i].group), units(tasks[i].units);
+                jobs[i].run(tasks[i].split, rank - (mine ? first_size : 0), size_of(i), group,
+                            units, memory);
+                if (!groups) all.wait();
+            }
+            if (groups) all.wait();
+            if (directions == 2) {
+                add_directions(jobs[first], jobs[first + 1], rank, threads);
+                all.wait();
+            }
+        }
+    });
+}
+
+// Each thread runs every so-many-th layer from the top, a chunk behind the layer above.
+template <class T>
+void run_layers(const std::vector<Job<T>>& jobs, Team& team) {
+    const size_t threads = size_t(team.size());
+    size_t each = 0;
+    for (const Job<T>& job : jobs) each = std::max(each, job.scratch);
+    const ScratchBlock block(each * threads * sizeof(T));
+    std::vector<Signal> done(jobs.size() + 1);  // steps of layer l's dx that are there
+    done.back().add(uint64_t(jobs[0].plan.steps));
+    team.run([&](int rank) {
+        const FloatEnv env;
+        for (size_t from_top = size_t(rank); from_top < jobs.size(); from_top += threads) {
+            const size_t l = jobs.size() - 1 - from_top;
+            const Job<T>& job = jobs[l];
+            const auto await = [&](const Chunk& chunk) {
+                done[l + 1].wait(uint64_t(job.plan.steps - chunk.begin));
+            };
+            const auto report = [&](const Chunk& chunk) {
+                done[l].add(uint64_t(chunk.end - chunk.begin));
+            };
+            job.run_alone(elements<T>(block) + size_t(rank) * each, await, report);
+        }
+    });
+}
+
+}  // namespace
+
+template <class T>
+void run_backward_stack(const BackwardJob<T>* given, int layers, int directions) {
+    if (given->plan->plan().batch == 0) return;
+    const FloatEnv env;  // the estimates too leave no flag behind
+    const std::vector<Job<T>> jobs(given, given + layers * directions);
+    std::vector<JobWork> work;
+    double alone = 0;
+    for (const Job<T>& job : jobs) {
+        work.push_back(job.work());
+        alone += work.back().alone();
+    }
+    if (num_threads() == 1 || !worth_a_team(alone)) return run_alone(jobs, directions);
+    Schedule schedule = best_schedule(work.data(), layers, directions, num_threads());
+    if (schedule.threads == 1) return run_alone(jobs, directions);
+    Team team(schedule.threads, forced_schedule() != Forced::none);
+    if (team.size() < schedule.threads)
+        schedule = best_schedule(work.data(), layers, directions, team.size());
+    if (schedule.threads == 1) return run_alone(jobs, directions);
+    if (schedule.order == Order::layers)
+        run_layers(jobs, team);
+    else
+        run_groups(jobs, work, directions, schedule.order == Order::directions, team);
+}
+
+#define DTYPE(name, type) template void run_backward_stack(const BackwardJob<type>*, int, int);
+#include "core/dtypes.inc"
+#undef DTYPE
+
+}  // namespace rnnfast

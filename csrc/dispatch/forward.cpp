@@ -1,0 +1,198 @@
+// The forward pass of a stack: schedules, scratch, threads.
+#include <algorithm>
+#include <deque>
+#include <vector>
+
+#include "dispatch/float_env.h"
+#include "dispatch/schedule.h"
+#include "dispatch/stack.h"
+#include "dispatch/threads.h"
+
+namespace rnnfast {
+namespace {
+
+// With layers at the same time: the pieces that the steps are cut into, at the most.
+constexpr ptrdiff_t kPieces = 16;
+
+template <class T>
+struct Job {
+    const CellKernels<T>& kernels;
+    ForwardArgs<T> args;
+    const Plan& plan;
+
+    explicit Job(const ForwardJob<T>& job)
+        : kernels(job.weights->kernels()), args(job.args), plan(job.plan->plan()) {
+        args.sizes = job.weights->sizes();
+        args.packed = job.weights->packed();
+    }
+
+    JobWork work() const { return forward_work(kernels, args.sizes, plan); }
+
+    Slice slice(const Split& split, int rank) const {
+        if (split.units > 1) return {{0, plan.batch}, rank, split.units};
+        if (plan.active) return {share_in_turn(plan.batch, rank, split.shards)};
+        return {share(plan.batch, rank, split.shards)};
+    }
+
+    // The most that a thread's slice takes.
+    size_t scratch(const Split& split) const {
+        ptrdiff_t most = 0;
+        for (int rank : {0, split.threads() - 1})
+            most = std::max(most, kernels.forward_scratch(args, plan, slice(split, rank)));
+        return size_t(most);
+    }
+
+    // The part of a group's thread `rank`; `scratch` is the group's, `each` the size of a slice's.
+    void run(const Split& split, int rank, Meeting::Place& place, T* scratch, size_t each) const {
+        if (rank >= split.threads()) return;
+        Slice mine = slice(split, rank);
+        mine.wait = Meeting::Place::wait;
+        mine.place = &place;
+        kernels.forward(args, plan, mine, scratch + (split.units > 1 ? 0 : size_t(rank) * each));
+    }
+};
+
+// Threads that run some of the jobs together, one after the other.
+template <class T>
+class Group {
+public:
+    Group(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work, size_t first,
+          size_t stride, int threads) {
+        for (size_t i = first; i < jobs.size(); i += stride) {
+            tasks_.emplace_back(&jobs[i], best_split(work[i], threads));
+            each_ = std::max(each_, jobs[i].scratch(tasks_.back().split));
+            threads_ = std::max(threads_, tasks_.back().split.threads());
+        }
+        // A cache line apart.
+        each_ = (each_ + 63) / 64 * 64;
+    }
+
+    size_t scratch() const { return each_ * size_t(threads_); }
+
+    // `all` is where every thread of the team meets after a layer.
+    void run(int rank, Meeting::Place& all, T* scratch) {
+        for (Task& task : tasks_) {
+            Meeting::Place place(task.meeting);
+            task.job->run(task.split, rank, place, scratch, each_);
+            all.wait();
+        }
+    }
+
+private:
+    struct Task {
+        Task(const Job<T>* j, const Split& s) : job(j), split(s), meeting(s.units) {}
+        const Job<T>* job;
+        Split split;
+        Meeting meeting;
+    };
+    std::deque<Task> tasks_;
+    size_t each_ = 0;
+    int threads_ = 1;
+};
+
+template <class T>
+T* elements(const ScratchBlock& block) {
+    return static_cast<T*>(block.get());
+}
+
+template <class T>
+void run_alone(const ForwardJob<T>* jobs, size_t count) {
+    for (size_t i = 0; i < count; ++i) {
+        const Job<T> job(jobs[i]);
+        const ScratchBlock block(job.scratch({}) * sizeof(T));
+        job.kernels.forward(job.args, job.plan, {{0, job.plan.batch}}, elements<T>(block));
+    }
+}
+
+template <class T>
+void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work, Team& team,
+                bool directions) {
+    std::deque<Group<T>> groups;
+    const size_t count = directions ? 2 : 1;
+    size_t scratch = 0;
+    for (size_t g = 0; g < count; ++g) {
+        const int size = directions ? group_size(team.size(), int(g)) : team.size();
+        scratch += groups.emplace_back(jobs, work, g, count, size).scratch();
+    }
+    const ScratchBlock block(scratch * sizeof(T));
+    Meeting meeting(team.size());
+    team.run([&](int rank) {
+        const FloatEnv env;
+        Meeting::Place all(meeting);
+        const int first = directions ? group_size(team.size(), 0) : team.size();
+        if (rank < first)
+            groups[0].run(rank, all, elements<T>(block));
+        else
+            groups[1].run(rank - first, all, elements<T>(block) + groups[0].scratch());
+    });
+}
+
+// Each thread runs every so-many-th layer, a piece behind the layer below.
+template <class T>
+void run_layers(const std::vector<Job<T>>& jobs, Team& team) {
+    struct State {
+        Signal* below;
+        Signal* own;
+        ptrdiff_t reported;
+    };
+    const size_t threads = size_t(team.size());
+    size_t each = 0;
+    for (const Job<T>& job : jobs) each = std::max(each, job.scratch({}));
+    each = (each + 63) / 64 * 64;
+    const ScratchBlock block(each * threads * sizeof(T));
+    std::vector<Signal> done(jobs.size());
+    team.run([&](int rank) {
+        const FloatEnv env;
+        for (size_t l = size_t(rank); l < jobs.size(); l += threads) {
+            const Job<T>& job = jobs[l];
+            State state{l ? &done[l - 1] : nullptr, &done[l], 0};
+            const Relay relay{(job.plan.steps + kPieces - 1) / kPieces,
+                              [](void* s, ptrdiff_t steps) {
+                                  if (Signal* below = static_cast<State*>(s)->below)
+                                      below->wait(uint64_t(steps));
+                              },
+                              [](void* s, ptrdiff_t steps) {
+                                  auto& [below, own, reported] = *static_cast<State*>(s);
+                                  own->add(uint64_t(steps - reported));
+                                  reported = steps;
+                              },
+                              &state};
+            Slice slice{{0, job.plan.batch}};
+            slice.relay = &relay;
+            job.kernels.forward(job.args, job.plan, slice,
+                                elements<T>(block) + size_t(rank) * each);
+        }
+    });
+}
+
+}  // namespace
+
+template <class T>
+void run_forward_stack(const ForwardJob<T>* given, int layers, int directions) {
+    const size_t count = size_t(layers) * size_t(directions);
+    if (given->plan->plan().batch == 0)
+        return;          // whatever T, which costs no memory and may be huge
+    const FloatEnv env;  // the estimates too leave no flag behind
+    double alone = 0;
+    for (size_t i = 0; i < count; ++i) alone += Job<T>(given[i]).work().alone();
+    if (num_threads() == 1 || !worth_a_team(alone)) return run_alone(given, count);
+    const std::vector<Job<T>> jobs(given, given + count);
+    std::vector<JobWork> work;
+    for (const Job<T>& job : jobs) work.push_back(job.work());
+    Schedule schedule = best_schedule(work.data(), layers, directions, num_threads());
+    if (schedule.threads == 1) return run_alone(given, count);
+    Team team(schedule.threads, forced_schedule() != Forced::none);
+    if (team.size() < schedule.threads)
+        schedule = best_schedule(work.data(), layers, directions, team.size());
+    if (schedule.threads == 1) return run_alone(given, count);
+    if (schedule.order == Order::layers)
+        run_layers(jobs, team);
+    else
+        run_groups(jobs, work, team, schedule.order == Order::directions);
+}
+
+#define DTYPE(name, type) template void run_forward_stack(const ForwardJob<type>*, int, int);
+#include "core/dtypes.inc"
+#undef DTYPE
+
+}  // namespace rnnfast

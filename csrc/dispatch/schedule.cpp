@@ -1,0 +1,160 @@
+#include "dispatch/schedule.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+namespace rnnfast {
+namespace {
+
+// One Zen 4 core near its peak. What counts is the proportion to the costs of threads below.
+constexpr double kProductsPerNs = 50;  // float32; half as many in float64
+// One row is bound by reading the weights, and takes as long as so many rows together.
+constexpr double kLeastRows = 3;
+// A meeting of two threads in a step, with the lines of h that move between their caches. Measured
+// with one row: at H = 64 the units in two are no faster, at 256 they are twice as fast.
+constexpr double kMeetingNs = 500, kMeetingPerThreadNs = 100;
+// Waking a team, meeting its end, and the caches that it starts with.
+constexpr double kTeamNs = 8000, kTeamPerThreadNs = 1000;
+// More threads must be predicted to take less than this share of the time.
+constexpr double kGain = 0.85;
+
+std::atomic<Forced> forced{Forced::none};
+
+double rows_cost(double rows) { return std::max(rows, kLeastRows); }
+
+double split_ns(const JobWork& w, const Split& split, int threads) {
+    const double steps = double(w.steps);
+    double loop;
+    if (split.units > 1) {
+        const double share = std::ceil(double(w.panels) / split.units) / double(w.panels);
+        loop = steps * (rows_cost(w.rows) * w.row_step * share +
+                        w.meetings * (kMeetingNs + kMeetingPerThreadNs * (split.units - 2)));
+    } else {
+        // Whole rows of the batch, in proportion where rows have ended.
+        const double share = std::ceil(double(w.batch) / split.shards) / double(w.batch);
+        loop = steps * rows_cost(w.rows * share) * w.row_step;
+    }
+    return loop + w.rest / threads;
+}
+
+double best_ns(const JobWork& w, int threads) {
+    return split_ns(w, best_split(w, threads), threads);
+}
+
+template <class T>
+JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan) {
+    const double per_ns = kProductsPerNs * sizeof(float) / sizeof(T);
+    const double row = double(kernels.gradient_row(sizes));  // gates and units, padded
+    JobWork w{};
+    w.steps = plan.steps;
+    w.batch = plan.batch;
+    w.rows = double(plan.start(plan.steps)) / double(std::max<ptrdiff_t>(plan.steps, 1));
+    w.row_step = row * double(sizes.width()) / per_ns;
+    // Of forward: the input's product. Backward: three of them, and the recurrent weights' own.
+    w.rest = w.rows * double(w.steps) * row * double(sizes.input) / per_ns;
+    w.panels = kernels.unit_panels(sizes);
+    w.meetings = kernels.meetings(sizes);
+    return w;
+}
+
+}  // namespace
+
+double JobWork::alone() const { return split_ns(*this, {}, 1); }
+
+template <class T>
+JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan) {
+    JobWork w = work_of(kernels, sizes, plan);
+    w.pieces = plan.steps;
+    return w;
+}
+
+template <class T>
+JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan,
+                      ptrdiff_t chunks) {
+    JobWork w = work_of(kernels, sizes, plan);
+    w.rest = 2 * w.rest + w.rows * double(w.steps) * w.row_step;
+    w.pieces = chunks;
+    return w;
+}
+
+void force_schedule(Forced schedule) { forced = schedule; }
+Forced forced_schedule() { return forced.load(std::memory_order_relaxed); }
+
+bool worth_a_team(double alone_ns) {
+    return alone_ns * kGain > kTeamNs || forced_schedule() != Forced::none;
+}
+
+Split best_split(const JobWork& work, int threads) {
+    const Split by_rows{int(std::min<ptrdiff_t>(threads, work.batch)), 1};
+    const Split by_units{1, int(std::min<ptrdiff_t>(threads, work.panels))};
+    if (forced_schedule() == Forced::shards) return by_rows;
+    if (forced_schedule() == Forced::units) return by_units;
+    Split best;
+    double shortest = split_ns(work, best, threads);
+    const auto consider = [&](const Split& split) {
+        const double ns = split_ns(work, split, threads);
+        if (ns < shortest) shortest = ns, best = split;
+    };
+    consider(by_rows);
+    for (int units = by_units.units; units > 1; units /= 2) consider({1, units});
+    return best;
+}
+
+Schedule best_schedule(const JobWork* jobs, int layers, int directions, int threads) {
+    double alone = 0;
+    const int count = layers * directions;
+    for (int i = 0; i < count; ++i) alone += jobs[i].alone();
+    Schedule best;
+    double best_so_far = alone * kGain;
+    const auto consider = [&](Order order, int n, double ns) {
+        ns += kTeamNs + kTeamPerThreadNs * n;
+        if (ns < best_so_far) best_so_far = ns, best = {order, n};
+    };
+    if (!worth_a_team(alone)) return best;
+    switch (forced_schedule()) {
+        case Forced::none:
+            break;
+        case Forced::directions:
+            return {directions == 2 ? Order::directions : Order::in_turn, threads};
+        case Forced::layers:
+            if (directions == 1 && layers > 1) return {Order::layers, std::min(threads, layers)};
+            return {Order::in_turn, threads};
+        default:
+            return {Order::in_turn, threads};
+    }
+    for (int n = threads; n > 1; n /= 2) {
+        double in_turn = 0, in_two = 0;
+        for (int i = 0; i < count; ++i) in_turn += best_ns(jobs[i], n);
+        consider(Order::in_turn, n, in_turn);
+        if (directions == 2) {
+            for (int i = 0; i < count; i += 2)
+                in_two += std::max(best_ns(jobs[i], group_size(n, 0)),
+                                   best_ns(jobs[i + 1], group_size(n, 1)));
+            consider(Order::directions, n, in_two);
+        }
+    }
+    if (directions == 1 && layers > 1) {
+        const int n = std::min(threads, layers);
+        double longest = 0;
+        ptrdiff_t pieces = jobs[0].pieces;
+        for (int i = 0; i < count; ++i) {
+            longest = std::max(longest, jobs[i].alone());
+            pieces = std::min(pieces, jobs[i].pieces);
+        }
+        // Each thread runs so many layers; the last starts some pieces after the first.
+        const double turns = std::ceil(double(layers) / n);
+        if (pieces > 0)
+            consider(Order::layers, n,
+                     longest * (turns + double(n - 1) / std::min<double>(16, double(pieces))));
+    }
+    return best;
+}
+
+#define DTYPE(name, type)                                                               \
+    template JobWork forward_work(const CellKernels<type>&, const Sizes&, const Plan&); \
+    template JobWork backward_work(const CellKernels<type>&, const Sizes&, const Plan&, ptrdiff_t);
+#include "core/dtypes.inc"
+#undef DTYPE
+
+}  // namespace rnnfast

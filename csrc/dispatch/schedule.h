@@ -1,0 +1,71 @@
+// How the work of a pass is shared out to threads: estimates of what each way costs.
+#pragma once
+
+#include "kernels/kernel_table.h"
+
+namespace rnnfast {
+
+// How a group of threads shares the steps of one job: shards of the batch, which never meet in the
+// time loop, or the units, of all rows, with a meeting in each step. At least one of them is 1.
+struct Split {
+    int shards = 1;
+    int units = 1;
+
+    int threads() const { return shards > units ? shards : units; }
+};
+
+// What one job costs one thread, in ns.
+struct JobWork {
+    ptrdiff_t steps;
+    ptrdiff_t batch;
+    ptrdiff_t panels;  // of units
+    double rows;       // with a step, on average
+    double row_step;   // the recurrent product of one row in one step
+    double rest;       // what is shared out evenly, whatever the split
+    int meetings;      // of units in a step
+    ptrdiff_t pieces;  // that another layer can run a piece behind; 0: it cannot
+
+    double alone() const;
+};
+
+template <class T>
+JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan);
+
+// `chunks`: of the backward pass.
+template <class T>
+JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan,
+                      ptrdiff_t chunks);
+
+// For tests: schedules that estimates would not choose, on whatever sizes. Teams then wait for every
+// thread that they ask for.
+enum class Forced { none, shards, units, directions, layers };
+void force_schedule(Forced forced);
+Forced forced_schedule();
+
+// Whether work that takes one thread so long can be worth waking others for.
+bool worth_a_team(double alone_ns);
+
+// The best split for at most `threads`.
+Split best_split(const JobWork& work, int threads);
+
+// How a stack of jobs is shared out.
+enum class Order {
+    in_turn,     // all threads on one job after the other
+    directions,  // half of them on each direction of a layer
+    layers       // each thread on a layer of its own, a chunk behind the one that it reads
+};
+struct Schedule {
+    Order order = Order::in_turn;
+    int threads = 1;
+};
+
+// The schedule that is fastest on at most `threads`: 1 where more would not pay. `jobs` stand layer
+// by layer, direction by direction.
+Schedule best_schedule(const JobWork* jobs, int layers, int directions, int threads);
+
+// Threads of the group that runs direction `direction` of two, of `threads` in all.
+inline int group_size(int threads, int direction) {
+    return direction ? threads / 2 : threads - threads / 2;
+}
+
+}  // namespace rnnfast
