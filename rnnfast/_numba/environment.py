@@ -10,6 +10,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -21,7 +22,7 @@ _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 _IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
 # x86-64: flush-to-zero and denormals-are-zero in MXCSR, which has the status flags too. AArch64:
 # FZ in FPCR; the status flags are in FPSR, which stands above it in the values here.
-_FLUSH = 0x8040 if _IS_X86 else 1 << 24 if _IS_ARM else 0
+_FLUSH = np.uint64(0x8040 if _IS_X86 else 1 << 24 if _IS_ARM else 0)
 
 _I32, _I64, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 _HALF = ir.Constant(_I64, 32)
@@ -95,8 +96,8 @@ def _add(bits):
 @contextmanager
 def denormals_are_zero() -> Iterator[None]:
     """Restores the caller's floating-point environment at its end, status flags included."""
-    before = _add(types.uint64(_FLUSH))
+    before = _add(_FLUSH)
     try:
         yield
     finally:
-        _set(types.uint64(before))
+        _set(np.uint64(before))

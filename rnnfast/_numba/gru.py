@@ -10,24 +10,22 @@ from __future__ import annotations
 from rnnfast._numba import sequence
 from rnnfast._numba.activations import sigmoid, tanh
 from rnnfast._numba.compiling import entry, inlined
-from rnnfast._numba.sequence import DC, DH, H_PREV, SAVED, A, H, V
+from rnnfast._numba.sequence import DC, DH, H_PREV, SAVED, A, Groups, H, V
 
-TOGETHER = 2
-AFTER_APART, AFTER_SAVES = 2, 4
-BEFORE_APART, BEFORE_SAVES = 1, 3
-AR, AZ = A, A + V
-AFTER_AH, AFTER_AX = A + 2 * V, A + 3 * V  # the candidate's h_n and x_n
-BEFORE_AN = A + 2 * V
-SR, SZ, SN, SHN = (SAVED + k * V for k in range(AFTER_SAVES))
+AFTER = Groups(lead=1, together=2, tail=1, saves=4)
+AX, AFTER_AR, AFTER_AZ, AH = (A + k * V for k in range(4))
+BEFORE = Groups(lead=0, together=2, tail=1, saves=3)
+BEFORE_AR, BEFORE_AZ, AN = (A + k * V for k in range(3))
+SR, SZ, SN, SHN = (SAVED + k * V for k in range(4))
 
 
 @inlined
 def _after_forward(s):
     one = s.dtype.type(1)
     for j in range(V):
-        r, z = sigmoid(s[AR + j]), sigmoid(s[AZ + j])
-        hn = s[AFTER_AH + j]
-        n = tanh(s[AFTER_AX + j] + r * hn)
+        r, z = sigmoid(s[AFTER_AR + j]), sigmoid(s[AFTER_AZ + j])
+        hn = s[AH + j]
+        n = tanh(s[AX + j] + r * hn)
         s[H + j] = (one - z) * n + z * s[H_PREV + j]
         s[SR + j], s[SZ + j], s[SN + j], s[SHN + j] = r, z, n, hn
 
@@ -40,10 +38,10 @@ def _after_backward(s):
         dh, h = s[DH + j], s[H_PREV + j]
         dn, dz = dh * (one - z), dh * (h - n)
         dan = dn * (one - n * n)
-        s[AR + j] = dan * hn * r * (one - r)
-        s[AZ + j] = dz * z * (one - z)
-        s[AFTER_AX + j] = dan
-        s[AFTER_AH + j] = dan * r
+        s[AFTER_AR + j] = dan * hn * r * (one - r)
+        s[AFTER_AZ + j] = dz * z * (one - z)
+        s[AX + j] = dan
+        s[AH + j] = dan * r
         s[DH + j] = dh * z
 
 
@@ -51,17 +49,17 @@ def _after_backward(s):
 def _before_forward_first(s):
     """r, z in place, and r h, which the candidate's product takes."""
     for j in range(V):
-        r = sigmoid(s[AR + j])
+        r = sigmoid(s[BEFORE_AR + j])
         s[H + j] = r * s[H_PREV + j]
-        s[AR + j] = r
-        s[AZ + j] = sigmoid(s[AZ + j])
+        s[BEFORE_AR + j] = r
+        s[BEFORE_AZ + j] = sigmoid(s[BEFORE_AZ + j])
 
 
 @inlined
 def _before_forward(s):
     one = s.dtype.type(1)
     for j in range(V):
-        r, z, n = s[AR + j], s[AZ + j], tanh(s[BEFORE_AN + j])
+        r, z, n = s[BEFORE_AR + j], s[BEFORE_AZ + j], tanh(s[AN + j])
         s[H + j] = (one - z) * n + z * s[H_PREV + j]
         s[SR + j], s[SZ + j], s[SN + j] = r, z, n
 
@@ -74,8 +72,8 @@ def _before_backward(s):
         z, n = s[SZ + j], s[SN + j]
         dh, h = s[DH + j], s[H_PREV + j]
         dn, dz = dh * (one - z), dh * (h - n)
-        s[AZ + j] = dz * z * (one - z)
-        s[BEFORE_AN + j] = dn * (one - n * n)
+        s[BEFORE_AZ + j] = dz * z * (one - z)
+        s[AN + j] = dn * (one - n * n)
         s[DH + j] = dh * z
 
 
@@ -85,27 +83,27 @@ def _before_backward_last(s):
     one = s.dtype.type(1)
     for j in range(V):
         r, drh = s[SR + j], s[DC + j]
-        s[AR + j] = drh * s[H_PREV + j] * r * (one - r)
+        s[BEFORE_AR + j] = drh * s[H_PREV + j] * r * (one - r)
         s[DH + j] += drh * r
 
 
 @entry
 def after_forward(*args):
     """`sequence.forward` for the cell gru."""
-    sequence.forward(_after_forward, None, TOGETHER, AFTER_APART, AFTER_SAVES, args)
+    sequence.forward(_after_forward, None, AFTER, args)
 
 
 @entry
 def after_backward(*args):
     """`sequence.backward` for the cell gru."""
-    sequence.backward(_after_backward, None, TOGETHER, AFTER_APART, AFTER_SAVES, args)
+    sequence.backward(_after_backward, None, AFTER, args)
 
 
 @entry
 def before_forward(*args):
     """`sequence.forward` for the cell gru_reset_before."""
     sequence.forward(
-        _before_forward, _before_forward_first, TOGETHER, BEFORE_APART, BEFORE_SAVES, args
+        _before_forward, _before_forward_first, BEFORE, args
     )
 
 
@@ -113,5 +111,5 @@ def before_forward(*args):
 def before_backward(*args):
     """`sequence.backward` for the cell gru_reset_before."""
     sequence.backward(
-        _before_backward, _before_backward_last, TOGETHER, BEFORE_APART, BEFORE_SAVES, args
+        _before_backward, _before_backward_last, BEFORE, args
     )

@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 
 from rnnfast._backend import Forward
 from rnnfast._cells import Cell, Weights
-from rnnfast._numba.sequence import V
+from rnnfast._numba.sequence import Groups, V
 
 
 class Kernel(NamedTuple):
-    """A cell's entry points, and its constants, which `sequence` explains."""
+    """A cell's columns and entry points; `sequence` explains both."""
 
-    together: int
-    apart: int
-    saves: int
+    groups: Groups
     forward: Callable[..., None]
     backward: Callable[..., None]
 
@@ -50,41 +48,28 @@ class Packed:
         self.output = weights.weight_hh.shape[1]
         self.dtype = weights.weight_ih.dtype
         self.units = padded(self.hidden)
-        self.columns = (kernel.together + kernel.apart) * self.units
-        # A candidate whose reset comes before its product has that product for itself; one whose
-        # reset comes after has its two sums apart.
-        self.product = self.columns - self.units if kernel.apart else self.columns
-        self.own_candidate = kernel.apart == 1
+        lead, together, tail, _ = kernel.groups
+        self.columns = (lead + together + tail) * self.units
+        # Those that the input adds to, and those that the products with h add to. A candidate with
+        # the reset before its product has that for itself.
+        self.x_span = slice(self.columns - tail * lead * self.units)
+        self.own_candidate = tail > lead
+        self.h_span = slice(lead * self.units, self.columns - self.own_candidate * self.units)
 
         gate, unit = np.divmod(np.arange(rows), self.hidden)
         block, lane = np.divmod(unit, V)
-        grouped = (block * kernel.together + gate) * V + lane
-        first_group = np.where(gate < kernel.together, grouped, gate * self.units + unit)
-        last_group = (kernel.together + kernel.apart - 1) * self.units + unit
+        grouped = (lead * self.units // V + block * together + gate) * V + lane
+        last = (lead + together) * self.units + unit
         # The column of each row of weight_hh, and of weight_ih.
-        self.h_columns = first_group
-        self.x_columns = np.where(gate < kernel.together, grouped, last_group)
-        # Columns that the input adds to: all, or all but h_n, as slices of (columns, weights).
-        cut = kernel.together * self.units
-        self.x_slices = [(slice(None), slice(None))]
-        if kernel.apart == 2:
-            end = cut + self.units
-            self.x_slices = [(slice(cut), slice(cut)), (slice(end, None), slice(cut, None))]
-        self.x_places = np.where(
-            self.x_columns < cut, self.x_columns, self.x_columns - self.columns + self.x_width
-        )
-
-    @property
-    def x_width(self) -> int:
-        """The columns that the input adds to."""
-        return self.columns - (self.units if self.kernel.apart == 2 else 0)
+        self.h_columns = np.where(gate < together, grouped, last)
+        self.x_columns = np.where(gate < together, grouped, unit if lead else last)
 
     @cached_property
     def weight_x(self) -> NDArray:
-        """(I, x_width): weight_ih transposed, its columns in place."""
+        """(I, columns of x): weight_ih transposed, its columns in place."""
         weight = self.weights.weight_ih
-        result = np.zeros((weight.shape[1], self.x_width), self.dtype)
-        result[:, self.x_places] = weight.T
+        result = np.zeros((weight.shape[1], self.x_span.stop), self.dtype)
+        result[:, self.x_columns] = weight.T
         return result
 
     @cached_property
@@ -106,10 +91,9 @@ class Packed:
     def _recurrent(self) -> tuple[NDArray, NDArray, NDArray]:
         """Weights (columns of the product, W), (columns of the candidate's, W), (P, H)."""
         nothing = np.zeros((0, 0), self.dtype)
-        split = self.product
-        candidate = self._weight_h[split:] if self.own_candidate else nothing
+        candidate = self._weight_h[self.h_span.stop :] if self.own_candidate else nothing
         projection = self.weights.weight_hr
-        return self._weight_h[:split], candidate, nothing if projection is None else projection
+        return self._weight_h[self.h_span], candidate, nothing if projection is None else projection
 
     @cached_property
     def forward_panels(self) -> tuple[NDArray, ...]:
@@ -150,16 +134,22 @@ class Rows:
         offsets = np.searchsorted(t, np.arange(steps + 1)).astype(np.int64)
         return cls(batch, order, offsets, (t, order[place]))
 
-    def chunks(self, rows: int, descending: bool) -> Iterator[tuple[int, int]]:
-        """Ranges of steps of at most `rows` rows (at least one step), empty steps left out."""
+    def chunks(self, rows: int) -> list[tuple[int, int]]:
+        """Ranges of steps of at most `rows` rows (at least one step)."""
+        total = int(self.offsets[-1])
+        if total <= rows:
+            return [(0, len(self.offsets) - 1)] if total else []
+        steps = int(np.searchsorted(self.offsets, total))
         borders = [0]
-        steps = int(np.searchsorted(self.offsets, self.offsets[-1]))
         while borders[-1] < steps:
             begin = borders[-1]
             end = int(np.searchsorted(self.offsets, self.offsets[begin] + rows, "right")) - 1
             borders.append(min(max(end, begin + 1), steps))
-        ranges = list(itertools.pairwise(borders))
-        return reversed(ranges) if descending else iter(ranges)
+        return list(itertools.pairwise(borders))
+
+    def most(self, chunks: list[tuple[int, int]]) -> int:
+        """The rows of the largest of the chunks."""
+        return max((int(self.offsets[end] - self.offsets[begin]) for begin, end in chunks), default=0)
 
     def gather(self, array: NDArray, begin: int, end: int) -> NDArray:
         """(T, B, ...) -> (rows, ...) of the steps from `begin` to `end`; a view if it can be."""

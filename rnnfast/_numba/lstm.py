@@ -8,11 +8,11 @@ from __future__ import annotations
 from rnnfast._numba import sequence
 from rnnfast._numba.activations import sigmoid, tanh
 from rnnfast._numba.compiling import entry, inlined
-from rnnfast._numba.sequence import C_PREV, DC, DH, SAVED, A, C, H, V
+from rnnfast._numba.sequence import C_PREV, DC, DH, SAVED, A, C, Groups, H, V
 
-TOGETHER, APART, SAVES = 4, 0, 6
-AI, AF, AG, AO = (A + k * V for k in range(TOGETHER))
-SI, SF, SG, SO, SC, ST = (SAVED + k * V for k in range(SAVES))  # the gates, c and tanh(c')
+GROUPS = Groups(lead=0, together=4, tail=0, saves=6)
+AI, AF, AG, AO = (A + k * V for k in range(4))
+SI, SF, SG, SO, SC, ST = (SAVED + k * V for k in range(6))  # the gates, c and tanh(c')
 SAVED_O, SAVED_T = 3, 5
 
 
@@ -49,10 +49,10 @@ def _backward(s):
 @entry
 def forward(*args):
     """`sequence.forward` for this cell."""
-    sequence.forward(_forward, None, TOGETHER, APART, SAVES, args)
+    sequence.forward(_forward, None, GROUPS, args)
 
 
 @entry
 def backward(*args):
     """`sequence.backward` for this cell."""
-    sequence.backward(_backward, None, TOGETHER, APART, SAVES, args)
+    sequence.backward(_backward, None, GROUPS, args)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rnnfast._numba import sequence
 from rnnfast._numba.activations import tanh
 from rnnfast._numba.compiling import entry, inlined
-from rnnfast._numba.sequence import DH, SAVED, A, H, V
+from rnnfast._numba.sequence import DH, SAVED, A, Groups, H, V
 
-TOGETHER, APART, SAVES = 1, 0, 1
+GROUPS = Groups(lead=0, together=1, tail=0, saves=1)
 
 
 @inlined
@@ -48,22 +48,22 @@ def _relu_backward(s):
 @entry
 def tanh_forward(*args):
     """`sequence.forward` for the cell rnn_tanh."""
-    sequence.forward(_tanh_forward, None, TOGETHER, APART, SAVES, args)
+    sequence.forward(_tanh_forward, None, GROUPS, args)
 
 
 @entry
 def tanh_backward(*args):
     """`sequence.backward` for the cell rnn_tanh."""
-    sequence.backward(_tanh_backward, None, TOGETHER, APART, SAVES, args)
+    sequence.backward(_tanh_backward, None, GROUPS, args)
 
 
 @entry
 def relu_forward(*args):
     """`sequence.forward` for the cell rnn_relu."""
-    sequence.forward(_relu_forward, None, TOGETHER, APART, SAVES, args)
+    sequence.forward(_relu_forward, None, GROUPS, args)
 
 
 @entry
 def relu_backward(*args):
     """`sequence.backward` for the cell rnn_relu."""
-    sequence.backward(_relu_backward, None, TOGETHER, APART, SAVES, args)
+    sequence.backward(_relu_backward, None, GROUPS, args)

@@ -1,0 +1,40 @@
+"""The gradients of the parameters: sums over rows, from columns to torch's order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnfast._numba.compiling import entry
+
+# Up to so many rows, adding them one by one takes less time than BLAS and the matrix that it
+# writes first: at H = 256 and one row 0.06 ms instead of 0.3.
+_FEW = 4
+
+
+def add_product(target: NDArray, da: NDArray, columns: NDArray, operand: NDArray) -> None:
+    """target[k] += the sum over the rows of da[:, columns[k]] and operand.
+
+    target : (K, N); da : (rows, ...); columns : (K,); operand : (rows, N).
+    """
+    if len(da) <= _FEW:
+        _add_outer(target, np.ascontiguousarray(da), columns, np.ascontiguousarray(operand))
+    else:
+        _add_rows(target, columns, da.T @ operand)
+
+
+@entry
+def _add_outer(target, da, columns, operand):
+    for k in range(target.shape[0]):
+        for row in range(da.shape[0]):
+            factor = da[row, columns[k]]
+            for j in range(target.shape[1]):
+                target[k, j] += factor * operand[row, j]
+
+
+@entry
+def _add_rows(target, columns, source):
+    for k in range(target.shape[0]):
+        place = columns[k]
+        for j in range(target.shape[1]):
+            target[k, j] += source[place, j]
