@@ -17,7 +17,7 @@ from rnnfast._numba import gru, lstm, rnn
 from rnnfast._numba.environment import denormals_are_zero
 from rnnfast._numba.gradients import add_product
 from rnnfast._numba.layout import Kernel, Packed, Rows, padded
-from rnnfast._numba.sequence import V
+from rnnfast._numba.tile import V
 
 KERNELS: dict[str, Kernel] = {
     "rnn_tanh": Kernel(rnn.GROUPS, rnn.tanh_forward, rnn.tanh_backward),
@@ -74,7 +74,7 @@ def _forward(packed: Packed, args: Forward, training: bool) -> Saved | None:
     if args.reset is not None:
         reset = np.ascontiguousarray(rows.gather(args.reset, 0, len(args.x)))
     h = rows.state_in(args.h0, width, dtype)
-    c = rows.state_in(args.c0, packed.units, dtype)
+    c = rows.state_in(args.c0, packed.units if args.cn is not None else 0, dtype)
     u = h
     if projection.size or candidate.size:
         u = np.zeros((rows.batch, packed.units), dtype)
@@ -109,7 +109,7 @@ def _backward(packed: Packed, saved: Saved, args: Forward, grads: Backward) -> N
     rows, dtype, kernel = saved.rows, packed.dtype, packed.kernel
     recurrent, candidate, projection = packed.backward_panels
     dh = rows.state_in(grads.dhn, padded(packed.output), dtype)
-    dc = rows.state_in(grads.dcn, packed.units, dtype)
+    dc = rows.state_in(grads.dcn, packed.units if grads.dc0 is not None else 0, dtype)
     du = np.zeros((rows.batch, packed.units), dtype)
     if grads.dx is not None and rows.index is not None:
         grads.dx[...] = 0
@@ -174,7 +174,8 @@ def _unprojected(packed: Packed, own: NDArray) -> NDArray:
 
 def _slot(packed: Packed, own: NDArray, slot: int) -> NDArray:
     """One of the saved slots, (rows, units)."""
-    return own.reshape(len(own), -1, packed.kernel.groups.saves, V)[:, :, slot].reshape(len(own), -1)
+    rows, saves = len(own), packed.kernel.groups.saves
+    return own.reshape(rows, -1, saves, V)[:, :, slot].reshape(rows, -1)
 
 
 _BACKEND = NumbaBackend()

@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from rnnfast._numba.compiling import entry
 
-# Up to so many rows, adding them one by one takes less time than BLAS and the matrix that it
-# writes first: at H = 256 and one row 0.06 ms instead of 0.3.
+# Up to so many rows, adding them one by one takes less time than a product by NumPy, which writes
+# a matrix first: for one row at H = 256, 0.02 ms instead of 0.24.
 _FEW = 4
 
 
 def add_product(target: NDArray, da: NDArray, columns: NDArray, operand: NDArray) -> None:
-    """target[k] += the sum over the rows of da[:, columns[k]] and operand.
+    """target[k] += the sum over the rows of da[:, columns[k]] times operand.
 
     target : (K, N); da : (rows, ...); columns : (K,); operand : (rows, N).
     """

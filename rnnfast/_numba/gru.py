@@ -10,7 +10,8 @@ from __future__ import annotations
 from rnnfast._numba import sequence
 from rnnfast._numba.activations import sigmoid, tanh
 from rnnfast._numba.compiling import entry, inlined
-from rnnfast._numba.sequence import DC, DH, H_PREV, SAVED, A, Groups, H, V
+from rnnfast._numba.sequence import DC, DH, H_PREV, SAVED, A, Groups, H
+from rnnfast._numba.tile import V
 
 AFTER = Groups(lead=1, together=2, tail=1, saves=4)
 AX, AFTER_AR, AFTER_AZ, AH = (A + k * V for k in range(4))
@@ -102,14 +103,10 @@ def after_backward(*args):
 @entry
 def before_forward(*args):
     """`sequence.forward` for the cell gru_reset_before."""
-    sequence.forward(
-        _before_forward, _before_forward_first, BEFORE, args
-    )
+    sequence.forward(_before_forward, _before_forward_first, BEFORE, args)
 
 
 @entry
 def before_backward(*args):
     """`sequence.backward` for the cell gru_reset_before."""
-    sequence.backward(
-        _before_backward, _before_backward_last, BEFORE, args
-    )
+    sequence.backward(_before_backward, _before_backward_last, BEFORE, args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from rnnfast._backend import Forward
 from rnnfast._cells import Cell, Weights
-from rnnfast._numba.sequence import Groups, V
+from rnnfast._numba.sequence import Groups
+from rnnfast._numba.tile import V
 
 
 class Kernel(NamedTuple):
@@ -149,7 +150,8 @@ class Rows:
 
     def most(self, chunks: list[tuple[int, int]]) -> int:
         """The rows of the largest of the chunks."""
-        return max((int(self.offsets[end] - self.offsets[begin]) for begin, end in chunks), default=0)
+        sizes = (self.offsets[end] - self.offsets[begin] for begin, end in chunks)
+        return int(max(sizes, default=0))
 
     def gather(self, array: NDArray, begin: int, end: int) -> NDArray:
         """(T, B, ...) -> (rows, ...) of the steps from `begin` to `end`; a view if it can be."""

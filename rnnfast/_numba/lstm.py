@@ -8,7 +8,8 @@ from __future__ import annotations
 from rnnfast._numba import sequence
 from rnnfast._numba.activations import sigmoid, tanh
 from rnnfast._numba.compiling import entry, inlined
-from rnnfast._numba.sequence import C_PREV, DC, DH, SAVED, A, C, Groups, H, V
+from rnnfast._numba.sequence import C_PREV, DC, DH, SAVED, A, C, Groups, H
+from rnnfast._numba.tile import V
 
 GROUPS = Groups(lead=0, together=4, tail=0, saves=6)
 AI, AF, AG, AO = (A + k * V for k in range(4))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rnnfast._numba import sequence
 from rnnfast._numba.activations import tanh
 from rnnfast._numba.compiling import entry, inlined
-from rnnfast._numba.sequence import DH, SAVED, A, Groups, H, V
+from rnnfast._numba.sequence import DH, SAVED, A, Groups, H
+from rnnfast._numba.tile import V
 
 GROUPS = Groups(lead=0, together=1, tail=0, saves=1)
 

@@ -84,26 +84,25 @@ def _product(a, i, p, n, depth, panels, out, k, q, width):
 
 @inlined
 def _load_gates(a, i, block, blocks, groups, slots):
-    lead, together, tail, _ = groups
-    if lead:
+    first = groups.lead * blocks + block * groups.together
+    last = groups.lead + groups.together
+    if groups.lead:
         _load(a, i, block * V, slots, A, V)
-    _load(a, i, (lead * blocks + block * together) * V, slots, A + lead * V, together * V)
-    if tail:
-        last = lead + together
+    _load(a, i, first * V, slots, A + groups.lead * V, groups.together * V)
+    if groups.tail:
         _load(a, i, (blocks * last + block) * V, slots, A + last * V, V)
 
 
 @inlined
 def _store_gates(slots, a, i, block, blocks, groups, count):
     """Stores `count` units of every gate; the padding beyond them stays."""
-    lead, together, tail, _ = groups
-    if lead:
+    first = groups.lead * blocks + block * groups.together
+    last = groups.lead + groups.together
+    if groups.lead:
         _store(slots, A, a, i, block * V, count)
-    for gate in range(together):
-        column = (lead * blocks + block * together + gate) * V
-        _store(slots, A + (lead + gate) * V, a, i, column, count)
-    if tail:
-        last = lead + together
+    for gate in range(groups.together):
+        _store(slots, A + (groups.lead + gate) * V, a, i, (first + gate) * V, count)
+    if groups.tail:
         _store(slots, A + last * V, a, i, (blocks * last + block) * V, count)
 
 
@@ -119,7 +118,8 @@ def forward(cell, first, groups, args):
     offsets : (T + 1,), the rows before each step.
     recurrent, candidate, projection : panels of weights; empty where the layer has none.
     reset : (rows,); a : (rows, columns) in/out, x W + b on entry.
-    h, u, c : (B, ...) in/out, the states, padded with zeros; u: h before the projection, or h.
+    h, u, c : (B, ...) in/out, the states, padded with zeros; u: h before the projection, or h;
+        c: (B, 0) where the cell has none, and dc also.
     y : (rows, W) out; h_saved : (rows, W padded), saved : (rows, blocks * saves * V), out.
     """
     (
@@ -127,7 +127,6 @@ def forward(cell, first, groups, args):
         recurrent, candidate, projection,
         reset, a, h, u, c, y, h_saved, saved,
     ) = args  # fmt: skip
-    lead, together, tail, saves = groups
     slots = np.zeros(SLOTS * V, a.dtype)
     blocks = (hidden + V - 1) // V
     units, depth = blocks * V, h.shape[1]
@@ -142,7 +141,7 @@ def forward(cell, first, groups, args):
                 _clear(c, b)
             if training:
                 _copy(h, b, 0, h_saved, row + b, 0, depth)
-        _product(h, 0, 0, n, depth, recurrent, a, row, lead * units, width)
+        _product(h, 0, 0, n, depth, recurrent, a, row, groups.lead * units, width)
         if first is not None:
             for b in range(n):
                 for block in range(blocks):
@@ -159,15 +158,17 @@ def forward(cell, first, groups, args):
                 _load_gates(a, row + b, block, blocks, groups, slots)
                 if not projection.size:
                     _load(h, b, block * V, slots, H_PREV, V)
-                _load(c, b, block * V, slots, C_PREV, V)
+                if c.size:
+                    _load(c, b, block * V, slots, C_PREV, V)
                 cell(slots)
                 if first is None:
                     _store(slots, H, u, b, block * V, count)
                 else:
                     _store(slots, H, h, b, block * V, count)
-                _store(slots, C, c, b, block * V, count)
+                if c.size:
+                    _store(slots, C, c, b, block * V, count)
                 if training:
-                    _store(slots, SAVED, saved, row + b, block * saves * V, saves * V)
+                    _store(slots, SAVED, saved, row + b, block * groups.saves * V, groups.saves * V)
         if projection.size:
             for b in range(n):
                 _clear(h, b)
@@ -194,7 +195,6 @@ def backward(cell, last, groups, args):
         recurrent, candidate, projection,
         reset, dy, h_saved, saved, dh, du, dc, dh_rows, da,
     ) = args  # fmt: skip
-    lead, together, tail, saves = groups
     slots = np.zeros(SLOTS * V, da.dtype)
     blocks = (hidden + V - 1) // V
     units, depth = blocks * V, dh.shape[1]
@@ -220,11 +220,13 @@ def backward(cell, last, groups, args):
                 else:
                     _load(dh, b, block * V, slots, DH, V)
                     _load(h_saved, row + b, block * V, slots, H_PREV, V)
-                _load(dc, b, block * V, slots, DC, V)
-                _load(saved, row + b, block * saves * V, slots, SAVED, saves * V)
+                if dc.size:
+                    _load(dc, b, block * V, slots, DC, V)
+                _load(saved, row + b, block * groups.saves * V, slots, SAVED, groups.saves * V)
                 cell(slots)
                 _store_gates(slots, da, row + b, block, blocks, groups, count)
-                _store(slots, DC, dc, b, block * V, count)
+                if dc.size:
+                    _store(slots, DC, dc, b, block * V, count)
                 if not projection.size:
                     _store(slots, DH, dh, b, block * V, count)
         if projection.size:
@@ -240,11 +242,11 @@ def backward(cell, last, groups, args):
                     _load(dh, b, block * V, slots, DH, V)
                     _load(du, b, block * V, slots, DC, V)
                     _load(h_saved, row + b, block * V, slots, H_PREV, V)
-                    _load(saved, row + b, block * saves * V, slots, SAVED, saves * V)
+                    _load(saved, row + b, block * groups.saves * V, slots, SAVED, groups.saves * V)
                     last(slots)
-                    _store(slots, A, da, row + b, block * together * V, count)
+                    _store(slots, A, da, row + b, block * groups.together * V, count)
                     _store(slots, DH, dh, b, block * V, count)
-        _product(da, row, lead * units, n, width, recurrent, dh, 0, 0, depth)
+        _product(da, row, groups.lead * units, n, width, recurrent, dh, 0, 0, depth)
         for b in range(n):
             if reset[row + b]:
                 _clear(dh, b)
