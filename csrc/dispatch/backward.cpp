@@ -128,6 +128,7 @@ T* elements(const ScratchBlock& block) {
 
 template <class T>
 void run_alone(const std::vector<Job<T>>& jobs, int directions) {
+    note_schedule(Forced::none);
     for (size_t end = jobs.size(); end > 0; end -= size_t(directions)) {
         const size_t first = end - size_t(directions);
         for (size_t i = first; i < end; ++i) {
@@ -157,6 +158,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
         tasks.emplace_back(best_split(work[i], size_of(i)), size_of(i));
         scratch = std::max(scratch, jobs[i].scratch);
     }
+    note_schedule(groups ? Forced::directions : schedule_of(tasks.front().split));
     const ScratchBlock block((groups ? 2 : 1) * scratch * sizeof(T));
     Meeting everyone(threads);
     team.run([&](int rank) {
@@ -186,6 +188,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
 // Each thread runs every so-many-th layer from the top, a chunk behind the layer above.
 template <class T>
 void run_layers(const std::vector<Job<T>>& jobs, Team& team) {
+    note_schedule(Forced::layers);
     const size_t threads = size_t(team.size());
     size_t each = 0;
     for (const Job<T>& job : jobs) each = std::max(each, job.scratch);

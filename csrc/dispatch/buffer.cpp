@@ -40,17 +40,42 @@ void system_free(void* p) noexcept {
 #endif
 }
 
-// The large block that is kept: whoever exchanges the pointer for another owns the block.
+// The large blocks that are kept: whoever exchanges a pointer for another owns the block.
 struct Spare {
     void* block;
     size_t bytes;
 };
 
-std::atomic<Spare*> spare{nullptr};
+constexpr size_t kSpares = 4;
+std::atomic<Spare*> spares[kSpares];
+std::atomic<size_t> oldest{0};
 
 void drop(Spare* s) noexcept {
     if (s) system_free(s->block);
     delete s;
+}
+
+// Leaves `s` in an empty slot, or in that of the oldest.
+void keep(Spare* s) noexcept {
+    for (std::atomic<Spare*>& slot : spares) {
+        Spare* empty = nullptr;
+        if (slot.compare_exchange_strong(empty, s)) return;
+    }
+    drop(spares[oldest++ % kSpares].exchange(s));
+}
+
+// A kept block of at least `bytes`, and less than twice as many; null: there is none.
+void* take(size_t bytes) noexcept {
+    for (std::atomic<Spare*>& slot : spares)
+        if (Spare* const s = slot.exchange(nullptr)) {
+            if (s->bytes >= bytes && s->bytes / 2 < bytes) {
+                void* const p = s->block;
+                delete s;
+                return p;
+            }
+            keep(s);
+        }
+    return nullptr;
 }
 
 // The block that the thread keeps.
@@ -66,22 +91,18 @@ thread_local Kept kept;
 }  // namespace
 
 void* allocate_bytes(size_t bytes) {
-    if (bytes >= kLarge)
-        if (Spare* const s = spare.exchange(nullptr)) {
-            if (s->bytes >= bytes && s->bytes / 2 <= bytes) {
-                void* const p = s->block;
-                delete s;
-                return p;
-            }
-            drop(s);
-        }
+    if (bytes >= kLarge) {
+        if (void* const p = take(bytes)) return p;
+        // Sizes have changed: what was kept for the old ones goes, a block at a time.
+        drop(spares[oldest++ % kSpares].exchange(nullptr));
+    }
     return system_allocate(bytes);
 }
 
 void free_bytes(void* p, size_t bytes) noexcept {
 #if defined(__linux__) && defined(MADV_FREE)
-    if (bytes >= kLarge && !madvise(p, bytes / kHugePage * kHugePage, MADV_FREE))
-        if (Spare* const s = new (std::nothrow) Spare{p, bytes}) return drop(spare.exchange(s));
+    if (p && bytes >= kLarge && !madvise(p, bytes / kHugePage * kHugePage, MADV_FREE))
+        if (Spare* const s = new (std::nothrow) Spare{p, bytes}) return keep(s);
 #endif
     (void)bytes;
     system_free(p);

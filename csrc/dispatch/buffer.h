@@ -10,9 +10,9 @@ namespace rnnfast {
 // of 4 KiB costs about 0.25 us, and a product that walks over rows of several KiB would miss the
 // TLB at each. Throws std::bad_alloc where there is not so much memory.
 //
-// One large block that was freed is kept for the next of about its size, so that the steps of a
+// A few large blocks that were freed are kept for others of about their size, so that the steps of a
 // training loop give each other their memory instead of having the system clear it each time. The
-// system may take its pages back whenever it needs them.
+// system may take their pages back whenever it needs them.
 void* allocate_bytes(size_t bytes);
 void free_bytes(void* p, size_t bytes) noexcept;
 

@@ -68,6 +68,7 @@ public:
     }
 
     size_t scratch() const { return each_ * size_t(threads_); }
+    Forced schedule() const { return schedule_of(tasks_.front().split); }
 
     // `all` is where every thread of the team meets after a layer.
     void run(int rank, Meeting::Place& all, T* scratch) {
@@ -97,6 +98,7 @@ T* elements(const ScratchBlock& block) {
 
 template <class T>
 void run_alone(const ForwardJob<T>* jobs, size_t count) {
+    note_schedule(Forced::none);
     for (size_t i = 0; i < count; ++i) {
         const Job<T> job(jobs[i]);
         const ScratchBlock block(job.scratch({}) * sizeof(T));
@@ -114,6 +116,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
         const int size = directions ? group_size(team.size(), int(g)) : team.size();
         scratch += groups.emplace_back(jobs, work, g, count, size).scratch();
     }
+    note_schedule(directions ? Forced::directions : groups[0].schedule());
     const ScratchBlock block(scratch * sizeof(T));
     Meeting meeting(team.size());
     team.run([&](int rank) {
@@ -130,6 +133,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
 // Each thread runs every so-many-th layer, a piece behind the layer below.
 template <class T>
 void run_layers(const std::vector<Job<T>>& jobs, Team& team) {
+    note_schedule(Forced::layers);
     struct State {
         Signal* below;
         Signal* own;

@@ -19,7 +19,7 @@ constexpr double kTeamNs = 8000, kTeamPerThreadNs = 1000;
 // More threads must be predicted to take less than this share of the time.
 constexpr double kGain = 0.85;
 
-std::atomic<Forced> forced{Forced::none};
+std::atomic<Forced> forced{Forced::none}, last{Forced::none};
 
 double rows_cost(double rows) { return std::max(rows, kLeastRows); }
 
@@ -80,6 +80,9 @@ JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const P
 
 void force_schedule(Forced schedule) { forced = schedule; }
 Forced forced_schedule() { return forced.load(std::memory_order_relaxed); }
+
+void note_schedule(Forced ran) { last.store(ran, std::memory_order_relaxed); }
+Forced last_schedule() { return last.load(std::memory_order_relaxed); }
 
 bool worth_a_team(double alone_ns) {
     return alone_ns * kGain > kTeamNs || forced_schedule() != Forced::none;

@@ -42,8 +42,16 @@ enum class Forced { none, shards, units, directions, layers };
 void force_schedule(Forced forced);
 Forced forced_schedule();
 
+// What the last pass of any thread ran as, to prove that what was forced is what ran; `none`: alone.
+void note_schedule(Forced ran);
+Forced last_schedule();
+
 // Whether work that takes one thread so long can be worth waking others for.
 bool worth_a_team(double alone_ns);
+
+inline Forced schedule_of(const Split& split) {
+    return split.units > 1 ? Forced::units : split.shards > 1 ? Forced::shards : Forced::none;
+}
 
 // The best split for at most `threads`.
 Split best_split(const JobWork& work, int threads);
