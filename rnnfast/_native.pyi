@@ -72,3 +72,8 @@ def get_num_threads() -> int: ...
 def set_num_threads(count: int, /) -> None: ...
 def activation(name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /) -> None:
     """The kernels' own sigmoid or tanh of a contiguous 1-D array, for tests of its accuracy."""
+def probe_fma(dtype: str, rounds: int, /) -> int:
+    """Does multiplications and additions in registers for `rounds`, and tells how many."""
+
+def probe_read(array: NDArray, rounds: int, /) -> float:
+    """The sum of a contiguous 1-D array, read `rounds` times but for what fills no vector."""

@@ -220,6 +220,27 @@ void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>
     function(from.data, to.data, count);
 }
 
+// The floating-point operations done, and the sum of an array read `rounds` times, by loops that do
+// nothing else: the benchmark times them to learn what the core can do.
+template <class T>
+ptrdiff_t probe_fma(ptrdiff_t rounds) {
+    const DtypeKernels<T>& kernels = active_kernels_for<T>();
+    py::gil_scoped_release release;
+    ptrdiff_t flops = 0;
+    kernels.probe_fma(rounds, &flops);
+    return flops;
+}
+
+template <class T>
+T probe_read(const py::array_t<T>& array, ptrdiff_t rounds) {
+    const auto from = view<const T>(array, {"array", {array.size()}});
+    const ptrdiff_t lanes = active_kernels().vector_bytes / ptrdiff_t(sizeof(T));
+    const DtypeKernels<T>& kernels = active_kernels_for<T>();
+    const ptrdiff_t count = array.size() / lanes * lanes;
+    py::gil_scoped_release release;
+    return kernels.probe_read(from.data, count, rounds);
+}
+
 }  // namespace
 }  // namespace rnnfast
 
@@ -265,6 +286,16 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     m.def("set_num_threads", &set_num_threads);
 #define DTYPE(name, type) \
     m.def("activation", &activation<type>, py::arg(), py::arg().noconvert(), py::arg().noconvert());
+#include "core/dtypes.inc"
+#undef DTYPE
+    m.def("probe_fma", [](const std::string& dtype, ptrdiff_t rounds) {
+#define DTYPE(name, type) \
+    if (dtype == #name) return probe_fma<type>(rounds);
+#include "core/dtypes.inc"
+#undef DTYPE
+        throw py::value_error("dtype: expected a name in dtypes.inc, got " + dtype);
+    });
+#define DTYPE(name, type) m.def("probe_read", &probe_read<type>, py::arg().noconvert(), py::arg());
 #include "core/dtypes.inc"
 #undef DTYPE
 }

@@ -51,6 +51,8 @@ struct DtypeKernels {
     CellKernels<T> cells[int(CellId::count)];
     void (*sigmoid)(const T* x, T* y, ptrdiff_t n);
     void (*tanh)(const T* x, T* y, ptrdiff_t n);
+    T (*probe_fma)(ptrdiff_t rounds, ptrdiff_t* flops);
+    T (*probe_read)(const T* x, ptrdiff_t n, ptrdiff_t rounds);  // n: a multiple of a vector
 };
 
 struct KernelTable {

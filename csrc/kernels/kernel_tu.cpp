@@ -4,6 +4,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "kernels/probe.h"
 #include "kernels/sequence_backward.h"
 #include "kernels/sequence_forward.h"
 
@@ -70,6 +71,8 @@ constexpr DtypeKernels<T> dtype_kernels() {
         },
         map<T, sigmoid_of<T>>,
         map<T, tanh_of<T>>,
+        probe_fma<T>,
+        probe_read<T>,
     };
 }
 

@@ -1,0 +1,217 @@
+"""What has to hold, as data, and whether it does in a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bench import peers, records
+from bench.records import Row, memory_ratios
+from bench.shapes import CELLS
+
+# A figure, and what it is of.
+Figures = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One line of the table.
+
+    figures : those of a record that the floor is about.
+    each, mean : what every figure, and their geometric mean, must reach; None: nothing.
+    at_most : the figures must not exceed `each` instead.
+    """
+
+    name: str
+    figures: Callable[[dict[str, Any]], Figures]
+    each: float | None = None
+    mean: float | None = None
+    at_most: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a record says of a floor.
+
+    mean : the geometric mean of the figures; worst : the figure nearest to failing, or furthest
+    beyond; both None where nothing was measured.
+    failures : a sentence for each thing that fails.
+    """
+
+    floor: Floor
+    count: int
+    mean: float | None
+    worst: tuple[str, float] | None
+    failures: list[str]
+
+
+def of_rows(
+    figure: Callable[[Row], float | None], **wanted: Any
+) -> Callable[[dict[str, Any]], Figures]:
+    """The figures of the float32 rows that have one and whose cell, mode and threads are wanted."""
+
+    def figures(record: dict[str, Any]) -> Figures:
+        found = []
+        for row in records.rows(record):
+            is_about = {
+                "cell": row.case.cell,
+                "mode": row.mode,
+                "threads": row.case.threads,
+                "ragged": row.case.shape.ragged,
+            }
+            value = figure(row)
+            if (
+                value is not None
+                and row.case.dtype == "float32"
+                and all(is_about[name] == value for name, value in wanted.items())
+            ):
+                found.append((f"{row.case.cell} {row.case.shape.name} {row.mode}", value))
+        return found
+
+    return figures
+
+
+def _fastest(row: Row) -> float | None:
+    return row.fastest(peers.FLOOR_PEERS)
+
+
+def _against(peer: str) -> Callable[[Row], float | None]:
+    return lambda row: row.ratio(peer)
+
+
+def _scales(row: Row) -> bool:
+    """Whether there is enough to do in a step for two threads, and enough steps."""
+    shape = row.case.shape
+    return shape.B * shape.H**2 >= 60_000 and shape.T >= 20
+
+
+def _two_over_one(large: bool) -> Callable[[Row], float | None]:
+    return lambda row: row.over_one_thread if _scales(row) == large else None
+
+
+def _fraction(row: Row) -> float | None:
+    return row.fraction if row.case.shape.H >= 128 else None
+
+
+def _memory(contender: str) -> Callable[[dict[str, Any]], Figures]:
+    return lambda record: [
+        (" ".join(key), ratio) for key, ratio in memory_ratios(record, contender).items()
+    ]
+
+
+FLOORS = (
+    *(
+        Floor(
+            f"{cell.upper()} inference, against the fastest peer",
+            of_rows(_fastest, cell=cell, mode="inference", threads=1),
+            each=1.0,
+            mean=1.3,
+        )
+        for cell in CELLS
+    ),
+    *(
+        Floor(
+            f"{cell.upper()} training, against torch",
+            of_rows(_against("torch"), cell=cell, mode="training", threads=1),
+            each=each,
+            mean=mean,
+        )
+        for cell, each, mean in (("rnn", 1.2, 4.0), ("gru", 1.3, 4.0), ("lstm", 1.0, 1.6))
+    ),
+    Floor(
+        "two threads, inference, against the fastest peer with two",
+        of_rows(_fastest, mode="inference", threads=2),
+        each=1.0,
+        mean=1.5,
+    ),
+    Floor(
+        "two threads, training, against torch with two",
+        of_rows(_against("torch"), mode="training", threads=2),
+        each=1.0,
+        mean=2.0,
+    ),
+    Floor(
+        "two threads over one, B H² ≥ 60,000 and T ≥ 20",
+        of_rows(_two_over_one(large=True), threads=2),
+        each=1.7,
+    ),
+    Floor(
+        "two threads over one, smaller",
+        of_rows(_two_over_one(large=False), threads=2),
+        each=0.97,
+    ),
+    Floor(
+        "ragged, training, against torch with PackedSequence",
+        of_rows(_against("torch"), mode="training", threads=1, ragged=True),
+        each=4.0,
+    ),
+    Floor(
+        "fraction of the bound, inference, H ≥ 128",
+        of_rows(_fraction, mode="inference", threads=1),
+        each=0.85,
+        mean=0.9,
+    ),
+    Floor(
+        "fraction of the bound, training, H ≥ 128",
+        of_rows(_fraction, mode="training", threads=1),
+        each=0.8,
+    ),
+    Floor(
+        "LSTM, against the yardstick",
+        of_rows(_against(peers.YARDSTICK), cell="lstm", threads=1),
+        each=0.97,
+        mean=1.05,
+    ),
+    Floor(
+        "peak memory of a training step, over torch's",
+        _memory(peers.BASELINE),
+        each=1.0,
+        at_most=True,
+    ),
+    Floor(
+        "peak memory with recompute, over torch's", _memory(peers.RECOMPUTE), each=0.4, at_most=True
+    ),
+)
+
+
+def judge(floor: Floor, record: dict[str, Any]) -> Verdict:
+    """Whether a floor holds."""
+    figures = floor.figures(record)
+    if not figures:
+        return Verdict(floor, 0, None, None, [])
+    mean = records.geometric_mean([value for _, value in figures])
+    worst = (max if floor.at_most else min)(figures, key=lambda figure: figure[1])
+    failures = []
+    for what, value in sorted(figures, key=lambda figure: figure[1], reverse=floor.at_most):
+        if floor.each is not None and (value > floor.each if floor.at_most else value < floor.each):
+            limit = "at most" if floor.at_most else "at least"
+            failures.append(f"{what}: {value:.3f}, expected {limit} {floor.each:g}")
+    if floor.mean is not None and mean < floor.mean:
+        failures.append(f"geometric mean: {mean:.3f}, expected at least {floor.mean:g}")
+    return Verdict(floor, len(figures), mean, worst, failures)
+
+
+def check(record: dict[str, Any]) -> tuple[list[Verdict], list[str]]:
+    """A verdict on every floor, and everything else that a check fails for."""
+    verdicts = [judge(floor, record) for floor in FLOORS]
+    problems = records.errors(record)
+    if not any(verdict.count for verdict in verdicts):
+        problems.append("no floor was measured")
+    return verdicts, problems
+
+
+def describe(verdicts: list[Verdict], problems: list[str]) -> Iterator[str]:
+    """The lines that `--check` prints."""
+    for verdict in verdicts:
+        if not verdict.count:
+            yield f"not measured  {verdict.floor.name}"
+            continue
+        assert verdict.worst is not None
+        state = "FAILS" if verdict.failures else "holds"
+        yield (
+            f"{state:12}  {verdict.floor.name}: {verdict.count} figures, geometric mean "
+            f"{verdict.mean:.2f}, worst {verdict.worst[1]:.2f} ({verdict.worst[0]})"
+        )
+        yield from (f"{'':14}  {failure}" for failure in verdict.failures)
+    yield from (f"ERROR         {problem}" for problem in problems)

@@ -1,0 +1,64 @@
+"""The peak memory of a training step: the high-water mark of the resident set."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from bench import peers
+from bench.peers.ours import Ours
+from bench.problem import make_problem
+from bench.shapes import Case
+
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+RESET_PEAK = "5"
+CONTENDERS = (peers.BASELINE, peers.RECOMPUTE, "torch")
+
+
+def available() -> bool:
+    """Whether the system counts it; Linux does."""
+    return CLEAR.exists()
+
+
+def _status(field: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"{STATUS} has no {field}")
+    return int(found[1]) * 1024
+
+
+def _settle() -> None:
+    """Gives back what is free, so that it does not hide what the step needs."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def training_peak(case: Case, contender: str) -> int:
+    """Bytes of the second step, above the level before the first with inputs and weights in place.
+
+    A small step goes before, for what a library loads or starts when it is first used. What is kept
+    from the first step to the second, such as packed weights, counts.
+
+    contender : one of `CONTENDERS`. The process is to be a fresh one.
+    """
+    peer = Ours(recompute=True) if contender == peers.RECOMPUTE else peers.load(contender)
+    small = make_problem(replace(case, shape=replace(case.shape, T=4, B=2, I=16, H=16)))
+    runner = peer.build(small, "training")
+    with runner.ready():
+        for _ in range(2):
+            runner.run(0)
+    runner = peer.build(make_problem(case), "training")
+    with runner.ready():
+        _settle()
+        level = _status("VmRSS")
+        runner.run(0)
+        _settle()
+        CLEAR.write_text(RESET_PEAK)
+        runner.run(0)
+        return _status("VmHWM") - level

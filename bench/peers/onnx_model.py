@@ -1,0 +1,84 @@
+"""The problem's layers as an ONNX model, for the peers that read one.
+
+ONNX orders the gates `iofc` and `zrh`, stacks [W_b, R_b] into one bias, and has torch's GRU, which
+resets after the product, as `linear_before_reset=1`. Y is (T, D, B, H).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.problem import Problem, in_gate_order, split_weights
+from bench.shapes import Case
+
+ORDERS = {"rnn": "h", "gru": "zrn", "lstm": "iofg"}
+OPSET = 14
+IR_VERSION = 8  # of opset 14's time, which every reader still knows
+
+
+def onnx_model(problem: Problem) -> bytes:
+    """The serialised model: `X` (T, B, I), and ragged also `lengths` (B,), to `Y` (T, D, B, H).
+
+    Between layers the directions are put side by side; the last layer's Y stays as it is, which
+    spares the peer a copy.
+    """
+    case, shape = problem.case, problem.case.shape
+    nodes, constants = [], []
+    source, ragged = "X", problem.lengths is not None
+    for k, layer in enumerate(split_weights(case, problem.weights)):
+        last = k == shape.L - 1
+        names = [f"{part}{k}" for part in "WRB"]
+        constants += [
+            numpy_helper.from_array(array, name)
+            for name, array in zip(names, _stacked(case, layer), strict=True)
+        ]
+        y = "Y" if last else f"Y{k}"
+        nodes.append(
+            helper.make_node(
+                case.cell.upper(),
+                [source, *names, "lengths" if ragged else ""],
+                [y],
+                hidden_size=shape.H,
+                direction="bidirectional" if shape.D == 2 else "forward",
+                **({"linear_before_reset": 1} if case.cell == "gru" else {}),
+            )
+        )
+        if not last:
+            nodes.append(helper.make_node("Transpose", [y], [f"t{k}"], perm=[0, 2, 1, 3]))
+            nodes.append(helper.make_node("Reshape", [f"t{k}", "wide"], [f"x{k + 1}"]))
+            source = f"x{k + 1}"
+    if shape.L > 1:
+        wide = np.array([shape.T, shape.B, shape.D * shape.H], np.int64)
+        constants.append(numpy_helper.from_array(wide, "wide"))
+    value = helper.make_tensor_value_info
+    inputs = [value("X", TensorProto.FLOAT, (shape.T, shape.B, shape.I))]
+    if ragged:
+        inputs.append(value("lengths", TensorProto.INT32, (shape.B,)))
+    output = value("Y", TensorProto.FLOAT, (shape.T, shape.D, shape.B, shape.H))
+    graph = helper.make_graph(nodes, case.cell, inputs, [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def _stacked(case: Case, layer: list[dict[str, NDArray]]) -> list[NDArray]:
+    """W (D, G*H, I), R (D, G*H, H) and B (D, 2*G*H) of one layer, in ONNX's order."""
+    ordered = [
+        {name: in_gate_order(case.cell, w, ORDERS[case.cell]) for name, w in direction.items()}
+        for direction in layer
+    ]
+    return [
+        np.stack([one["weight_ih"] for one in ordered]),
+        np.stack([one["weight_hh"] for one in ordered]),
+        np.stack([np.concatenate([one["bias_ih"], one["bias_hh"]]) for one in ordered]),
+    ]
+
+
+def output_of(y: NDArray) -> NDArray:
+    """ONNX's Y (T, D, B, H) as (T, B, D*H)."""
+    steps, directions, batch, hidden = y.shape
+    return y.transpose(0, 2, 1, 3).reshape(steps, batch, directions * hidden)

@@ -1,0 +1,74 @@
+"""rnnfast itself."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from numpy.typing import NDArray
+
+import rnnfast
+from bench.peers.base import Peer, Runner
+from bench.problem import Problem, layer_of
+from bench.shapes import Case
+
+
+class Ours(Peer):
+    """NumPy in, NumPy out; the packed weights are cached while the parameters don't change.
+
+    threads : how many it takes; None: as many as the case says.
+    new_weights : the parameters are taken to have changed before each training step.
+    recompute : as in `record`.
+    """
+
+    def __init__(
+        self, threads: int | None = None, new_weights: bool = False, recompute: bool = False
+    ) -> None:
+        self._threads = threads
+        self._new_weights = new_weights
+        self._recompute = recompute
+
+    def refuses(self, case: Case, mode: str) -> str | None:
+        return None
+
+    def build(self, problem: Problem, mode: str) -> Runner:
+        threads = self._threads or problem.case.threads
+        if mode == "training":
+            return _Training(problem, threads, self._new_weights, self._recompute)
+        return _Inference(problem, threads)
+
+
+class _Inference(Runner):
+    def __init__(self, problem: Problem, threads: int) -> None:
+        self._layer = layer_of(problem.case)
+        self._layer.load_state_dict(problem.weights)
+        self._inputs, self._lengths = problem.inputs, problem.lengths
+        self._threads = threads
+
+    def ready(self) -> AbstractContextManager[Any]:
+        rnnfast.set_num_threads(self._threads)
+        return nullcontext()
+
+    def run(self, k: int) -> Any:
+        return self._layer(self._inputs[k], lengths=self._lengths)
+
+    def answer(self, result: Any) -> dict[str, NDArray]:
+        return {"output": result[0]}
+
+
+class _Training(_Inference):
+    def __init__(self, problem: Problem, threads: int, new_weights: bool, recompute: bool) -> None:
+        super().__init__(problem, threads)
+        self._gradients = problem.gradients
+        self._new_weights, self._recompute = new_weights, recompute
+
+    def run(self, k: int) -> Any:
+        if self._new_weights:
+            with self._layer.parameters.edit():
+                pass  # whatever is written, all that was packed is stale
+        tape = self._layer.record(self._inputs[k], lengths=self._lengths, recompute=self._recompute)
+        return tape, tape.backward(self._gradients[k])
+
+    def answer(self, result: Any) -> dict[str, NDArray]:
+        tape, gradients = result
+        return {"output": tape.output, "input": gradients.input, **gradients.parameters}

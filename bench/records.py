@@ -1,0 +1,134 @@
+"""Records that a benchmark wrote, and the figures in them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.peers import BASELINE, ONE_THREAD
+from bench.shapes import Case
+
+FORMAT = 1
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The record in a file.
+
+    Raises
+    ------
+    OSError : it cannot be read. ValueError : it is no record of this format.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected a benchmark's record of format {FORMAT}")
+    return record
+
+
+def save(record: dict[str, Any], path: Path) -> None:
+    """Writes the record, one entry a line, so that two can be compared by eye."""
+    parts = []
+    for name, value in record.items():
+        if isinstance(value, list) and value:
+            lines = ",\n".join(f"  {json.dumps(entry)}" for entry in value)
+            parts.append(f"{json.dumps(name)}: [\n{lines}\n ]")
+        else:
+            parts.append(f"{json.dumps(name)}: {json.dumps(value)}")
+    path.write_text("{" + ",\n ".join(parts) + "}\n")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case in one mode: what a line of a table says.
+
+    times : microseconds by contender; ratios : a contender's time over ours. Each is a mapping of
+    median, q1 and q3. bound : microseconds, None where it was not measured.
+    """
+
+    case: Case
+    mode: str
+    times: dict[str, dict[str, float]]
+    ratios: dict[str, dict[str, float]]
+    errors: dict[str, str]
+    bound: float | None
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int]:
+        """What makes it the same measurement in two records."""
+        case = self.case
+        return case.cell, case.shape.name, case.dtype, self.mode, case.threads
+
+    @property
+    def ours(self) -> float:
+        """Microseconds of ours."""
+        return self.times[BASELINE]["median"]
+
+    def ratio(self, peer: str) -> float | None:
+        """How many times as long a peer takes; None where it was not timed."""
+        found = self.ratios.get(peer)
+        return None if found is None else found["median"]
+
+    def fastest(self, peers: tuple[str, ...]) -> float | None:
+        """The ratio of the fastest of some peers."""
+        found = [self.ratios[peer]["median"] for peer in peers if peer in self.ratios]
+        return min(found) if found else None
+
+    @property
+    def over_one_thread(self) -> float | None:
+        """How many times as fast all threads are as one."""
+        return self.ratio(ONE_THREAD)
+
+    @property
+    def fraction(self) -> float | None:
+        """The bound over the time: 1 is the machine's limit."""
+        return None if self.bound is None else self.bound / self.ours
+
+
+def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
+    """The rows of a section of a record: `results` or `scaling`."""
+    return [
+        Row(
+            Case.from_dict(entry["case"]),
+            entry["mode"],
+            entry["times_us"],
+            entry["ratios"],
+            entry["errors"],
+            entry.get("bound_us"),
+        )
+        for entry in record[section]
+    ]
+
+
+def errors(record: dict[str, Any]) -> list[str]:
+    """What went wrong: workers that failed, and peers whose answer was not ours."""
+    found = [f"{error['task']}: {error['error']}" for error in record["errors"]]
+    for row in rows(record) + rows(record, "scaling"):
+        found += [f"{row.case} {row.mode}: {peer}: {e}" for peer, e in row.errors.items()]
+    return found
+
+
+def memory_ratios(record: dict[str, Any], contender: str) -> dict[tuple[str, str], float]:
+    """(cell, shape) -> the peak memory of a contender over torch's."""
+    by_contender: dict[str, dict[tuple[str, str], float]] = {}
+    for entry in record["memory"]:
+        case = Case.from_dict(entry["case"])
+        by_contender.setdefault(entry["contender"], {})[case.cell, case.shape.name] = entry["mib"]
+    theirs = by_contender.get("torch", {})
+    ours = by_contender.get(contender, {})
+    return {key: mib / theirs[key] for key, mib in ours.items() if theirs.get(key)}
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Of positive values."""
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def slope(x: list[float], y: list[float]) -> float:
+    """The exponent of the power law through the points, by least squares on log axes."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])

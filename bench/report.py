@@ -1,0 +1,206 @@
+"""docs/BENCHMARKS.md and its pictures, from a record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import floors, memory, peers, pictures, records
+from bench.records import Row
+from bench.shapes import CELLS, MODES, SHAPES, Case
+
+PAGE = "BENCHMARKS.md"
+PICTURES = {
+    "bench-speedup.png": (pictures.speedup, "How many times as long the other libraries take"),
+    "bench-roofline.png": (pictures.roofline, "The fraction of the machine's limit"),
+    "bench-scaling.png": (pictures.scaling, "Time against T, B and H on log axes"),
+}
+NAMES = {
+    "torch": "torch",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "jax": "JAX",
+    peers.YARDSTICK: "yardstick",
+    peers.ONE_THREAD: "one thread",
+    peers.NEW_WEIGHTS: "new weights",
+}
+HOW = """\
+Every answer is compared with ours (output, and in training every gradient) before it is timed. Each
+case has a process of its own, pinned to its cores; the libraries run in turn, in blocks of about
+10 ms, on inputs that rotate. Times are medians; a ratio is the median over rounds of a library's
+time in a round over ours in the same round, so above 1 we are faster.
+
+Training is a forward pass and the gradients of the input and of all parameters. The weights stay as
+they are between steps; *new weights* is ours where they are packed anew in each, over ours where
+they are not.
+"""
+BOUND = """\
+The bound is what the core could do at best, from the peak of its arithmetic, the bandwidth of
+reading the weights from the cache they lie in, and the cost of the activations, all measured in the
+same process; [`bench/roofline.py`](../bench/roofline.py) has the formula.
+"""
+
+
+def write(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes the page and those pictures that the record has the figures for.
+
+    Raises
+    ------
+    OSError : the folder is not there, or cannot be written to.
+    """
+    written = []
+    for name, (draw, _) in PICTURES.items():
+        figure = draw(record)
+        if figure is not None:
+            figure.savefig(folder / name, format="png", pil_kwargs={"optimize": True})
+            written.append(folder / name)
+    page = folder / PAGE
+    lines = _page(record, [path.name for path in written])
+    page.write_text("\n".join(lines) + "\n")
+    return [page, *written]
+
+
+def _page(record: dict[str, Any], drawn: list[str]) -> Iterator[str]:
+    yield "# Benchmarks"
+    yield ""
+    yield f"Written by `python -m bench --report`. {_conditions(record)}"
+    yield ""
+    yield HOW
+    for name in drawn:
+        yield f"![{PICTURES[name][1]}]({name})"
+        yield ""
+    yield from _floors(record)
+    yield from _cells(record)
+    yield from _double(record)
+    yield from _memory(record)
+    yield from _machine(record)
+    problems = records.errors(record)
+    if problems:
+        yield from ["## Errors", "", *(f"* {problem}" for problem in problems), ""]
+
+
+def _conditions(record: dict[str, Any]) -> str:
+    machine, versions = record["machine"], record["versions"]
+    caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"{record['date'][:10]}, commit {record['commit'] or 'unknown'}, preset "
+        f"{record['options']['preset']}; {machine['cpu']}, cores used: {machine['cores']}, "
+        f"{caches}; {machine['system']}; backend {machine['backend']}, "
+        f"ISA {machine['isa']}; {packages}."
+    )
+
+
+def table(header: list[str], lines: list[list[str]]) -> Iterator[str]:
+    """A table in Markdown; all columns but the first two are numbers."""
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "|".join(["---"] * 2 + ["---:"] * (len(header) - 2)) + "|"
+    yield from ("| " + " | ".join(line) + " |" for line in lines)
+    yield ""
+
+
+def _floors(record: dict[str, Any]) -> Iterator[str]:
+    verdicts, _ = floors.check(record)
+    lines = []
+    for verdict in verdicts:
+        floor, worst = verdict.floor, verdict.worst
+        sign = "≤" if floor.at_most else "≥"
+        lines.append(
+            [
+                floor.name,
+                "not measured" if worst is None else "**fails**" if verdict.failures else "holds",
+                "" if worst is None else f"{worst[1]:.2f} ({worst[0]})",
+                "" if floor.each is None else f"{sign} {floor.each:g}",
+                "" if verdict.mean is None else f"{verdict.mean:.2f}",
+                "" if floor.mean is None else f"≥ {floor.mean:g}",
+                str(verdict.count),
+            ]
+        )
+    yield from ["## Floors", "", "What `python -m bench --check` asks for; float32.", ""]
+    header = ["floor", "", "worst", "each", "geometric mean", "mean", "figures"]
+    yield from table(header, lines)
+
+
+def _cells(record: dict[str, Any]) -> Iterator[str]:
+    found = [row for row in records.rows(record) if row.case.dtype == "float32"]
+    yield from ["## Times", "", "float32; shapes are T-B-I-H.", "", BOUND]
+    for cell in CELLS:
+        for mode in MODES:
+            for threads in sorted({row.case.threads for row in found}):
+                wanted = [
+                    row
+                    for row in found
+                    if (row.case.cell, row.mode, row.case.threads) == (cell, mode, threads)
+                ]
+                if wanted:
+                    plural = "one thread" if threads == 1 else f"{threads} threads"
+                    yield from [f"### {cell.upper()}, {mode}, {plural}", ""]
+                    yield from _times(wanted)
+
+
+def _times(rows: list[Row]) -> Iterator[str]:
+    """One line for each row, with a column for each contender that any of them has."""
+    others = [name for name in NAMES if any(name in row.ratios for row in rows)]
+    bounds = any(row.fraction is not None for row in rows)
+    lines = []
+    for row in rows:
+        shape = row.case.shape
+        line = [shape.name, SHAPES[shape.name].use if shape.name in SHAPES else ""]
+        line.append(f"{row.ours:.4g}")
+        ratios = [row.ratio(name) for name in others]
+        line += ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        if bounds:
+            line.append("" if row.fraction is None else f"{row.fraction:.2f}")
+        lines.append(line)
+    header = ["shape", "use", "µs", *(f"× {NAMES[name]}" for name in others)]
+    yield from table([*header, "of the bound"] if bounds else header, lines)
+
+
+def _double(record: dict[str, Any]) -> Iterator[str]:
+    found = [row for row in records.rows(record) if row.case.dtype == "float64"]
+    if not found:
+        return
+    yield from ["## float64", ""]
+    lines = []
+    for row in found:
+        ratio, fraction = row.ratio("torch"), row.fraction
+        lines.append(
+            [
+                f"{row.case.cell.upper()} {row.case.shape.name}",
+                row.mode,
+                f"{row.ours:.4g}",
+                "" if ratio is None else f"{ratio:.2f}",
+                "" if fraction is None else f"{fraction:.2f}",
+            ]
+        )
+    yield from table(["case", "mode", "µs", "× torch", "of the bound"], lines)
+
+
+def _memory(record: dict[str, Any]) -> Iterator[str]:
+    if not record["memory"]:
+        return
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for entry in record["memory"]:
+        case = Case.from_dict(entry["case"])
+        found.setdefault((case.cell, case.shape.name), {})[entry["contender"]] = entry["mib"]
+    yield from ["## Peak memory of a training step", ""]
+    yield "MiB above inputs and weights, float32, one thread, each in a fresh process."
+    yield ""
+    lines = []
+    for (cell, shape), mib in found.items():
+        values = [mib.get(name) for name in memory.CONTENDERS]
+        lines.append([cell.upper(), shape, *("" if v is None else f"{v:.1f}" for v in values)])
+    yield from table(["cell", "shape", *memory.CONTENDERS], lines)
+
+
+def _machine(record: dict[str, Any]) -> Iterator[str]:
+    if record["levels"] is None:
+        return
+    yield from ["## The machine", "", "One core: GFLOP/s, and GB/s read from each level.", ""]
+    header = ["dtype", "", *next(iter(record["levels"].values()))]
+    lines = [
+        [dtype, "", *(f"{value:.0f}" for value in levels.values())]
+        for dtype, levels in record["levels"].items()
+    ]
+    yield from table(header, lines)

@@ -1,0 +1,154 @@
+"""The bound: how fast this core could run a case at best, from what it does at most.
+
+Measured in the process that times the case, on the same core: the peak of multiply-and-add in
+registers, the bandwidth of reading an array of just the weights' size, wherever in the caches that
+lies, and the kernels' own sigmoid and tanh on data in L1.
+
+One layer in one direction, forward, with B_t rows at step t, N = sum of B_t, and s bytes a number:
+
+    step_t      = max(2 G H^2 B_t / peak, s G H^2 / bandwidth(s G H^2))
+    input       = max(2 G H I N / peak,   s G H I / bandwidth(s G H I))
+    elementwise = H N (sigmoids * t_sigmoid + tanhs * t_tanh)
+    inference   = sum of step_t + input + elementwise
+
+Training is three times the operations: backward runs a product of the size of R through the steps
+again, and takes three products over all steps, for the gradients of x, W and R:
+
+    training = 2 sum of step_t + input + (4 G H I + 2 G H^2) N / peak + elementwise + saved
+
+where `saved`, the elementwise part of the backward pass, reads what forward saved and the gradients
+of the gates once: s H N (A + G) bytes, at the bandwidth of an array of that size. Its arithmetic,
+and all writing, are left out: this is a bound, and a kernel that hides them comes nearer to it.
+
+Arithmetic, activations and memory are added up as a program without any overlap between them would
+have it; one that overlaps them can exceed 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+
+from bench.problem import active_rows
+from bench.shapes import GATES, Case
+from rnnfast import _backend
+
+SIGMOIDS = {"rnn": 0, "gru": 2, "lstm": 3}
+TANHS = {"rnn": 1, "gru": 1, "lstm": 2}
+SAVED = {"rnn": 1, "gru": 4, "lstm": 5}  # A: h; r z n and R_n h + b; the four gates and c
+PROBE_SECONDS = 0.01
+REPEATS = 5
+ALIGNMENT = 64  # a vector that crosses a cache line costs two reads
+IN_L1 = 2048  # elements: 32 KB of float64, read and written
+LEVELS = {"L1": 16 << 10, "L2": 512 << 10, "L3": 4 << 20, "memory": 256 << 20}
+
+
+def native_module() -> ModuleType | None:
+    """The compiled module, whose probes these are; None where another backend is in use."""
+    if _backend.current().name != "native":
+        return None
+    return importlib.import_module(_backend.NATIVE_MODULE)
+
+
+@dataclass
+class Roof:
+    """What the core can do for one dtype.
+
+    peak : operations a second. sigmoid, tanh : seconds an element.
+    """
+
+    native: ModuleType
+    dtype: str
+    peak: float
+    sigmoid: float
+    tanh: float
+
+    def bandwidth(self, size: float) -> float:
+        """Bytes a second when an array of `size` bytes is read again and again."""
+        return read_bandwidth(self.native, self.dtype, int(size))
+
+
+def _best_rate(probe: Callable[[int], float]) -> float:
+    """The most that `probe(rounds)` does in a second: the best of some runs of equal length."""
+    rounds = 1
+    while True:
+        start = time.perf_counter()
+        probe(rounds)
+        took = time.perf_counter() - start
+        if took > PROBE_SECONDS / 4:
+            break
+        rounds *= 4
+    rounds = max(1, round(rounds * PROBE_SECONDS / took))
+    best = 0.0
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        done = probe(rounds)
+        best = max(best, done / (time.perf_counter() - start))
+    return best
+
+
+def read_bandwidth(native: ModuleType, dtype: str, size: int) -> float:
+    """Bytes a second when an array of `size` bytes, but for less than a vector, is read again."""
+    itemsize = np.dtype(dtype).itemsize
+    # Ones: zeros would be one page of memory, seen many times.
+    raw = np.ones((size + ALIGNMENT) // itemsize, dtype)
+    start = -raw.ctypes.data % ALIGNMENT // itemsize
+    array = raw[start : start + max(size, ALIGNMENT) // itemsize]
+
+    def probe(rounds: int) -> float:
+        native.probe_read(array, rounds)
+        return rounds * array.nbytes
+
+    return _best_rate(probe)
+
+
+def measure_roof(native: ModuleType, dtype: str) -> Roof:
+    """The peak and the cost of the activations, in about a fifth of a second."""
+    x = np.linspace(-4, 4, IN_L1, dtype=dtype)
+    y = np.empty_like(x)
+
+    def activation(name: str) -> float:
+        def probe(rounds: int) -> float:
+            for _ in range(rounds):
+                native.activation(name, x, y)
+            return rounds * x.size
+
+        return 1 / _best_rate(probe)
+
+    peak = _best_rate(lambda rounds: native.probe_fma(dtype, 1000 * rounds))
+    return Roof(native, dtype, peak, activation("sigmoid"), activation("tanh"))
+
+
+def measure_levels(native: ModuleType, dtype: str) -> dict[str, float]:
+    """The peak in GFLOP/s, and the bandwidth of each level of memory in GB/s."""
+    roof = measure_roof(native, dtype)
+    levels = {name: roof.bandwidth(size) / 1e9 for name, size in LEVELS.items()}
+    return {"peak": roof.peak / 1e9, **levels}
+
+
+def bound(case: Case, roof: Roof) -> dict[str, float]:
+    """Seconds that the case takes at best, for each mode; see the module's docstring."""
+    shape, cell = case.shape, case.cell
+    rows = active_rows(shape)
+    total, size = float(rows.sum()), np.dtype(case.dtype).itemsize
+    width = GATES[cell] * shape.H
+    recurrent = width * shape.H
+    weights_read = size * recurrent / roof.bandwidth(size * recurrent)
+    steps = float(np.maximum(2 * recurrent * rows / roof.peak, weights_read).sum())
+    elementwise = shape.H * total * (SIGMOIDS[cell] * roof.sigmoid + TANHS[cell] * roof.tanh)
+    kept = size * shape.H * total * (SAVED[cell] + GATES[cell])
+    saved = kept / roof.bandwidth(min(kept, LEVELS["memory"]))
+    inference = training = 0.0
+    for inputs in shape.inputs:
+        read = size * width * inputs
+        product = max(2 * width * inputs * total / roof.peak, read / roof.bandwidth(read))
+        forward = steps + product + elementwise
+        gradients = 2 * (2 * width * inputs + recurrent) * total / roof.peak
+        inference += shape.D * forward
+        training += shape.D * (forward + steps + gradients + saved)
+    return {"inference": inference, "training": training}

@@ -1,0 +1,212 @@
+"""A benchmark from beginning to end: the list of tasks, each in a process of its own."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench import ROOT, machine, memory, peers, records
+from bench.shapes import CELLS, PRESETS, SHAPES, Case, scaling_shapes
+from bench.worker import thread_environment
+
+TASK_LIMIT = 900  # seconds after which a worker is taken to hang
+SWEEP_SECONDS = 0.1
+SWEPT = ("ours", "torch")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, from the command line; an empty tuple: all that the preset has."""
+
+    preset: str = "quick"
+    cells: tuple[str, ...] = CELLS
+    shapes: tuple[str, ...] = ()
+    threads: tuple[int, ...] = (1, 2)
+    peers: tuple[str, ...] = tuple(peers.PEERS)
+    yardstick: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One worker's work: the list of the record that its result goes to, and its JSON."""
+
+    section: str
+    label: str
+    threads: int
+    fields: dict[str, Any]
+
+
+class WorkerFailed(Exception):
+    """A worker crashed, hung, or said why it could not."""
+
+
+def contenders_for(options: Options) -> tuple[list[str], dict[str, str]]:
+    """The peers to time, ours first, and why the others are missing."""
+    absent = {}
+    for name in peers.PEERS:
+        reason = peers.missing(name, options.yardstick)
+        if name != peers.BASELINE and name not in options.peers:
+            reason = "not asked for"
+        elif peers.PEERS[name].slow and not PRESETS[options.preset].slow_peers:
+            reason = f"not in the preset {options.preset}"
+        if reason:
+            absent[name] = reason
+    return [name for name in peers.PEERS if name not in absent], absent
+
+
+def tasks(options: Options, names: list[str]) -> Iterator[Task]:
+    """Everything that the options ask for, in the order in which it is measured."""
+    preset = PRESETS[options.preset]
+    shapes = [SHAPES[name] for name in options.shapes or preset.shapes]
+    yield Task(
+        "levels", "peak and bandwidths", 1, {"kind": "levels", "dtypes": ["float32", "float64"]}
+    )
+    for threads in options.threads:
+        for shape in shapes:
+            for cell in shape.cells:
+                if cell in options.cells:
+                    yield _timing(Case(cell, shape, threads=threads), names, options)
+    for shape in shapes:
+        if 1 in options.threads and shape.name in preset.double:
+            for cell in options.cells:
+                yield _timing(Case(cell, shape, "float64"), names, options)
+    yield from _memory(options, names)
+    if not options.shapes and 1 in options.threads:
+        for axis, values in preset.scaling.items():
+            for cell in options.cells:
+                cases = [asdict(Case(cell, shape)) for shape in scaling_shapes(axis, values)]
+                swept = [name for name in SWEPT if name in names]
+                fields = {
+                    "kind": "sweep",
+                    "cases": cases,
+                    "contenders": swept,
+                    "seconds": SWEEP_SECONDS,
+                }
+                yield Task("scaling", f"{cell} against {axis}", 1, fields)
+
+
+def _timing(case: Case, names: list[str], options: Options) -> Task:
+    fields = {
+        "kind": "time",
+        "case": asdict(case),
+        "contenders": names,
+        "seconds": PRESETS[options.preset].seconds,
+        "yardstick": options.yardstick,
+    }
+    return Task("results", str(case), case.threads, fields)
+
+
+def _memory(options: Options, names: list[str]) -> Iterator[Task]:
+    preset = PRESETS[options.preset]
+    wanted = [n for n in preset.memory if not options.shapes or n in options.shapes]
+    if not memory.available() or 1 not in options.threads:
+        return
+    for name in wanted:
+        for cell in SHAPES[name].cells:
+            for contender in memory.CONTENDERS:
+                if cell in options.cells and (contender in names or contender == peers.RECOMPUTE):
+                    fields = {
+                        "kind": "memory",
+                        "case": asdict(Case(cell, SHAPES[name])),
+                        "contender": contender,
+                    }
+                    yield Task("memory", f"memory of {contender}, {cell} {name}", 1, fields)
+
+
+def run_worker(task: dict[str, Any], threads: int, cpus: list[int]) -> Any:
+    """The result of one task, from a process of its own on `cpus`.
+
+    Raises
+    ------
+    WorkerFailed : with the reason.
+    """
+    search = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    environment = {
+        **os.environ,
+        **thread_environment(threads),
+        "PYTHONPATH": os.pathsep.join([*search, str(ROOT)]),
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.worker"],
+            input=json.dumps({**task, "cpus": cpus}),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TASK_LIMIT,
+        )
+    except subprocess.TimeoutExpired:
+        raise WorkerFailed(f"no answer in {TASK_LIMIT} s") from None
+    try:
+        answer = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise WorkerFailed(f"exit status {done.returncode}: {last[0]}") from None
+    if "error" in answer:
+        raise WorkerFailed(answer["error"])
+    return answer["result"]
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measures, and returns the record that is written as JSON."""
+    names, absent = contenders_for(options)
+    for name, reason in absent.items():
+        print(f"{name}: left out, {reason}", file=sys.stderr)
+    cpus = machine.cores()
+    record: dict[str, Any] = {
+        "format": records.FORMAT,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": machine.commit(),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "options": asdict(options),
+        "missing": absent,
+        "levels": None,
+        "results": [],
+        "memory": [],
+        "scaling": [],
+        "errors": [],
+    }
+    started = time.perf_counter()
+    for task in _progress(list(tasks(options, names))):
+        if task.threads > len(cpus):
+            record["missing"][f"{task.threads} threads"] = f"{len(cpus)} core(s) to run on"
+            continue
+        try:
+            # The last cores: the system's own work prefers the first.
+            result = run_worker(task.fields, task.threads, cpus[-task.threads :])
+        except WorkerFailed as error:
+            record["errors"].append({"task": task.label, "error": str(error)})
+            print(f"\n{task.label}: {error}", file=sys.stderr)
+            continue
+        if task.section == "levels":
+            record["levels"] = result
+        elif task.section == "memory":
+            case, contender = task.fields["case"], task.fields["contender"]
+            record["memory"].append({"case": case, "contender": contender, "mib": round(result, 3)})
+        else:
+            record[task.section] += result
+    record["seconds"] = round(time.perf_counter() - started)
+    return record
+
+
+def _progress(items: list[Task]) -> Iterator[Task]:
+    """The tasks, with a bar on stderr; plain lines without tqdm."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        for number, item in enumerate(items, 1):
+            print(f"{number}/{len(items)} {item.label}", file=sys.stderr)
+            yield item
+        return
+    with tqdm(items, file=sys.stderr, unit="task", dynamic_ncols=True) as bar:
+        for item in bar:
+            bar.set_description(item.label)
+            yield item

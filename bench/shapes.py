@@ -1,0 +1,162 @@
+"""What is timed: the one list of shapes, and which of them a preset takes.
+
+Letters: T steps, B batch, I input size, H hidden size, L layers, D directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+CELLS = ("rnn", "gru", "lstm")
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+MODES = ("inference", "training")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One size of problem.
+
+    name : unique, without spaces.
+    use : the kind of work it stands for.
+    cells : those it is timed with.
+    ragged : every sequence has a length of its own, uniform in 1..T.
+    """
+
+    name: str
+    use: str
+    T: int
+    B: int
+    I: int  # noqa: E741 - the letter of the papers
+    H: int
+    L: int = 1
+    D: int = 1
+    ragged: bool = False
+    cells: tuple[str, ...] = CELLS
+
+    @property
+    def inputs(self) -> list[int]:
+        """The input size of each of the L layers."""
+        return [self.I] + [self.D * self.H] * (self.L - 1)
+
+    def flops(self, cell: str) -> float:
+        """Multiplications and additions of a forward pass without ragged lengths."""
+        width = GATES[cell] * self.H
+        return sum(2.0 * self.T * self.B * self.D * width * (size + self.H) for size in self.inputs)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time."""
+
+    cell: str
+    shape: Shape
+    dtype: str = "float32"
+    threads: int = 1
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Case:
+        """A case from JSON, as `asdict` made it."""
+        shape = {**fields["shape"], "cells": tuple(fields["shape"]["cells"])}
+        return cls(**{**fields, "shape": Shape(**shape)})
+
+    def __str__(self) -> str:
+        """For progress and errors."""
+        return f"{self.cell} {self.shape.name} {self.dtype} threads={self.threads}"
+
+
+def _shape(use: str, T: int, B: int, I: int, H: int, **options) -> Shape:  # noqa: E741
+    return Shape(
+        f"{T}-{B}-{I}-{H}" + ("-ragged" if options.get("ragged") else ""),
+        use,
+        T,
+        B,
+        I,
+        H,
+        **options,
+    )
+
+
+SHAPES: dict[str, Shape] = {
+    shape.name: shape
+    for shape in (
+        _shape("streaming audio", 1, 1, 64, 64),
+        _shape("streaming audio", 1, 1, 256, 256),
+        _shape("one sequence", 100, 1, 64, 64),
+        _shape("one sequence", 100, 1, 128, 128),
+        _shape("one sequence", 100, 1, 256, 256),
+        _shape("one sequence", 100, 1, 512, 512),
+        _shape("one sequence", 50, 1, 1024, 1024),
+        _shape("guitar amplifier", 2048, 1, 1, 40),
+        _shape("reinforcement learning", 64, 16, 64, 128),
+        _shape("reinforcement learning", 16, 128, 64, 256),
+        _shape("speech, 2 layers, both directions", 200, 8, 80, 320, L=2, D=2),
+        _shape("speech", 100, 32, 256, 256),
+        _shape("hydrology", 365, 256, 32, 64),
+        _shape("hydrology", 365, 64, 32, 256),
+        _shape("translation", 50, 32, 512, 512),
+        _shape("translation", 25, 64, 1024, 1024),
+        _shape("DeepBench", 50, 16, 1760, 1760, cells=("rnn",)),
+        _shape("DeepBench", 100, 32, 1024, 1024, cells=("gru",)),
+        _shape("DeepBench", 150, 16, 256, 256, cells=("lstm",)),
+        _shape("odd sizes", 33, 5, 17, 45),
+        _shape("ragged", 200, 32, 256, 256, ragged=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is measured.
+
+    seconds : of timing for each contender of each mode of a case.
+    shapes : names of `SHAPES` in float32; `double`: those also in float64; `memory`: those whose
+        peak memory is measured.
+    scaling : the values of T, B and H that are swept around `SCALING_BASE`.
+    slow_peers : whether those take part that are compiled anew for each case.
+    """
+
+    seconds: float
+    shapes: tuple[str, ...]
+    double: tuple[str, ...]
+    memory: tuple[str, ...]
+    scaling: dict[str, tuple[int, ...]]
+    slow_peers: bool
+
+
+SCALING_BASE = Shape("base", "scaling", T=100, B=8, I=128, H=128)
+
+# Where a training step takes some megabytes: below, a page more or less is all there is to see.
+MEMORY_FROM = 500_000  # of T*B*H*L*D
+
+PRESETS = {
+    "quick": Preset(
+        seconds=0.15,
+        shapes=("1-1-64-64", "100-1-128-128", "64-16-64-128", "33-5-17-45"),
+        double=(),
+        memory=(),
+        scaling={},
+        slow_peers=False,
+    ),
+    "full": Preset(
+        seconds=0.5,
+        shapes=tuple(SHAPES),
+        double=("100-1-128-128", "64-16-64-128", "100-32-256-256"),
+        memory=tuple(n for n, s in SHAPES.items() if s.T * s.B * s.H * s.L * s.D >= MEMORY_FROM),
+        scaling={
+            "T": (4, 16, 64, 256, 1024),
+            "B": (1, 4, 16, 64, 256),
+            "H": (16, 32, 64, 128, 256, 512, 1024),
+        },
+        slow_peers=True,
+    ),
+}
+
+
+def scaling_shapes(axis: str, values: tuple[int, ...]) -> list[Shape]:
+    """The base shape with one letter swept; I goes with H, so that one number says the size."""
+    both = ("I", "H") if axis == "H" else (axis,)
+    return [
+        replace(SCALING_BASE, name=f"{axis}={value}", **dict.fromkeys(both, value))
+        for value in values
+    ]

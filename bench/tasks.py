@@ -1,0 +1,125 @@
+"""What a worker can do: time a case, sweep a size, measure memory or the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bench import memory, peers, roofline, timing, validation
+from bench.peers.ours import Ours
+from bench.problem import Problem, make_problem
+from bench.shapes import MODES, Case
+
+
+def time_case(
+    case: dict[str, Any], contenders: list[str], seconds: float, yardstick: str | None
+) -> list[dict[str, Any]]:
+    """One entry for each mode: times, ratios to ours, what was left out and what failed."""
+    parsed = Case.from_dict(case)
+    problem = make_problem(parsed)
+    bounds: dict[str, float] = {}
+    native = roofline.native_module()
+    if native is not None and parsed.threads == 1:
+        bounds = roofline.bound(parsed, roofline.measure_roof(native, parsed.dtype))
+    built = {name: peers.load(name, yardstick) for name in contenders}
+    entries = []
+    for mode in MODES:
+        entry = _time_mode(problem, mode, built, seconds)
+        if mode in bounds:
+            entry["bound_us"] = float(f"{bounds[mode] * 1e6:.5g}")
+        entries.append({"case": asdict(parsed), "mode": mode, **entry})
+    return entries
+
+
+def _time_mode(
+    problem: Problem, mode: str, built: dict[str, peers.Peer], seconds: float
+) -> dict[str, Any]:
+    case, baseline = problem.case, built[peers.BASELINE].build(problem, mode)
+    runners = {peers.BASELINE: baseline}
+    want = _answer(baseline)
+    skipped, errors = {}, {}
+    for name, peer in built.items():
+        if name == peers.BASELINE:
+            continue
+        reason = peer.refuses(case, mode)
+        if reason:
+            skipped[name] = reason
+            continue
+        try:
+            runners[name] = _validated(peer.build(problem, mode), want, case.dtype)
+        except Exception as error:  # one peer's failure leaves the others' times
+            errors[name] = f"{type(error).__name__}: {error}"
+    if case.threads > 1:
+        runners[peers.ONE_THREAD] = Ours(threads=1).build(problem, mode)
+    elif mode == "training":
+        runners[peers.NEW_WEIGHTS] = Ours(new_weights=True).build(problem, mode)
+    rounds = timing.interleave(
+        {
+            name: timing.Contender(runner.run, runner.ready, len(problem.inputs))
+            for name, runner in runners.items()
+        },
+        seconds,
+        case.threads,
+    )
+    ours = rounds.times[peers.BASELINE]
+    return {
+        "times_us": {n: timing.spread_of(t).scaled(1e6).as_dict() for n, t in rounds.times.items()},
+        "rounds": len(ours),
+        "disturbed": round(rounds.disturbed, 3),
+        "ratios": {
+            name: timing.spread_of(other / ours).as_dict()
+            for name, other in rounds.times.items()
+            if name != peers.BASELINE
+        },
+        "skipped": skipped,
+        "errors": errors,
+    }
+
+
+def _validated(runner: peers.Runner, want: dict[str, NDArray], dtype: str) -> peers.Runner:
+    """The runner, once its answer for input 0 has been found to be ours."""
+    validation.compare(_answer(runner), want, dtype)
+    return runner
+
+
+def _answer(runner: peers.Runner) -> dict[str, NDArray]:
+    with runner.ready():
+        return runner.answer(runner.run(0))
+
+
+def sweep(
+    cases: list[dict[str, Any]], contenders: list[str], seconds: float
+) -> list[dict[str, Any]]:
+    """`time_case` without bounds for each of several cases, which share a process."""
+    built = {name: peers.load(name) for name in contenders}
+    entries = []
+    for fields in cases:
+        problem = make_problem(Case.from_dict(fields))
+        for mode in MODES:
+            entry = _time_mode(problem, mode, built, seconds)
+            entries.append({"case": fields, "mode": mode, **entry})
+    return entries
+
+
+def levels(dtypes: list[str]) -> dict[str, dict[str, float]] | None:
+    """The peak and bandwidths by dtype; None without the compiled module."""
+    native = roofline.native_module()
+    if native is None:
+        return None
+    return {dtype: roofline.measure_levels(native, dtype) for dtype in dtypes}
+
+
+def peak_memory(case: dict[str, Any], contender: str) -> float:
+    """MiB that a training step needs, beside inputs and weights."""
+    return memory.training_peak(Case.from_dict(case), contender) / 2**20
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "time": time_case,
+    "sweep": sweep,
+    "levels": levels,
+    "memory": peak_memory,
+}

@@ -1,0 +1,139 @@
+"""Times of several contenders, taken in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+# A block is long beside the clock's reading and short beside what changes the machine's speed.
+BLOCK_SECONDS = 0.01
+# Below this a contender is called once untimed at the start of its block: its code and weights have
+# been driven out of the caches by the others, which is no part of its time.
+WARM_BELOW = BLOCK_SECONDS / 2
+MIN_BLOCKS = 5
+# The threads of OpenMP and ONNX Runtime spin for some milliseconds after a call: with two threads,
+# on the cores that the next contender needs.
+PAUSE_SECONDS = 0.01
+# A process that had its core for less of a block than this shared it with another.
+ALONE = 0.97
+RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some values, and their quartiles."""
+
+    median: float
+    q1: float
+    q3: float
+
+    def scaled(self, factor: float) -> Spread:
+        """The same in another unit."""
+        return Spread(self.median * factor, self.q1 * factor, self.q3 * factor)
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON, with as many digits as mean something."""
+        return {name: float(f"{value:.5g}") for name, value in asdict(self).items()}
+
+
+def spread_of(values: list[float] | np.ndarray) -> Spread:
+    """The median and the quartiles of `values`."""
+    q1, median, q3 = np.percentile(values, [25, 50, 75])
+    return Spread(float(median), float(q1), float(q3))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is timed.
+
+    run : called with k, 0 <= k < rotated, the number of the input.
+    ready : makes the context that a block runs in, which is no part of its time.
+    """
+
+    run: Callable[[int], object]
+    ready: Callable[[], AbstractContextManager[object]]
+    rotated: int
+
+
+def time_block(run: Callable[[int], object], calls: int, rotated: int) -> tuple[float, float]:
+    """Times `calls` calls in a row.
+
+    Returns
+    -------
+    seconds : of one call.
+    share : of that time in which this process had a core; with threads of its own also above 1.
+    """
+    order = [k % rotated for k in range(calls)]
+    cpu, start = time.process_time(), time.perf_counter()
+    for k in order:
+        run(k)
+    took = time.perf_counter() - start
+    return took / calls, (time.process_time() - cpu) / took
+
+
+def seconds_per_call(run: Callable[[int], object], seconds: float) -> float:
+    """The least time of a call on input 0 over about `seconds`, after a first one untimed."""
+    run(0)
+    best, stop = float("inf"), time.perf_counter() + seconds
+    while True:
+        best = min(best, time_block(run, 1, 1)[0])
+        if time.perf_counter() >= stop:
+            return best
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What `interleave` measured.
+
+    times : by contender, seconds per call in each round.
+    disturbed : the share of the rounds that were left out, as another process took the core.
+    """
+
+    times: dict[str, np.ndarray]
+    disturbed: float
+
+
+def interleave(contenders: Mapping[str, Contender], seconds: float, threads: int) -> Rounds:
+    """Times the contenders in rounds of one block each.
+
+    Each round starts with another one, so that none always follows the same. A contender that takes
+    longer than a block has one call in it. There are rounds for about `seconds` times the number of
+    contenders, and at least `MIN_BLOCKS`.
+
+    threads : that each contender takes. With one, rounds in which another process took a part of
+        the core are measured again, up to `RETRIES` times as many in all; should all the same fewer
+        than `MIN_BLOCKS` be left, then all count.
+    """
+    calls, block = {}, {}
+    for name, contender in contenders.items():
+        with contender.ready():
+            once = seconds_per_call(contender.run, BLOCK_SECONDS)
+        calls[name] = max(1, round(BLOCK_SECONDS / once))
+        block[name] = once * calls[name]
+    wanted = max(MIN_BLOCKS, int(seconds * len(block) / sum(block.values())))
+    names = list(contenders)
+    rounds, clean = [], []
+    while len(clean) < wanted and len(rounds) < RETRIES * wanted:
+        times, shares = {}, []
+        for offset in range(len(names)):
+            name = names[(len(rounds) + offset) % len(names)]
+            contender = contenders[name]
+            if threads > 1:
+                time.sleep(PAUSE_SECONDS)
+            with contender.ready():
+                if block[name] / calls[name] < WARM_BELOW:
+                    contender.run(0)
+                times[name], share = time_block(contender.run, calls[name], contender.rotated)
+            shares.append(share)
+        rounds.append(times)
+        if threads > 1 or min(shares) >= ALONE:
+            clean.append(times)
+    kept = clean if len(clean) >= MIN_BLOCKS else rounds
+    return Rounds(
+        {name: np.array([times[name] for times in kept]) for name in names},
+        1 - len(clean) / len(rounds),
+    )

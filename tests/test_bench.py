@@ -1,0 +1,249 @@
+"""The benchmark: its answers, workers, bounds and command line, on tiny shapes."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from subprocesses import python
+
+import rnnfast
+
+# At the end of the path: the package that is tested stays the installed one.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+pytest.importorskip("bench", reason="the tests run without bench")
+
+import bench
+from bench import cli, machine, memory, peers, problem, records, roofline, runs, tasks
+from bench.peers.ours import Ours
+from bench.shapes import CELLS, GATES, MODES, PRESETS, SHAPES, Case, Shape
+
+ROOT = bench.ROOT
+TINY = Shape("tiny", "test", T=5, B=3, I=4, H=6)
+DEEP = replace(TINY, name="deep", L=2, D=2)
+RAGGED = replace(TINY, name="ragged", ragged=True)
+INSTALLED = [name for name in peers.PEERS if peers.missing(name, None) is None]
+MOMENT = 1e-4
+
+
+def work(**task):
+    return runs.run_worker(task, 1, machine.cores()[:1])
+
+
+# ---- Measuring ----------------------------------------------------------------------------------
+
+
+def assert_measured(entry, expected):
+    """Every expected contender has a time and a ratio that make sense."""
+    assert entry["errors"] == {}
+    assert entry["times_us"].keys() == expected
+    assert entry["ratios"].keys() == expected - {"ours"}
+    for spread in (*entry["times_us"].values(), *entry["ratios"].values()):
+        assert 0 < spread["q1"] <= spread["median"] <= spread["q3"] < np.inf
+
+
+def test_every_installed_peer_is_timed():
+    case = Case("lstm", TINY)
+    fields = {"case": asdict(case), "contenders": INSTALLED, "seconds": MOMENT, "yardstick": None}
+    inference, training = work(kind="time", **fields)
+    assert [inference["mode"], training["mode"]] == list(MODES)
+    assert_measured(inference, set(INSTALLED))
+    trained = set(INSTALLED) - training["skipped"].keys()
+    assert {"ours"} <= trained
+    assert_measured(training, trained | {peers.NEW_WEIGHTS})
+    if machine.describe()["backend"] == "native":
+        assert 0 < inference["bound_us"] < training["bound_us"]
+
+
+def test_every_cell_layers_directions_and_lengths():
+    contenders = [name for name in INSTALLED if not peers.PEERS[name].slow]
+    cases = [Case(cell, shape) for cell in CELLS for shape in (TINY, DEEP, RAGGED)]
+    cases.append(Case("gru", DEEP, "float64"))
+    fields = {"cases": [asdict(case) for case in cases], "contenders": contenders}
+    entries = work(kind="sweep", seconds=MOMENT, **fields)
+    assert len(entries) == len(cases) * len(MODES)
+    for entry in entries:
+        expected = set(contenders) - entry["skipped"].keys()
+        if entry["mode"] == "training":
+            expected.add(peers.NEW_WEIGHTS)
+        assert_measured(entry, expected)
+        if entry["case"]["dtype"] == "float32" and entry["mode"] == "inference":
+            assert entry["skipped"] == {}
+
+
+class WrongOrder(Ours):
+    """A peer that takes the first two gates for each other."""
+
+    def build(self, problem, mode):
+        H = problem.case.shape.H
+        order = np.r_[H : 2 * H, :H, 2 * H : GATES[problem.case.cell] * H]
+        wrong = {name: weight[order] for name, weight in problem.weights.items()}
+        return super().build(replace(problem, weights=wrong), mode)
+
+
+class Broken(Ours):
+    def build(self, problem, mode):
+        raise RuntimeError("no such thing")
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.usefixtures("keep_threads")
+def test_a_wrong_answer_is_an_error_and_no_time(cell, monkeypatch):
+    made = {"ours": Ours, "wrong": WrongOrder, "broken": Broken, "same": Ours}
+    monkeypatch.setattr(peers, "load", lambda name, yardstick: made[name]())
+    for entry in tasks.time_case(asdict(Case(cell, TINY)), list(made), MOMENT, None):
+        assert entry["errors"].keys() == {"wrong", "broken"}
+        assert "output: relative error" in entry["errors"]["wrong"]
+        assert "no such thing" in entry["errors"]["broken"]
+        assert entry["times_us"].keys() >= {"ours", "same"}
+        assert not {"wrong", "broken"} & (entry["times_us"].keys() | entry["ratios"].keys())
+
+
+@pytest.mark.usefixtures("keep_threads")
+def test_two_threads_are_measured_against_one(monkeypatch):
+    case = Case("rnn", TINY, threads=2)
+    inference, _ = tasks.time_case(asdict(case), ["ours"], MOMENT, None)
+    assert inference["ratios"].keys() == {peers.ONE_THREAD}
+    assert "bound_us" not in inference
+
+
+def test_a_worker_that_fails_or_hangs_is_recorded(monkeypatch, capsys):
+    failing = runs.Task("results", "a bad one", 1, {"kind": "nothing"})
+    many = runs.Task("results", "too many threads", 10_000, {"kind": "nothing"})
+    monkeypatch.setattr(runs, "tasks", lambda options, names: [failing, many])
+    record = runs.run(runs.Options())
+    assert [error["task"] for error in record["errors"]] == ["a bad one"]
+    assert "nothing" in record["errors"][0]["error"] and "a bad one" in capsys.readouterr().err
+    assert "10000 threads" in record["missing"]
+    assert records.errors(record) == ["a bad one: KeyError: 'nothing'"]
+    monkeypatch.setattr(runs, "TASK_LIMIT", 0.001)
+    with pytest.raises(runs.WorkerFailed, match=r"no answer in 0\.001 s"):
+        work(kind="levels", dtypes=[])
+
+
+@pytest.mark.skipif(not memory.available(), reason="needs Linux's /proc")
+def test_peak_memory_is_that_of_the_steps():
+    shape = Shape("long", "test", T=400, B=32, I=8, H=64)
+    peaks = [
+        work(kind="memory", case=asdict(Case("lstm", replace(shape, T=T))), contender="ours")
+        for T in (400, 800)
+    ]
+    least = 400 * 32 * 64 * 4 * 4 / 2**20  # four gates, which cannot be had without
+    assert least < peaks[0] < 10 * least
+    assert 1.5 < peaks[1] / peaks[0] < 2.5
+
+
+# ---- Bounds -------------------------------------------------------------------------------------
+
+
+class Ideal(roofline.Roof):
+    """A core whose memory and activations cost nothing."""
+
+    def __init__(self):
+        super().__init__(None, "float32", peak=1.0, sigmoid=0.0, tanh=0.0)
+
+    def bandwidth(self, size):
+        return np.inf
+
+
+@pytest.mark.parametrize("shape", [TINY, DEEP], ids=["tiny", "deep"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_memory_the_bound_is_the_flops(cell, shape):
+    limit = roofline.bound(Case(cell, shape), Ideal())
+    assert limit["inference"] == pytest.approx(shape.flops(cell))
+    assert limit["training"] == pytest.approx(3 * shape.flops(cell))
+
+
+def test_the_bound_of_ragged_lengths_is_that_of_the_real_steps():
+    lengths = problem.lengths_of(RAGGED)
+    assert (problem.active_rows(RAGGED) == [(lengths > t).sum() for t in range(RAGGED.T)]).all()
+    part = lengths.sum() / (RAGGED.T * RAGGED.B)
+    assert part < 1
+    limit = roofline.bound(Case("gru", RAGGED), Ideal())
+    assert limit["inference"] == pytest.approx(part * RAGGED.flops("gru"))
+
+
+def test_probes_do_what_they_say(native, dtype):
+    lanes = native.vector_bytes() // np.dtype(dtype).itemsize
+    one, ten = (native.probe_fma(dtype, rounds) for rounds in (1, 10))
+    assert one % (2 * lanes) == 0 and ten == 10 * one
+    numbers = np.arange(40 * lanes, dtype=dtype)
+    assert native.probe_read(numbers, 3) == 3 * numbers.sum()
+    assert native.probe_read(numbers[: lanes - 1], 3) == 0
+    with pytest.raises(ValueError, match="dtype: expected"):
+        native.probe_fma("float16", 1)
+
+
+# ---- The command line ---------------------------------------------------------------------------
+
+
+def test_a_run_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    options = ["--shapes", "1-1-64-64", "--cells", "rnn", "--threads", "1", "--peers", "ours"]
+    assert cli.main([*options, "--out", str(out)]) == 0
+    record = records.load(out)
+    assert [row.key for row in records.rows(record)] == [
+        ("rnn", "1-1-64-64", "float32", mode, 1) for mode in MODES
+    ]
+    assert record["machine"]["isa"] == rnnfast.active_isa()
+    assert record["missing"]["torch"] == "not asked for"
+    assert "rnn 1-1-64-64" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "huge"], "invalid choice"),
+        (["--cells", "lstm,gpu"], "expected some of rnn, gru, lstm, got 'gpu'"),
+        (["--threads", "3"], "got '3'"),
+        (["--load", "absent.json"], "absent.json"),
+        (["--out", "no/such/folder.json"], "no folder"),
+        (["--yardstick", "absent.so"], "no file absent.so"),
+    ],
+)
+def test_a_mistake_in_the_options(options, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(options)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_presets_name_shapes():
+    for preset in PRESETS.values():
+        assert {*preset.shapes, *preset.double, *preset.memory} <= SHAPES.keys()
+
+
+def test_the_installed_package_is_the_one_that_runs(tmp_path):
+    shutil.copytree(ROOT / "bench", tmp_path / "bench")
+    (tmp_path / "rnnfast").mkdir()
+    (tmp_path / "rnnfast" / "__init__.py").write_text("raise SystemExit('the source tree')\n")
+    installed = Path(rnnfast.__file__).resolve()
+    done = python(
+        "import bench, rnnfast; print(rnnfast.__file__)",
+        cwd=tmp_path,
+        PYTHONSAFEPATH=None,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).resolve() == installed
+    command = [sys.executable, "-m", "bench", "--list-shapes"]
+    listed = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert listed.returncode == 0 and b"1-1-64-64" in listed.stdout
+
+
+def test_a_source_tree_with_its_own_module_stays_first(tmp_path):
+    path = ["", str(tmp_path), "elsewhere"]
+    (tmp_path / "rnnfast").mkdir()
+    assert bench.path_for_installed(path, tmp_path) == ["", "elsewhere", str(tmp_path)]
+    assert bench.path_for_installed(["elsewhere"], tmp_path) == ["elsewhere"]
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    (tmp_path / "rnnfast" / f"_native{suffix}").touch()
+    assert bench.path_for_installed(path, tmp_path) == path

@@ -1,0 +1,186 @@
+"""The benchmark's records: floors, comparisons, the report, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+# At the end of the path: the package that is tested stays the installed one.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+pytest.importorskip("bench", reason="the tests run without bench")
+
+from bench import cli, floors, machine, memory, peers, records, roofline, runs
+from bench.compare import compare
+from bench.shapes import MODES, SHAPES, Case, scaling_shapes
+
+
+def spread(median):
+    return {"median": median, "q1": 0.98 * median, "q3": 1.02 * median}
+
+
+def entry(case, mode, ratio=5.0):
+    ours = 100.0
+    others = ["torch", "onnxruntime", peers.YARDSTICK]
+    if case.threads == 2:
+        others.append(peers.ONE_THREAD)
+    return {
+        "case": asdict(case),
+        "mode": mode,
+        "times_us": {"ours": spread(ours), **{name: spread(ours * ratio) for name in others}},
+        "ratios": {name: spread(ratio) for name in others},
+        "skipped": {},
+        "errors": {},
+        "bound_us": 0.95 * ours,
+    }
+
+
+@pytest.fixture
+def record():
+    """A record in which every floor holds."""
+    cases = [
+        Case(cell, shape, threads=threads)
+        for shape in SHAPES.values()
+        for cell in shape.cells
+        for threads in (1, 2)
+    ]
+    big = asdict(Case("gru", SHAPES["100-32-256-256"]))
+    swept = [Case("gru", shape) for shape in scaling_shapes("T", (4, 16, 64))]
+    parts = {
+        "results": [entry(case, mode) for case in cases for mode in MODES],
+        "memory": [
+            {"case": big, "contender": contender, "mib": mib}
+            for contender, mib in zip(memory.CONTENDERS, (30.0, 15.0, 60.0), strict=True)
+        ],
+        "scaling": [entry(case, mode) for case in swept for mode in MODES],
+        "levels": {"float32": {"peak": 100.0, **dict.fromkeys(roofline.LEVELS, 50.0)}},
+    }
+    return {
+        "format": records.FORMAT,
+        "date": "2000-01-01T00:00:00+00:00",
+        "commit": None,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "options": asdict(runs.Options()),
+        "missing": {},
+        "errors": [],
+        "seconds": 1,
+        **parts,
+    }
+
+
+def find(record, cell, shape, mode, threads=1):
+    keys = [row.key for row in records.rows(record)]
+    return record["results"][keys.index((cell, shape, "float32", mode, threads))]
+
+
+def saved(record, path):
+    records.save(record, path)
+    return str(path)
+
+
+def test_a_record_survives_its_file(record, tmp_path):
+    path = tmp_path / "record.json"
+    records.save(record, path)
+    assert records.load(path) == json.loads(json.dumps(record))
+
+
+def test_a_good_record_passes(record, tmp_path, capsys):
+    verdicts, problems = floors.check(record)
+    assert problems == []
+    assert [v.floor.name for v in verdicts if v.failures or not v.count] == []
+    assert cli.main(["--load", saved(record, tmp_path / "good.json"), "--check"]) == 0
+    assert "FAILS" not in capsys.readouterr().out
+
+
+DOCTORED = {
+    "inference": ("lstm", "100-1-128-128", "inference", 1, "torch", 0.9),
+    "gru training": ("gru", "100-1-128-128", "training", 1, "torch", 1.25),
+    "yardstick": ("lstm", "100-1-128-128", "training", 1, peers.YARDSTICK, 0.96),
+    "two threads": ("rnn", "25-64-1024-1024", "training", 2, "torch", 0.99),
+    "two over one": ("rnn", "25-64-1024-1024", "training", 2, peers.ONE_THREAD, 1.69),
+    "small two over one": ("rnn", "1-1-64-64", "inference", 2, peers.ONE_THREAD, 0.96),
+    "ragged": ("rnn", "200-32-256-256-ragged", "training", 1, "torch", 3.9),
+}
+
+
+@pytest.mark.parametrize("what", DOCTORED)
+def test_a_floor_that_fails_names_its_shape(what, record, tmp_path, capsys):
+    cell, shape, mode, threads, peer, ratio = DOCTORED[what]
+    find(record, cell, shape, mode, threads)["ratios"][peer] = spread(ratio)
+    assert cli.main(["--load", saved(record, tmp_path / "bad.json"), "--check"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("FAILS") for line in lines) == 1
+    (failure,) = (line for line in lines if "expected" in line)
+    assert f"{cell} {shape} {mode}: {ratio:.3f}, expected at least" in failure
+
+
+def test_means_bounds_memory_and_errors_fail_too(record):
+    for row in record["results"]:
+        if row["mode"] == "inference" and row["case"]["cell"] == "rnn":
+            row["ratios"]["torch"] = spread(1.1)
+    find(record, "gru", "100-1-128-128", "training")["bound_us"] = 79.0
+    record["memory"][0]["mib"], record["memory"][1]["mib"] = 61.0, 25.0
+    find(record, "gru", "100-1-64-64", "training")["errors"]["torch"] = "Mismatch: output"
+    verdicts, problems = floors.check(record)
+    failing = {v.floor.name: v.failures for v in verdicts if v.failures}
+    assert failing == {
+        "RNN inference, against the fastest peer": ["geometric mean: 1.100, expected at least 1.3"],
+        "fraction of the bound, training, H ≥ 128": [
+            "gru 100-1-128-128 training: 0.790, expected at least 0.8"
+        ],
+        "peak memory of a training step, over torch's": [
+            "gru 100-32-256-256: 1.017, expected at most 1"
+        ],
+        "peak memory with recompute, over torch's": [
+            "gru 100-32-256-256: 0.417, expected at most 0.4"
+        ],
+    }
+    assert problems == ["gru 100-1-64-64 float32 threads=1 training: torch: Mismatch: output"]
+
+
+def test_a_record_of_nothing_fails(record):
+    empty = {**record, "results": [], "memory": []}
+    assert floors.check(empty)[1] == ["no floor was measured"]
+
+
+def test_compare(record, tmp_path, capsys):
+    after = json.loads(json.dumps(record))
+    slower = find(after, "lstm", "100-1-128-128", "inference")
+    slower["times_us"]["ours"] = spread(125.0)
+    slower["ratios"]["torch"] = spread(4.0)
+    paths = [saved(r, tmp_path / f"{k}.json") for k, r in enumerate((record, after))]
+    assert cli.main(["--compare", *paths]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:2] == ["lstm", "100-1-128-128"]
+    assert lines[1].split()[-3:] == ["0.800", "*", "0.800"]
+    assert [line for line in lines[2:-1] if "*" in line] == []
+    assert list(compare({**record, "results": []}, after)) == ["nothing was measured in both"]
+
+
+def test_the_report(record, tmp_path):
+    pytest.importorskip("matplotlib")
+    find(record, "rnn", "25-64-1024-1024", "training")["errors"]["torch"] = "Mismatch: output"
+    source = saved(record, tmp_path / "record.json")
+    assert cli.main(["--load", source, "--report", str(tmp_path)]) == 1
+    page = (tmp_path / "BENCHMARKS.md").read_text()
+    for name in ("bench-speedup.png", "bench-roofline.png", "bench-scaling.png"):
+        assert f"]({name})" in page
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert machine.describe()["cpu"] in page
+    for floor in floors.FLOORS:
+        assert page.count(f"| {floor.name} |") == 1
+    assert "| 100-1-128-128 | one sequence | 100 | 5.00 | 5.00 | 5.00 | 0.95 |" in page
+    assert "| GRU | 100-32-256-256 | 30.0 | 15.0 | 60.0 |" in page
+    assert "Mismatch: output" in page
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 0}'])
+def test_a_file_that_is_no_record(text, tmp_path):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json"):
+        records.load(path)
