@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         "--yardstick",
         type=Path,
         metavar="LIBRARY",
-        help="a shared library with a plain LSTM, to be timed as well",
+        help="a shared library with a plain LSTM (bench/peers/yardstick.py), timed as well",
     )
     what.add_argument(
         "--load", type=Path, metavar="JSON", help="measure nothing: take what an earlier run wrote"
@@ -134,6 +135,10 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if options.yardstick and not options.yardstick.is_file():
             parse.error(f"--yardstick: no file {options.yardstick}")
+        if options.report and not options.report.is_dir():
+            parse.error(f"--report: no folder {options.report}")
+        if options.report and not importlib.util.find_spec("matplotlib"):
+            parse.error("--report: needs matplotlib, which is not installed")
         if not options.load and not options.out.absolute().parent.is_dir():
             parse.error(f"--out: no folder {options.out.absolute().parent}")
         record = records.load(options.load) if options.load else _measure(options)
@@ -167,5 +172,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         ratios = ", ".join(f"{name} {ratio['median']:.2f}" for name, ratio in row.ratios.items())
         fraction = "" if row.fraction is None else f"  {row.fraction:.2f} of the bound"
         print(f"{row.case!s:42} {row.mode:9} {row.ours:12.1f} µs  × {ratios}{fraction}")
+    if records.disturbed(record):
+        print(records.disturbed(record), file=sys.stderr)
     print(f"wrote {options.out} after {record['seconds']} s", file=sys.stderr)
     return record

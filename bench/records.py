@@ -13,6 +13,7 @@ from bench.peers import BASELINE, ONE_THREAD
 from bench.shapes import Case
 
 FORMAT = 1
+MOSTLY = 0.5
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -111,6 +112,18 @@ def errors(record: dict[str, Any]) -> list[str]:
     for row in rows(record) + rows(record, "scaling"):
         found += [f"{row.case} {row.mode}: {peer}: {e}" for peer, e in row.errors.items()]
     return found
+
+
+def disturbed(record: dict[str, Any]) -> str | None:
+    """A sentence where other processes took the core from most rounds of some measurements."""
+    entries = record["results"] + record["scaling"]
+    count = sum(entry["disturbed"] > MOSTLY for entry in entries)
+    if not count:
+        return None
+    return (
+        f"{count} of {len(entries)} measurements shared their core with other processes, and are "
+        "uncertain."
+    )
 
 
 def memory_ratios(record: dict[str, Any], contender: str) -> dict[tuple[str, str], float]:

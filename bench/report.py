@@ -65,6 +65,8 @@ def _page(record: dict[str, Any], drawn: list[str]) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield f"Written by `python -m bench --report`. {_conditions(record)}"
+    if records.disturbed(record):
+        yield f"**{records.disturbed(record)}**"
     yield ""
     yield HOW
     for name in drawn:

@@ -7,9 +7,11 @@ lies, and the kernels' own sigmoid and tanh on data in L1.
 One layer in one direction, forward, with B_t rows at step t, N = sum of B_t, and s bytes a number:
 
     step_t      = max(2 G H^2 B_t / peak, s G H^2 / bandwidth(s G H^2))
-    input       = max(2 G H I N / peak,   s G H I / bandwidth(s G H I))
+    input       = max(2 G H I N / peak,   s G H I / bandwidth(all weights))
     elementwise = H N (sigmoids * t_sigmoid + tanhs * t_tanh)
     inference   = sum of step_t + input + elementwise
+
+The first step, too, finds R where all weights fit, as the call before used them all.
 
 Training is three times the operations: backward runs a product of the size of R through the steps
 again, and takes three products over all steps, for the gradients of x, W and R:
@@ -41,8 +43,8 @@ from rnnfast import _backend
 SIGMOIDS = {"rnn": 0, "gru": 2, "lstm": 3}
 TANHS = {"rnn": 1, "gru": 1, "lstm": 2}
 SAVED = {"rnn": 1, "gru": 4, "lstm": 5}  # A: h; r z n and R_n h + b; the four gates and c
-PROBE_SECONDS = 0.01
-REPEATS = 5
+PROBE_SECONDS = 0.002  # short enough to fit between two interruptions
+REPEATS = 20
 ALIGNMENT = 64  # a vector that crosses a cache line costs two reads
 IN_L1 = 2048  # elements: 32 KB of float64, read and written
 LEVELS = {"L1": 16 << 10, "L2": 512 << 10, "L3": 4 << 20, "memory": 256 << 20}
@@ -138,17 +140,19 @@ def bound(case: Case, roof: Roof) -> dict[str, float]:
     total, size = float(rows.sum()), np.dtype(case.dtype).itemsize
     width = GATES[cell] * shape.H
     recurrent = width * shape.H
-    weights_read = size * recurrent / roof.bandwidth(size * recurrent)
-    steps = float(np.maximum(2 * recurrent * rows / roof.peak, weights_read).sum())
+    weights = size * width * shape.D * sum(inputs + shape.H for inputs in shape.inputs)
+    read = np.full(shape.T, size * recurrent / roof.bandwidth(size * recurrent))
+    read[0] = size * recurrent / roof.bandwidth(weights)
+    steps = float(np.maximum(2 * recurrent * rows / roof.peak, read).sum())
     elementwise = shape.H * total * (SIGMOIDS[cell] * roof.sigmoid + TANHS[cell] * roof.tanh)
     kept = size * shape.H * total * (SAVED[cell] + GATES[cell])
     saved = kept / roof.bandwidth(min(kept, LEVELS["memory"]))
     inference = training = 0.0
     for inputs in shape.inputs:
-        read = size * width * inputs
-        product = max(2 * width * inputs * total / roof.peak, read / roof.bandwidth(read))
+        flops = 2 * width * inputs
+        product = max(flops * total / roof.peak, size * width * inputs / roof.bandwidth(weights))
         forward = steps + product + elementwise
-        gradients = 2 * (2 * width * inputs + recurrent) * total / roof.peak
+        gradients = (2 * flops + 2 * recurrent) * total / roof.peak
         inference += shape.D * forward
         training += shape.D * (forward + steps + gradients + saved)
     return {"inference": inference, "training": training}

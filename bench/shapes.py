@@ -139,7 +139,7 @@ PRESETS = {
         slow_peers=False,
     ),
     "full": Preset(
-        seconds=0.5,
+        seconds=0.4,
         shapes=tuple(SHAPES),
         double=("100-1-128-128", "64-16-64-128", "100-32-256-256"),
         memory=tuple(n for n, s in SHAPES.items() if s.T * s.B * s.H * s.L * s.D >= MEMORY_FROM),

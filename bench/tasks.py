@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from bench import memory, peers, roofline, timing, validation
 from bench.peers.ours import Ours
 from bench.problem import Problem, make_problem
 from bench.shapes import MODES, Case
+
+# What makes each contender's peer, which may fail to be imported.
+Makers = dict[str, Callable[[], peers.Peer]]
 
 
 def time_case(
@@ -24,38 +28,37 @@ def time_case(
     native = roofline.native_module()
     if native is not None and parsed.threads == 1:
         bounds = roofline.bound(parsed, roofline.measure_roof(native, parsed.dtype))
-    built = {name: peers.load(name, yardstick) for name in contenders}
+    makers: Makers = {name: partial(peers.load, name, yardstick) for name in contenders}
+    if parsed.threads > 1:
+        makers[peers.ONE_THREAD] = partial(Ours, threads=1)
+    else:
+        makers[peers.NEW_WEIGHTS] = partial(Ours, new_weights=True)
     entries = []
     for mode in MODES:
-        entry = _time_mode(problem, mode, built, seconds)
+        entry = _time_mode(problem, mode, makers, seconds)
         if mode in bounds:
             entry["bound_us"] = float(f"{bounds[mode] * 1e6:.5g}")
         entries.append({"case": asdict(parsed), "mode": mode, **entry})
     return entries
 
 
-def _time_mode(
-    problem: Problem, mode: str, built: dict[str, peers.Peer], seconds: float
-) -> dict[str, Any]:
-    case, baseline = problem.case, built[peers.BASELINE].build(problem, mode)
+def _time_mode(problem: Problem, mode: str, makers: Makers, seconds: float) -> dict[str, Any]:
+    case, baseline = problem.case, makers[peers.BASELINE]().build(problem, mode)
     runners = {peers.BASELINE: baseline}
     want = _answer(baseline)
     skipped, errors = {}, {}
-    for name, peer in built.items():
+    for name in makers:
         if name == peers.BASELINE:
             continue
-        reason = peer.refuses(case, mode)
-        if reason:
-            skipped[name] = reason
-            continue
         try:
-            runners[name] = _validated(peer.build(problem, mode), want, case.dtype)
+            peer = makers[name]()
+            reason = peer.refuses(case, mode)
+            if reason:
+                skipped[name] = reason
+            else:
+                runners[name] = _validated(peer.build(problem, mode), want, case.dtype)
         except Exception as error:  # one peer's failure leaves the others' times
             errors[name] = f"{type(error).__name__}: {error}"
-    if case.threads > 1:
-        runners[peers.ONE_THREAD] = Ours(threads=1).build(problem, mode)
-    elif mode == "training":
-        runners[peers.NEW_WEIGHTS] = Ours(new_weights=True).build(problem, mode)
     rounds = timing.interleave(
         {
             name: timing.Contender(runner.run, runner.ready, len(problem.inputs))
@@ -94,12 +97,12 @@ def sweep(
     cases: list[dict[str, Any]], contenders: list[str], seconds: float
 ) -> list[dict[str, Any]]:
     """`time_case` without bounds for each of several cases, which share a process."""
-    built = {name: peers.load(name) for name in contenders}
+    makers: Makers = {name: partial(peers.load, name, None) for name in contenders}
     entries = []
     for fields in cases:
         problem = make_problem(Case.from_dict(fields))
         for mode in MODES:
-            entry = _time_mode(problem, mode, built, seconds)
+            entry = _time_mode(problem, mode, makers, seconds)
             entries.append({"case": fields, "mode": mode, **entry})
     return entries
 

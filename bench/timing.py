@@ -20,7 +20,6 @@ MIN_BLOCKS = 5
 PAUSE_SECONDS = 0.01
 # A process that had its core for less of a block than this shared it with another.
 ALONE = 0.97
-RETRIES = 3
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ def interleave(contenders: Mapping[str, Contender], seconds: float, threads: int
     contenders, and at least `MIN_BLOCKS`.
 
     threads : that each contender takes. With one, rounds in which another process took a part of
-        the core are measured again, up to `RETRIES` times as many in all; should all the same fewer
-        than `MIN_BLOCKS` be left, then all count.
+        the core are measured again while less than twice the time has passed; should all the same
+        fewer than `MIN_BLOCKS` be left, then all count.
     """
     calls, block = {}, {}
     for name, contender in contenders.items():
@@ -114,10 +113,13 @@ def interleave(contenders: Mapping[str, Contender], seconds: float, threads: int
             once = seconds_per_call(contender.run, BLOCK_SECONDS)
         calls[name] = max(1, round(BLOCK_SECONDS / once))
         block[name] = once * calls[name]
-    wanted = max(MIN_BLOCKS, int(seconds * len(block) / sum(block.values())))
+    budget = seconds * len(block)
+    wanted = max(MIN_BLOCKS, int(budget / sum(block.values())))
     names = list(contenders)
-    rounds, clean = [], []
-    while len(clean) < wanted and len(rounds) < RETRIES * wanted:
+    rounds: list[dict[str, float]] = []
+    clean: list[dict[str, float]] = []
+    stop = time.perf_counter() + 2 * budget
+    while len(clean) < wanted and (len(rounds) < MIN_BLOCKS or time.perf_counter() < stop):
         times, shares = {}, []
         for offset in range(len(names)):
             name = names[(len(rounds) + offset) % len(names)]

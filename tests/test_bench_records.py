@@ -32,6 +32,7 @@ def entry(case, mode, ratio=5.0):
         "mode": mode,
         "times_us": {"ours": spread(ours), **{name: spread(ours * ratio) for name in others}},
         "ratios": {name: spread(ratio) for name in others},
+        "disturbed": 0.0,
         "skipped": {},
         "errors": {},
         "bound_us": 0.95 * ours,
@@ -163,7 +164,8 @@ def test_compare(record, tmp_path, capsys):
 
 def test_the_report(record, tmp_path):
     pytest.importorskip("matplotlib")
-    find(record, "rnn", "25-64-1024-1024", "training")["errors"]["torch"] = "Mismatch: output"
+    spoilt = find(record, "rnn", "25-64-1024-1024", "training")
+    spoilt.update(errors={"torch": "Mismatch: output"}, disturbed=0.6)
     source = saved(record, tmp_path / "record.json")
     assert cli.main(["--load", source, "--report", str(tmp_path)]) == 1
     page = (tmp_path / "BENCHMARKS.md").read_text()
@@ -176,6 +178,8 @@ def test_the_report(record, tmp_path):
     assert "| 100-1-128-128 | one sequence | 100 | 5.00 | 5.00 | 5.00 | 0.95 |" in page
     assert "| GRU | 100-32-256-256 | 30.0 | 15.0 | 60.0 |" in page
     assert "Mismatch: output" in page
+    measured = len(record["results"] + record["scaling"])
+    assert f"1 of {measured} measurements shared their core" in page
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 0}'])

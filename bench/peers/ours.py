@@ -29,7 +29,7 @@ class Ours(Peer):
         self._recompute = recompute
 
     def refuses(self, case: Case, mode: str) -> str | None:
-        return None
+        return "timed in training" if self._new_weights and mode != "training" else None
 
     def build(self, problem: Problem, mode: str) -> Runner:
         threads = self._threads or problem.case.threads
