@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnfast import _validate
 from rnnfast._cells import Cell, Sizes
+
+# By name: h (L*D, B, W) and, for LSTM, c (L*D, B, H). None: zeros.
+MaybeStates = Mapping[str, NDArray | None]
+# In the user's form: h, or (h, c).
+State = NDArray | tuple[NDArray, NDArray]
 
 
 class Layout(NamedTuple):
@@ -44,6 +50,13 @@ class Layout(NamedTuple):
             return array
         return array[tuple(slice(None) if has else 0 for has in self.has)]
 
+    def states_outward(self, states: MaybeStates) -> Any:
+        """States (L*D, B, ·) in the user's form, a `State`; None where all are."""
+        parts = [None if s is None else self.state_outward(s) for s in states.values()]
+        if all(part is None for part in parts):
+            return None
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
     def floats(
         self, name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...], letters: str
     ) -> NDArray:
@@ -68,59 +81,84 @@ LAYER_LAYOUTS = {3: Layout((True, True)), 2: Layout((True, False))}
 CELL_LAYOUTS = {2: Layout((False, True)), 1: Layout((False, False))}
 
 
-def read_input(
-    x: Any, dtype: np.dtype, size: int, layouts: dict[int, Layout], batch_first: bool = False
-) -> tuple[NDArray, Layout]:
-    """`x` checked, as a view (T, B, I), and its layout, which its number of axes tells."""
-    array = _validate.of_dtype("x", x, dtype)
-    if array.ndim not in layouts:
-        forms = [_axes(_with_order(form, batch_first), "T B I")[1] for form in layouts.values()]
-        raise ValueError(f"x: expected shape {' or '.join(forms)}, got {array.shape}")
-    layout = _with_order(layouts[array.ndim], batch_first)
-    return layout.floats("x", array, dtype, (-1, -1, size), "T B I"), layout
-
-
-def read_states(
-    name: str,
-    value: Any,
-    cell: Cell,
-    sizes: Sizes,
-    dtype: np.dtype,
-    layout: Layout,
-    rows: int,
-    batch: int,
-    partly: bool = False,
-) -> dict[str, NDArray | None]:
-    """A state h, or pair (h, c), as contiguous (L*D, B, ·) by the names of the cell's states.
-
-    None: all are None. `partly`: one of a pair may be None, as gradients may.
-    """
-    if value is None:
-        return dict.fromkeys(cell.states)
-    parts = {name: value}
-    if len(cell.states) > 1:
-        form = f"a pair ({', '.join(cell.states)})"
-        if not isinstance(value, (tuple, list)):
-            raise TypeError(f"{name}: expected {form}, got {type(value).__name__}")
-        if len(value) != len(cell.states):
-            raise ValueError(f"{name}: expected {form}, got {len(value)} entries")
-        parts = {f"{name}[{k}]": part for k, part in enumerate(value)}
-    layout = Layout(layout.has)
-    widths = state_widths(cell, sizes)
-    states: dict[str, NDArray | None] = {}
-    for (state, width), (label, part) in zip(widths.items(), parts.items(), strict=True):
-        if part is None and partly:
-            states[state] = None
-            continue
-        letter = "P" if state == "h" and sizes.projection else "H"
-        array = layout.floats(label, part, dtype, (rows, batch, width), f"L*D B {letter}")
-        states[state] = np.ascontiguousarray(array)
-    return states
-
-
 def state_widths(cell: Cell, sizes: Sizes) -> dict[str, int]:
     """The width of each state: W for h, H for c."""
     return {state: sizes.output if state == "h" else sizes.hidden for state in cell.states}
+
+
+class Signature(NamedTuple):
+    """What a layer or cell takes and gives: the sizes, forms and dtype of its arrays.
+
+    one_step : a cell's: no T, and states of one layer without its axis.
+    directions : D; rows : L*D.
+    batch_first : as the layer's.
+    """
+
+    cell: Cell
+    sizes: Sizes  # of the first layer
+    dtype: np.dtype
+    one_step: bool = False
+    directions: int = 1
+    rows: int = 1
+    batch_first: bool = False
+
+    def layout(self, axes: int) -> Layout | None:
+        """The layout of an array (T, B, ·) that has so many axes; None: none has."""
+        form = (CELL_LAYOUTS if self.one_step else LAYER_LAYOUTS).get(axes)
+        return form and _with_order(form, self.batch_first)
+
+    def input(self, x: Any) -> tuple[NDArray, Layout]:
+        """`x` checked, as a view (T, B, I), and its layout, which its number of axes tells."""
+        array = _validate.of_dtype("x", x, self.dtype)
+        layout = self.layout(array.ndim)
+        if layout is None:
+            layouts = CELL_LAYOUTS if self.one_step else LAYER_LAYOUTS
+            forms = [_axes(_with_order(f, self.batch_first), "T B I")[1] for f in layouts.values()]
+            raise ValueError(f"x: expected shape {' or '.join(forms)}, got {array.shape}")
+        shape = (-1, -1, self.sizes.input)
+        return layout.floats("x", array, self.dtype, shape, "T B I"), layout
+
+    def states(
+        self, name: str, value: Any, layout: Layout, batch: int, partly: bool = False
+    ) -> MaybeStates:
+        """A state h, or pair (h, c), as contiguous (L*D, B, ·) by the names of the cell's states.
+
+        None: all are None. `partly`: one of a pair may be None, as gradients may.
+        """
+        cell, sizes = self.cell, self.sizes
+        if value is None:
+            return dict.fromkeys(cell.states)
+        parts = {name: value}
+        if len(cell.states) > 1:
+            form = f"a pair ({', '.join(cell.states)})"
+            if not isinstance(value, (tuple, list)):
+                raise TypeError(f"{name}: expected {form}, got {type(value).__name__}")
+            if len(value) != len(cell.states):
+                raise ValueError(f"{name}: expected {form}, got {len(value)} entries")
+            parts = {f"{name}[{k}]": part for k, part in enumerate(value)}
+        layout = Layout(layout.has)
+        widths = state_widths(cell, sizes)
+        states: dict[str, NDArray | None] = {}
+        for (state, width), (label, part) in zip(widths.items(), parts.items(), strict=True):
+            if part is None and partly:
+                states[state] = None
+                continue
+            letter = "P" if state == "h" and sizes.projection else "H"
+            shape = (self.rows, batch, width)
+            array = layout.floats(label, part, self.dtype, shape, f"L*D B {letter}")
+            states[state] = np.ascontiguousarray(array)
+        return states
+
+    def gradients(
+        self, d_output: Any, d_state: Any, output: NDArray
+    ) -> tuple[NDArray | None, MaybeStates, Layout]:
+        """The gradients with respect to `output`, as (T, B, D*W), and to the state."""
+        layout = cast("Layout", self.layout(output.ndim))
+        shape = layout.inward(output).shape
+        dy = None
+        if d_output is not None:
+            dy = layout.floats("d_output", d_output, self.dtype, shape, "T B D*W")
+        return dy, self.states("d_state", d_state, layout, shape[1], partly=True), layout
 
 
 def _with_order(layout: Layout, batch_first: bool) -> Layout:

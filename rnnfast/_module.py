@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from operator import attrgetter
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnfast import _backend, _validate
-from rnnfast._cells import CELLS, Sizes, Weights, weight_shapes
+from rnnfast._cells import CELLS, DTYPES, Sizes, Weights, weight_shapes
+from rnnfast._layout import Signature
 from rnnfast._parameters import Parameters, loadable
-from rnnfast.functional import Packed, pack_checked
+from rnnfast._stack import PackedStack
+from rnnfast.functional import pack_checked
+
+if TYPE_CHECKING:
+    from rnnfast._native import Stack
 
 NONLINEARITIES = tuple(n.removeprefix("rnn_") for n in CELLS if n.startswith("rnn_"))
 
@@ -40,7 +45,7 @@ class Options(NamedTuple):
 class _PackedCache(NamedTuple):
     version: int
     backend: _backend.Backend
-    packs: list[Packed]
+    stack: PackedStack
 
 
 def option(name: str, doc: str) -> Any:
@@ -70,6 +75,15 @@ class Module:
         )
         self._cell = CELLS[cell]
         self._suffixes = suffixes
+        self._signature = Signature(
+            self._cell,
+            self._sizes(0),
+            DTYPES[self._options.dtype],
+            one_step=self._options.num_layers is None,
+            directions=2 if self._options.bidirectional else 1,
+            rows=len(suffixes),
+            batch_first=bool(self._options.batch_first),
+        )
         self._cache: _PackedCache | None = None
         if seed is not None:
             seed = _validate.integer("seed", seed, 0)
@@ -147,22 +161,40 @@ class Module:
             array -= bound
         return arrays
 
-    def _packs(self) -> list[Packed]:
+    def _native(self) -> Stack | None:
+        """The native stack, if it has the current weights packed and its backend is in use.
+
+        With one it takes what lies in memory as it needs it, and NotImplemented is its answer to
+        everything else: what goes the long way, by `_packs`, and may be an error.
+        """
+        cache = self._cache
+        if (
+            cache is not None
+            and cache.backend is _backend.current()
+            and cache.version == self._parameters.version
+        ):
+            return cache.stack.native
+        return None
+
+    def _packs(self) -> PackedStack:
         """The current weights of every layer and direction, packed for the backend in use."""
         backend = _backend.current()
         parameters = self._parameters
         version = parameters.version  # always, so that an edit block's changes are taken over
         cache = self._cache
         if cache and cache.version == version and cache.backend is backend:
-            return cache.packs
+            return cache.stack
         with parameters.lock:
             version, arrays = parameters.settled()
             cache = self._cache
             if cache and cache.version == version and cache.backend is backend:
-                return cache.packs
-            packs = []
+                return cache.stack
+            packs, names = [], []
             for k, suffix in enumerate(self._suffixes):
-                weights = Weights(**{n: arrays[n + suffix] for n in self._shapes(k)})
+                own = {name: name + suffix for name in self._shapes(k)}
+                weights = Weights(**{name: arrays[full] for name, full in own.items()})
                 packs.append(pack_checked(self._cell, self._sizes(k), weights))
-            self._cache = _PackedCache(version, packs[0].backend, packs)
-            return packs
+                names.append(tuple(own.get(name) for name in Weights._fields))
+            stack = PackedStack(self._signature, packs, names)
+            self._cache = _PackedCache(version, packs[0].backend, stack)
+            return stack

@@ -1,8 +1,11 @@
 """The compiled module. `rnnfast/_backend.py` says what the arrays are; the binding checks them."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from numpy.typing import NDArray
+
+State = NDArray | tuple[NDArray, NDArray]
 
 class Packed:
     """One layer's weights in panels, for the ISA in use."""
@@ -56,6 +59,68 @@ def backward(
     weight_hr: NDArray | None,
     /,
 ) -> None: ...
+
+class Stack:
+    """The packed weights of a layer or cell, which runs whole passes of it.
+
+    Its arguments are arrays as users have them, in the layout of `stack`: of the right dtype and
+    shape, aligned, in native byte order; x and gradients of the output with unit stride in the
+    last axis, states contiguous; a pair of states in a tuple. Of everything else, right or wrong,
+    it computes nothing and returns NotImplemented.
+
+    lengths : (B,) int64; reset, reset_reversed : (T, B) bool, as either direction runs it; all
+        contiguous.
+    """
+
+    def infer(
+        self,
+        x: NDArray,
+        state: State | None,
+        lengths: NDArray | None = ...,
+        reset: NDArray | None = ...,
+        reset_reversed: NDArray | None = ...,
+        /,
+    ) -> tuple[NDArray, State]:
+        """The output and the last state; in place of a cell's output, None."""
+
+    def record(
+        self,
+        x: NDArray,
+        state: State | None,
+        lengths: NDArray | None = ...,
+        reset: NDArray | None = ...,
+        reset_reversed: NDArray | None = ...,
+        /,
+    ) -> tuple[Run, NDArray, State]:
+        """The same, read-only, and a run with copies of the arguments."""
+
+class Run:
+    """A forward pass that has run, with all that its backward pass needs."""
+
+    def backward(
+        self, d_output: NDArray | None, d_state: Any, /
+    ) -> tuple[NDArray, State, dict[str, NDArray]]:
+        """The gradients at x, at the state, and at the parameters by name.
+
+        d_state : as a state; one of a pair may be None.
+        """
+
+def stack(
+    packs: Sequence[Packed],
+    names: Sequence[tuple[str | None, ...]],
+    directions: int,
+    one_step: bool,
+    batch_first: bool,
+    /,
+) -> Stack:
+    """A stack of `packs`, layer by layer and direction by direction.
+
+    names : for each pack, those of its parameters in the order of `pack`'s arguments, by which
+        `Run.backward` returns their gradients; None: the pack has no such parameter.
+    one_step : a cell's: arrays have no T, and states no axis of layers.
+    batch_first : x and the output are (B, T, ·), unless they are unbatched.
+    """
+
 def isas() -> list[str]:
     """The ISAs compiled in, best first."""
 

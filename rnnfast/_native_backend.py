@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,17 @@ class NativeBackend:
     def pack(self, cell: Cell, weights: Weights) -> Any:
         """A private copy of the weights in panels, for the ISA in use."""
         return self._module.pack(cell.name, *weights)
+
+    def stack(
+        self,
+        packs: Sequence[Any],
+        names: Sequence[tuple[str | None, ...]],
+        directions: int,
+        one_step: bool,
+        batch_first: bool,
+    ) -> Any:
+        """What runs whole passes of a layer or cell in one call; see `rnnfast._native.stack`."""
+        return self._module.stack(packs, names, directions, one_step, batch_first)
 
     def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
         """See `rnnfast._backend.Backend`."""

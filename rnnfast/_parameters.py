@@ -116,7 +116,8 @@ class Parameters(_Arrays):
     @property
     def version(self) -> int:
         """A number that grows with every change, and within an edit block with every reading."""
-        self._follow_draft(*self._arrays)
+        if self._draft is not None:
+            self._follow_draft(*self._arrays)
         return self._version
 
     def settled(self) -> tuple[int, Mapping[str, NDArray]]:

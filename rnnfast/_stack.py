@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnfast._backend import Forward
-from rnnfast._cells import Weights
-from rnnfast._layout import state_widths
+from rnnfast._layout import Layout, MaybeStates, Signature, State, state_widths
+from rnnfast._native_backend import NativeBackend
+from rnnfast._parameters import read_only
 from rnnfast._recompute import RecomputedRun
 from rnnfast.functional import Packed, Run, reversed_reset, run_checked, zero_weights
 
-# By name: h (L*D, B, W) and, for LSTM, c (L*D, B, H). None: zeros.
+if TYPE_CHECKING:
+    from rnnfast._native import Stack
+
 States = dict[str, NDArray]
-MaybeStates = Mapping[str, "NDArray | None"]
+# Of one layer and direction, the names of its parameters in the order of `Weights`.
+Names = tuple[str | None, ...]
+# What a backward pass gives, in the user's layout: at x, at the state, and at the parameters.
+PassGradients = tuple[NDArray, State, dict[str, NDArray]]
 
 
 @dataclass
 class Inputs:
     """The arguments of a pass through a stack, checked.
 
-    x : (T, B, I), unit stride in the last axis.
+    x : (T, B, I), unit stride in the last axis; layout : the user's, of which it is a view.
     states : contiguous.
     lengths : (B,) int64 or None; reset : (T, B) bool or None; contiguous.
     """
 
     x: NDArray
     states: MaybeStates
+    layout: Layout
     lengths: NDArray | None = None
     reset: NDArray | None = None
 
     def snapshot(self) -> Inputs:
         """With copies of what may belong to the caller, who may reuse it before backward."""
         states = {name: None if s is None else s.copy() for name, s in self.states.items()}
-        return Inputs(self.x.copy(), states, self.lengths, self.reset)
+        return Inputs(self.x.copy(), states, self.layout, self.lengths, self.reset)
+
+    def native(self) -> tuple[Any, ...]:
+        """The arguments of the native stack's `infer` and `record`."""
+        layout, reset, lengths = self.layout, self.reset, self.lengths
+        x, state = layout.outward(self.x), layout.states_outward(self.states)
+        return x, state, lengths, reset, reversed_reset(reset, lengths)
 
 
 @dataclass
@@ -66,29 +79,86 @@ class Dropout:
         return dropped
 
 
-def infer(packs: Sequence[Packed], directions: int, inputs: Inputs, output: NDArray) -> States:
-    """Runs a stack and returns its last states.
+class TapeRun(Protocol):
+    """A pass that has run, and can run backward any number of times, from several threads."""
 
-    packs : one for each layer and direction, layer by layer.
-    output : (T, B, D*W), unit stride in the last axis: the last layer's output, written.
+    def backward(self, d_output: Any, d_state: Any, /) -> Any:
+        """The `PassGradients` from those at the output and at the state, in the user's layout.
+
+        NotImplemented: the arguments must be checked first, and converted.
+        """
+
+
+class PackedStack:
+    """The weights of all layers and directions, packed: layer by layer, direction by direction.
+
+    native : the same for the native backend, which runs a whole stack in one call; else None.
     """
-    return _forward(packs, directions, inputs, output, _infer_one, None)
+
+    __slots__ = ("names", "native", "packs", "signature")
+
+    def __init__(
+        self, signature: Signature, packs: Sequence[Packed], names: Sequence[Names]
+    ) -> None:
+        self.signature = signature
+        self.packs = packs
+        self.names = names
+        self.native: Stack | None = None
+        backend = packs[0].backend
+        if isinstance(backend, NativeBackend):
+            weights = [packed.weights for packed in packs]
+            self.native = backend.stack(
+                weights, names, signature.directions, signature.one_step, signature.batch_first
+            )
+
+    def infer(self, inputs: Inputs) -> tuple[NDArray, State]:
+        """The output (a cell's: of no use) and the last state, in the user's layout."""
+        if self.native is not None:
+            output, state = self.native.infer(*inputs.native())
+            return output, state
+        output = self._output(inputs)
+        states = _forward(self, inputs, output, _infer_one, None)
+        return inputs.layout.outward(output), inputs.layout.states_outward(states)
+
+    def record(
+        self, inputs: Inputs, dropout: Dropout | None = None, recompute: bool = False
+    ) -> tuple[TapeRun, NDArray, State]:
+        """A run to be taken back, and its output and last state, read-only, as `infer` gives them.
+
+        Copies the inputs.
+        """
+        if self.native is not None and dropout is None and not recompute:
+            run, output, state = self.native.record(*inputs.native())
+            return run, output, state
+        output = self._output(inputs)
+        training = TrainingRun(self, inputs.snapshot(), output, dropout, recompute)
+        layout, states = inputs.layout, training.states
+        views = {name: read_only(state) for name, state in states.items()}
+        return training, training.output, layout.states_outward(views)
+
+    def _output(self, inputs: Inputs) -> NDArray:
+        """A new output as a view (T, B, D*W), contiguous in the user's layout."""
+        steps, batch = inputs.x.shape[:2]
+        signature, batch_first = self.signature, inputs.layout.batch_first
+        leading = (batch, steps) if batch_first else (steps, batch)
+        width = signature.directions * signature.sizes.output
+        output = np.empty((*leading, width), signature.dtype)
+        return output.swapaxes(0, 1) if batch_first else output
 
 
 class TrainingRun:
-    """A pass through a stack that has run, and can run backward any number of times."""
+    """A `TapeRun` layer by layer: on every backend, with dropout, or to be recomputed."""
 
     def __init__(
         self,
-        packs: Sequence[Packed],
-        directions: int,
+        stack: PackedStack,
         inputs: Inputs,
         output: NDArray,
         dropout: Dropout | None,
         recompute: bool,
     ) -> None:
-        self.packs = packs
-        self._directions = directions
+        # output: (T, B, D*W), written
+        self._stack = stack
         self._dropout = dropout
         self._runs: list[Run | RecomputedRun] = []
 
@@ -96,21 +166,23 @@ class TrainingRun:
             run = RecomputedRun if recompute else _train_one
             self._runs.append(run(packed, args))
 
-        self.states = _forward(packs, directions, inputs, output, run_one, dropout)
+        self.states = _forward(stack, inputs, output, run_one, dropout)
+        self.output = inputs.layout.outward(read_only(output))
 
-    def backward(
-        self, dy: NDArray | None, dstates: MaybeStates
-    ) -> tuple[NDArray, States, list[Weights]]:
-        """The gradients at x, at the states, and at the parameters in the order of the packs."""
-        weights = [zero_weights(packed) for packed in self.packs]
+    def backward(self, d_output: Any, d_state: Any) -> PassGradients:
+        """As `TapeRun.backward`; checks its arguments."""
+        packs, signature = self._stack.packs, self._stack.signature
+        dy, dstates, layout = signature.gradients(d_output, d_state, self.output)
+        weights = [zero_weights(packed) for packed in packs]
         initial = {name: np.empty_like(s) for name, s in self.states.items()}
         dh, dc = dstates["h"], dstates.get("c")
-        for layer in reversed(range(len(self._runs) // self._directions)):
+        directions = signature.directions
+        for layer in reversed(range(len(self._runs) // directions)):
             parts = []
-            for direction in range(self._directions):
-                k = layer * self._directions + direction
+            for direction in range(directions):
+                k = layer * directions + direction
                 grads = self._runs[k].backward_checked(
-                    None if dy is None else _half(dy, self.packs[k], direction),
+                    None if dy is None else _half(dy, packs[k], direction),
                     None if dh is None else dh[k],
                     None if dc is None else dc[k],
                     into=weights[k],
@@ -125,17 +197,23 @@ class TrainingRun:
                     dy += parts[1]
             if self._dropout is not None and layer:
                 dy = self._dropout.backward(dy, layer - 1)
-        return cast("NDArray", dy), initial, weights
+        parameters = {
+            name: gradient
+            for names, own in zip(self._stack.names, weights, strict=True)
+            for name, gradient in zip(names, own, strict=True)
+            if name is not None and gradient is not None
+        }
+        return layout.outward(cast("NDArray", dy)), layout.states_outward(initial), parameters
 
 
 def _forward(
-    packs: Sequence[Packed],
-    directions: int,
+    stack: PackedStack,
     inputs: Inputs,
     output: NDArray,
     run_one: Callable[[Packed, Forward], None],
     dropout: Dropout | None,
 ) -> States:
+    packs, directions = stack.packs, stack.signature.directions
     first = packs[0]
     batch = inputs.x.shape[1]
     widths = state_widths(first.cell, first.sizes)

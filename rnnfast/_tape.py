@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from rnnfast import _validate
-from rnnfast._layout import Layout, read_states
+from rnnfast._layout import Signature, State
 from rnnfast._locks import Lock
-from rnnfast._parameters import read_only
-from rnnfast._stack import MaybeStates, States, TrainingRun
-
-State = NDArray | tuple[NDArray, NDArray]
+from rnnfast._stack import TapeRun
 
 
-@dataclass(frozen=True)
-class Gradients:
+class Gradients(NamedTuple):
     """The gradients of a loss with respect to everything that went into `record`.
 
     input : the shape of x.
@@ -37,19 +32,15 @@ class Tape:
     `layer.parameters` nor other tapes change what `backward` gives. Several threads may use it.
     """
 
-    def __init__(
-        self, run: TrainingRun, output: NDArray, layout: Layout, suffixes: list[str]
-    ) -> None:
-        # output: (T, B, D*W)
-        self._run: TrainingRun | None = run
-        self._layout = layout
-        self._suffixes = suffixes
+    __slots__ = ("_lock", "_output", "_run", "_signature", "_state")
+
+    def __init__(self, run: TapeRun, output: NDArray, state: State, signature: Signature) -> None:
+        # output, state: read-only, in the user's layout
+        self._run: TapeRun | None = run
+        self._output = output
+        self._state = state
+        self._signature = signature
         self._lock = Lock()
-        self._output = layout.outward(read_only(output))
-        states = {name: read_only(state) for name, state in run.states.items()}
-        self._state = user_state(states, layout)
-        steps, batch, width = output.shape
-        self._output_shape = (steps, batch, width)
 
     @property
     def output(self) -> NDArray:
@@ -91,36 +82,14 @@ class Tape:
                     "backward: expected the only call on this tape, got another; "
                     "call it with retain=True to be able to call it again"
                 )
-            first = run.packs[0]
-            dy = None
-            if d_output is not None:
-                shape = self._output_shape
-                dy = self._layout.floats("d_output", d_output, first.dtype, shape, "T B D*W")
-            rows, batch = len(run.packs), self._output_shape[1]
-            dstates: MaybeStates = read_states(
-                "d_state",
-                d_state,
-                first.cell,
-                first.sizes,
-                first.dtype,
-                self._layout,
-                rows,
-                batch,
-                partly=True,
-            )
-            dx, initial, weights = run.backward(dy, dstates)
+            gradients = run.backward(d_output, d_state)
+            if gradients is NotImplemented:
+                gradients = run.backward(*self._checked(d_output, d_state))
             if not retain:
                 self._run = None
-        parameters = {
-            name + suffix: gradient
-            for suffix, own in zip(self._suffixes, weights, strict=True)
-            for name, gradient in own._asdict().items()
-            if gradient is not None
-        }
-        return Gradients(self._layout.outward(dx), user_state(initial, self._layout), parameters)
+        return Gradients(*gradients)
 
-
-def user_state(states: States, layout: Layout) -> State:
-    """The states (L*D, B, ·) in the user's form: h, or (h, c)."""
-    h, *c = (layout.state_outward(state) for state in states.values())
-    return (h, c[0]) if c else h
+    def _checked(self, d_output: Any, d_state: Any) -> tuple[Any, Any]:
+        """The arguments of `backward` checked and converted, still in the user's layout."""
+        dy, states, layout = self._signature.gradients(d_output, d_state, self._output)
+        return None if dy is None else layout.outward(dy), layout.states_outward(states)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rnnfast import _validate
-from rnnfast._layout import CELL_LAYOUTS, Layout, read_input, read_states
+from rnnfast._layout import State
 from rnnfast._module import NONLINEARITIES, Module, Options, option
-from rnnfast._stack import Inputs, TrainingRun, infer
-from rnnfast._tape import State, Tape, user_state
+from rnnfast._stack import Inputs
+from rnnfast._tape import Tape
 
 
 class _Cell(Module):
@@ -47,9 +44,13 @@ class _Cell(Module):
         TypeError : an argument of the wrong dtype or form.
         ValueError : an argument of the wrong shape. In either case nothing is computed.
         """
-        inputs, layout = self._read(x, state)
-        states = infer(self._packs(), 1, inputs, self._output(inputs))
-        return user_state(states, layout)
+        native = self._native()
+        if native is not None:
+            result = native.infer(x, state)
+            if result is not NotImplemented:
+                return result[1]
+        inputs = self._read(x, state)
+        return self._packs().infer(inputs)[1]
 
     def record(self, x: Any, state: Any = None) -> Tape:
         """Runs one step, keeping what the backward pass needs.
@@ -67,21 +68,17 @@ class _Cell(Module):
         ------
         TypeError, ValueError : as when calling the cell.
         """
-        inputs, layout = self._read(x, state)
-        packs = self._packs()
-        output = self._output(inputs)
-        run = TrainingRun(packs, 1, inputs.snapshot(), output, dropout=None, recompute=False)
-        return Tape(run, output, layout, self._suffixes)
+        native = self._native()
+        if native is not None:
+            result = native.record(x, state)
+            if result is not NotImplemented:
+                return Tape(*result, self._signature)
+        inputs = self._read(x, state)
+        return Tape(*self._packs().record(inputs), self._signature)
 
-    def _output(self, inputs: Inputs) -> NDArray:
-        return np.empty((*inputs.x.shape[:2], self.hidden_size), inputs.x.dtype)
-
-    def _read(self, x: Any, state: Any) -> tuple[Inputs, Layout]:
-        dtype = np.dtype(self.dtype)
-        x, layout = read_input(x, dtype, self.input_size, CELL_LAYOUTS)
-        sizes, batch = self._sizes(0), x.shape[1]
-        states = read_states("state", state, self._cell, sizes, dtype, layout, 1, batch)
-        return Inputs(x, states), layout
+    def _read(self, x: Any, state: Any) -> Inputs:
+        x, layout = self._signature.input(x)
+        return Inputs(x, self._signature.states("state", state, layout, x.shape[1]), layout)
 
 
 class RNNCell(_Cell):

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnfast import _validate
-from rnnfast._layout import LAYER_LAYOUTS, Layout, read_input, read_states
+from rnnfast._layout import State
 from rnnfast._module import NONLINEARITIES, Module, Options, option
-from rnnfast._stack import Dropout, Inputs, TrainingRun, infer
-from rnnfast._tape import State, Tape, user_state
+from rnnfast._stack import Dropout, Inputs
+from rnnfast._tape import Tape
 
 
 class _Layer(Module):
@@ -86,10 +86,14 @@ class _Layer(Module):
         TypeError : an argument of the wrong dtype or form.
         ValueError : an argument of the wrong shape or value. In either case nothing is computed.
         """
-        inputs, layout = self._read(x, state, lengths, reset)
-        output = self._output(inputs, layout)
-        states = infer(self._packs(), self._directions, inputs, output)
-        return layout.outward(output), user_state(states, layout)
+        if lengths is None and reset is None:
+            native = self._native()
+            if native is not None:
+                result = native.infer(x, state)
+                if result is not NotImplemented:
+                    return result
+        inputs = self._read(x, state, lengths, reset)
+        return self._packs().infer(inputs)
 
     def record(
         self,
@@ -118,32 +122,22 @@ class _Layer(Module):
             the random generator for dropout stays.
         """
         _validate.flag("recompute", recompute)
-        inputs, layout = self._read(x, state, lengths, reset)
-        packs = self._packs()
-        output = self._output(inputs, layout)
-        dropout = Dropout(self.dropout, self._rng) if self.dropout else None
-        inputs = inputs.snapshot()
-        run = TrainingRun(packs, self._directions, inputs, output, dropout, recompute)
-        return Tape(run, output, layout, self._suffixes)
+        dropped = self._options.dropout
+        if lengths is None and reset is None and not recompute and not dropped:
+            native = self._native()
+            if native is not None:
+                result = native.record(x, state)
+                if result is not NotImplemented:
+                    return Tape(*result, self._signature)
+        inputs = self._read(x, state, lengths, reset)
+        stack = self._packs()
+        dropout = Dropout(dropped, self._rng) if dropped else None
+        return Tape(*stack.record(inputs, dropout, recompute), self._signature)
 
-    @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    def _output(self, inputs: Inputs, layout: Layout) -> NDArray:
-        """A new output as a view (T, B, D*W), contiguous in the user's layout."""
-        steps, batch = inputs.x.shape[:2]
-        width = self._directions * self._sizes(0).output
-        leading = (batch, steps) if layout.batch_first else (steps, batch)
-        output = np.empty((*leading, width), inputs.x.dtype)
-        return output.swapaxes(0, 1) if layout.batch_first else output
-
-    def _read(self, x: Any, state: Any, lengths: Any, reset: Any) -> tuple[Inputs, Layout]:
-        dtype = np.dtype(self.dtype)
-        x, layout = read_input(x, dtype, self.input_size, LAYER_LAYOUTS, self.batch_first)
+    def _read(self, x: Any, state: Any, lengths: Any, reset: Any) -> Inputs:
+        x, layout = self._signature.input(x)
         steps, batch = x.shape[:2]
-        rows, sizes = len(self._suffixes), self._sizes(0)
-        states = read_states("state", state, self._cell, sizes, dtype, layout, rows, batch)
+        states = self._signature.states("state", state, layout, batch)
         batched = all(layout.has)
         if lengths is not None and not batched:
             lengths = np.atleast_1d(_validate.array("lengths", lengths))
@@ -154,7 +148,7 @@ class _Layer(Module):
             reset = _validate.reset(reset, (steps,), "(T,)")
         if reset is not None:
             reset = layout.state_inward(reset)
-        return Inputs(x, states, lengths, reset), layout
+        return Inputs(x, states, layout, lengths, reset)
 
 
 class RNN(_Layer):

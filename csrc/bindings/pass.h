@@ -1,0 +1,239 @@
+// A pass through a stack of layers: the jobs for dispatch/stack.h, and the memory between them.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "bindings/ndarray.h"
+#include "dispatch/stack.h"
+
+namespace rnnfast {
+
+// The weights of a stack, layer by layer and direction by direction.
+template <class T>
+struct Layers {
+    std::vector<std::shared_ptr<const PackedWeights<T>>> packs;
+    int directions;  // D
+
+    int jobs() const { return int(packs.size()); }  // L*D
+    int layers() const { return jobs() / directions; }
+    const CellKernels<T>& kernels() const { return packs[0]->kernels(); }
+    ptrdiff_t input() const { return packs[0]->sizes().input; }
+    ptrdiff_t hidden() const { return packs[0]->sizes().hidden; }
+    ptrdiff_t width() const { return packs[0]->sizes().width(); }
+    ptrdiff_t output() const { return directions * width(); }  // D*W
+};
+
+template <class T>
+struct PassInputs {
+    ptrdiff_t steps = 1, batch = 1;
+    Rows<const T> x;                   // (T, B, I)
+    const T* h0 = nullptr;             // (L*D, B, W)  null: zeros
+    const T* c0 = nullptr;             // (L*D, B, H)  null: zeros, or the cell has no c
+    const int64_t* lengths = nullptr;  // (B)  null: all T; read while the pass is made only
+    const uint8_t* resets[2] = {nullptr, nullptr};  // (T, B)  for each direction; null: never
+};
+
+template <class T>
+struct PassOutputs {
+    Rows<T> y;        // (T, B, D*W)
+    T* hn = nullptr;  // (L*D, B, W)
+    T* cn = nullptr;  // (L*D, B, H)  null: the cell has no c
+};
+
+// The gradients that go into a backward pass, and those that come out of it.
+template <class T>
+struct PassGradients {
+    Rows<const T> dy;                 // (T, B, D*W)  in; null: zeros
+    const T* dhn = nullptr;           // (L*D, B, W)  in; null: zeros
+    const T* dcn = nullptr;           // (L*D, B, H)  in; null: zeros
+    Rows<T> dx;                       // (T, B, I)    out, assigned; dense
+    T* dh0 = nullptr;                 // (L*D, B, W)  out, assigned
+    T* dc0 = nullptr;                 // (L*D, B, H)  out, assigned; null: the cell has no c
+    std::vector<Weights<T>> weights;  // of each job  in/out, accumulated
+};
+
+// Some memory, cut into arrays that begin on cache lines.
+template <class T>
+class Arena {
+public:
+    static ptrdiff_t whole_lines(ptrdiff_t count) {
+        constexpr auto line = ptrdiff_t(64 / sizeof(T));
+        return (count + line - 1) / line * line;
+    }
+
+    explicit Arena(ptrdiff_t count) {
+        if (count) memory_ = allocate<T>(count), next_ = memory_.get();
+    }
+
+    T* take(ptrdiff_t count) {
+        T* const taken = next_;
+        next_ += whole_lines(count);
+        return taken;
+    }
+
+private:
+    Buffer<T> memory_;
+    T* next_ = nullptr;
+};
+
+template <class T>
+class Pass {
+public:
+    // `training`: copies the inputs, and keeps what `backward` needs; both `layers` and the memory
+    // of the outputs must then live as long as the pass.
+    Pass(const Layers<T>& layers, const PassInputs<T>& in, const PassOutputs<T>& out, bool training)
+        : layers_(layers),
+          steps_(in.steps),
+          batch_(in.batch),
+          plan_(steps_, batch_, false, in.lengths),
+          // Two layers that are not neighbours share an output, which only training must keep.
+          inner_(training ? layers.layers() - 1 : std::min(layers.layers() - 1, 2)),
+          arena_(memory_needed(in, training)),
+          resets_(training && in.resets[0] ? allocate<uint8_t>(2 * steps_ * batch_) : nullptr),
+          jobs_(size_t(layers.jobs())) {
+        if (layers.directions == 2) backward_plan_.emplace(steps_, batch_, true, in.lengths);
+        lay_out(training ? copied(in) : in, out, training);
+    }
+    Pass(const Pass&) = delete;
+    Pass& operator=(const Pass&) = delete;
+
+    void forward() const { run_forward_stack(jobs_.data(), layers_.layers(), layers_.directions); }
+    void backward(const PassGradients<T>& grads) const;
+
+private:
+    ptrdiff_t rows() const { return steps_ * batch_; }
+    // The rows of one direction in (T, B, D*W) rows.
+    template <class U>
+    Rows<U> half(const Rows<U>& rows, int direction) const {
+        return {rows.data ? rows.data + direction * layers_.width() : nullptr, rows.step, rows.row};
+    }
+    Rows<T> dense(T* data, ptrdiff_t width) const { return {data, batch_ * width, width}; }
+
+    ptrdiff_t memory_needed(const PassInputs<T>& in, bool training) const {
+        const auto lines = [](ptrdiff_t count) { return Arena<T>::whole_lines(count); };
+        ptrdiff_t count = inner_ * lines(rows() * layers_.output());
+        if (!training) return count;
+        count += lines(rows() * layers_.input());
+        if (in.h0) count += lines(layers_.jobs() * batch_ * layers_.width());
+        if (in.c0) count += lines(layers_.jobs() * batch_ * layers_.hidden());
+        return count + layers_.jobs() * lines(saved_size());
+    }
+    ptrdiff_t saved_size() const {
+        return plan_.rows() * layers_.kernels().saved_row(layers_.packs[0]->sizes());
+    }
+
+    PassInputs<T> copied(const PassInputs<T>& in);
+    void lay_out(const PassInputs<T>& in, const PassOutputs<T>& out, bool training);
+
+    const Layers<T>& layers_;
+    const ptrdiff_t steps_, batch_;
+    const RowPlan plan_;
+    std::optional<RowPlan> backward_plan_;  // of the second direction
+    const int inner_;                       // outputs of inner layers in memory
+    Arena<T> arena_;
+    const Buffer<uint8_t> resets_;
+    std::vector<ForwardJob<T>> jobs_;
+};
+
+template <class T>
+PassInputs<T> Pass<T>::copied(const PassInputs<T>& in) {
+    PassInputs<T> own = in;
+    const ptrdiff_t width = layers_.input();
+    T* const x = arena_.take(rows() * width);
+    own.x = {x, batch_ * width, width};
+    // Without rows T may be huge, since it costs no memory.
+    for (ptrdiff_t t = 0; rows() && t < steps_; ++t)
+        for (ptrdiff_t b = 0; b < batch_; ++b)
+            std::copy_n(in.x.data + t * in.x.step + b * in.x.row, width,
+                        x + (t * batch_ + b) * width);
+    const auto copy = [this](const T* from, ptrdiff_t count) -> const T* {
+        if (!from) return nullptr;
+        T* const to = arena_.take(count);
+        std::copy_n(from, count, to);
+        return to;
+    };
+    own.h0 = copy(in.h0, layers_.jobs() * batch_ * layers_.width());
+    own.c0 = copy(in.c0, layers_.jobs() * batch_ * layers_.hidden());
+    for (int direction = 0; direction < 2; ++direction)
+        if (in.resets[direction]) {
+            uint8_t* const to = resets_.get() + direction * rows();
+            std::copy_n(in.resets[direction], rows(), to);
+            own.resets[direction] = to;
+        }
+    return own;
+}
+
+template <class T>
+void Pass<T>::lay_out(const PassInputs<T>& in, const PassOutputs<T>& out, bool training) {
+    const ptrdiff_t width = layers_.width(), hidden = layers_.hidden();
+    const ptrdiff_t output = rows() * layers_.output();
+    T* const inner = arena_.take(inner_ * Arena<T>::whole_lines(output));
+    const auto inner_y = [&](int layer) {
+        return dense(inner + layer % inner_ * Arena<T>::whole_lines(output), layers_.output());
+    };
+    Rows<const T> x = in.x;
+    for (int layer = 0; layer < layers_.layers(); ++layer) {
+        const bool last = layer == layers_.layers() - 1;
+        const Rows<T> y = last ? out.y : inner_y(layer);
+        for (int direction = 0; direction < layers_.directions; ++direction) {
+            const int k = layer * layers_.directions + direction;
+            ForwardJob<T>& job = jobs_[size_t(k)];
+            job.weights = layers_.packs[size_t(k)].get();
+            job.plan = direction ? &*backward_plan_ : &plan_;
+            ForwardArgs<T>& args = job.args;
+            args.x = x.data, args.x_step = x.step, args.x_row = x.row;
+            args.h0 = in.h0 ? in.h0 + k * batch_ * width : nullptr;
+            args.c0 = in.c0 ? in.c0 + k * batch_ * hidden : nullptr;
+            args.reset = in.resets[direction];
+            const Rows<T> own = half(y, direction);
+            args.y = own.data, args.y_step = own.step, args.y_row = own.row;
+            args.hn = out.hn + k * batch_ * width;
+            args.cn = out.cn ? out.cn + k * batch_ * hidden : nullptr;
+            args.saved = training ? arena_.take(saved_size()) : nullptr;
+        }
+        x = {y.data, y.step, y.row};
+    }
+}
+
+template <class T>
+void Pass<T>::backward(const PassGradients<T>& grads) const {
+    const ptrdiff_t width = layers_.width(), hidden = layers_.hidden(), output = layers_.output();
+    const int directions = layers_.directions, layers = layers_.layers();
+    const int inner = std::min(layers - 1, 2);
+    const ptrdiff_t between_size = Arena<T>::whole_lines(rows() * output);
+    const ptrdiff_t widest = layers > 1 ? std::max(output, layers_.input()) : layers_.input();
+    const ptrdiff_t second_size = directions == 2 ? rows() * widest : 0;
+    Arena<T> arena(inner * between_size + Arena<T>::whole_lines(second_size));
+    T* const between = arena.take(inner * between_size);
+    T* const second_dx = arena.take(second_size);
+    std::vector<BackwardJob<T>> jobs(jobs_.size());
+    Rows<const T> dy = grads.dy;
+    for (int layer = layers; layer-- > 0;) {
+        const Rows<T> dx = layer ? dense(between + layer % inner * between_size, output) : grads.dx;
+        for (int direction = 0; direction < directions; ++direction) {
+            const int k = layer * directions + direction;
+            const ForwardJob<T>& forward = jobs_[size_t(k)];
+            BackwardJob<T>& job = jobs[size_t(k)];
+            job.weights = forward.weights;
+            job.args = forward.args;
+            job.plan = forward.plan;
+            BackwardArgs<T>& args = job.grads;
+            const Rows<const T> own = half(dy, direction);
+            args.dy = own.data, args.dy_step = own.step, args.dy_row = own.row;
+            args.dhn = grads.dhn ? grads.dhn + k * batch_ * width : nullptr;
+            args.dcn = grads.dcn ? grads.dcn + k * batch_ * hidden : nullptr;
+            args.dx = direction ? second_dx : dx.data, args.dx_step = dx.step, args.dx_row = dx.row;
+            args.dh0 = grads.dh0 + k * batch_ * width;
+            args.dc0 = grads.dc0 ? grads.dc0 + k * batch_ * hidden : nullptr;
+            args.weights = grads.weights[size_t(k)];
+        }
+        dy = {dx.data, dx.step, dx.row};
+    }
+    run_backward_stack(jobs.data(), layers, directions);
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,303 @@
+// A stack of layers and its training runs, of one dtype, with Python's arrays in and out.
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include "bindings/packed.h"
+#include "bindings/pass.h"
+
+namespace rnnfast {
+
+// Passes of fewer multiplications keep the GIL: a few microseconds, of which releasing it and
+// taking it back would be 0.1, and with other threads about, a wait for it.
+constexpr double kReleasingPays = 1 << 17;
+
+// Releases the GIL while it lives, if `release`.
+class GilRelease {
+public:
+    explicit GilRelease(bool release) : state_(release ? PyEval_SaveThread() : nullptr) {}
+    ~GilRelease() {
+        if (state_) PyEval_RestoreThread(state_);
+    }
+    GilRelease(const GilRelease&) = delete;
+    GilRelease& operator=(const GilRelease&) = delete;
+
+private:
+    PyThreadState* const state_;
+};
+
+inline py::object not_implemented() {
+    return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+}
+
+inline py::object pair(const py::object& first, const py::object& second) {
+    return owned_or_throw(PyTuple_Pack(2, first.ptr(), second.ptr()));
+}
+
+// The names of a job's gradients, in the order of `Weights`; None: it has no such parameter.
+using Names = std::array<py::object, 5>;
+
+// How a stack's arrays look to its caller.
+struct Form {
+    bool cell;  // one step without an axis T, and states without the axis L*D
+    bool batch_first;
+
+    // Of an array (T, B, ·) with so many axes; false where there is no such form.
+    bool axes(int count, Axes& axes) const {
+        const int most = cell ? 2 : 3;
+        if (count != most && count != most - 1) return false;
+        const bool batched = count == most;
+        const bool swapped = batch_first && batched;
+        axes = cell ? Axes{-1, batched ? 0 : -1} : Axes{swapped, batched ? !swapped : -1};
+        return true;
+    }
+};
+
+// What `Stack` in _native.pyi describes.
+class Stack {
+public:
+    explicit Stack(py::object type_of_runs) : run_type(std::move(type_of_runs)) {}
+    virtual ~Stack() = default;
+    virtual py::object infer(PyObject* const* args, Py_ssize_t count) const = 0;
+    virtual py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const = 0;
+    const py::object run_type;
+};
+
+// What `Run` in _native.pyi describes.
+class Run {
+public:
+    virtual ~Run() = default;
+    virtual py::object backward(PyObject* d_output, PyObject* d_state) const = 0;
+};
+
+// Makes the Python object that owns `run`.
+py::object new_run(const Stack& stack, std::unique_ptr<const Run> run);
+
+template <class T>
+class StackOf final : public Stack {
+public:
+    StackOf(Layers<T> layers, std::vector<Names> names, const Form& form, py::object run_type)
+        : Stack(std::move(run_type)),
+          layers_(std::move(layers)),
+          names_(std::move(names)),
+          form_(form) {
+        for (const auto& pack : layers_.packs) {
+            const Sizes& sizes = pack->sizes();
+            work_ += double(pack->kernels().gates) * double(sizes.hidden) *
+                     double(sizes.input + sizes.width());
+        }
+    }
+
+    py::object infer(PyObject* const* args, Py_ssize_t count) const override {
+        Axes axes;
+        PassInputs<T> in;
+        if (!read(args, count, axes, in)) return not_implemented();
+        const py::object hn = new_array<T>(state_shape(axes, in.batch, layers_.width()));
+        py::object cn, y = py::none();
+        PassOutputs<T> out;
+        out.hn = array_data<T>(hn);
+        if (has_c()) {
+            cn = new_array<T>(state_shape(axes, in.batch, layers_.hidden()));
+            out.cn = array_data<T>(cn);
+        }
+        if (form_.cell) {
+            out.y = {out.hn, 0, layers_.width()};  // of one step: h after it
+        } else {
+            const Shape shape = axes.shape(in.steps, in.batch, layers_.output());
+            y = new_array<T>(shape);
+            out.y = dense_rows(array_data<T>(y), axes, shape);
+        }
+        {
+            const GilRelease release(releases(in.steps, in.batch));
+            Pass<T>(layers_, in, out, false).forward();
+        }
+        return pair(y, state(hn, cn));
+    }
+
+    py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const override;
+
+    // The gradients of `pass`, or NotImplemented where an argument is not what can be read.
+    py::object backward(const Pass<T>& pass, const Axes& axes, ptrdiff_t steps, ptrdiff_t batch,
+                        PyObject* d_output, PyObject* d_state) const;
+
+private:
+    bool has_c() const { return layers_.kernels().has_c; }
+    bool releases(ptrdiff_t steps, ptrdiff_t batch) const {
+        return double(steps) * double(batch) * work_ >= kReleasingPays;
+    }
+    py::object state(const py::object& h, const py::object& c) const { return c ? pair(h, c) : h; }
+
+    // Of an array (L*D, B, ·).
+    Shape state_shape(const Axes& axes, ptrdiff_t batch, ptrdiff_t width) const {
+        Shape shape;
+        if (!form_.cell) shape.add(layers_.jobs());
+        if (axes.batch >= 0) shape.add(batch);
+        shape.add(width);
+        return shape;
+    }
+
+    static Rows<T> dense_rows(T* data, const Axes& axes, const Shape& shape) {
+        const ptrdiff_t width = shape.sizes[shape.count - 1];
+        const auto stride = [&](int axis) {
+            return axis < 0 ? 0 : axis == 0 && axes.count() == 2 ? shape.sizes[1] * width : width;
+        };
+        return {data, stride(axes.steps), stride(axes.batch)};
+    }
+
+    // The rows of an array with these axes and sizes, or None.
+    bool read_rows_or_none(PyObject* object, const Axes& axes, const Shape& shape,
+                           Rows<const T>& rows) const {
+        if (object == Py_None) return true;
+        const auto* const array = array_of<T>(object);
+        return array && has_shape(*array, shape) && read_rows(*array, axes, rows);
+    }
+
+    // A state, or its gradient: h, or a pair (h, c). One of a pair may be None if `partly`.
+    bool read_state(PyObject* object, const Axes& axes, ptrdiff_t batch, bool partly, const T*& h,
+                    const T*& c) const {
+        if (object == Py_None) return true;
+        const Shape h_shape = state_shape(axes, batch, layers_.width());
+        if (!has_c()) return read_contiguous(object, h_shape, h);
+        if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) != 2) return false;
+        return read_contiguous(PyTuple_GET_ITEM(object, 0), h_shape, h) &&
+               read_contiguous(PyTuple_GET_ITEM(object, 1),
+                               state_shape(axes, batch, layers_.hidden()), c) &&
+               (partly || (h && c));
+    }
+
+    // The arguments x and state, or x, state, lengths, reset and reset_reversed.
+    bool read(PyObject* const* args, Py_ssize_t count, Axes& axes, PassInputs<T>& in) const {
+        const auto* const x = array_of<T>(args[0]);
+        if (!x || !form_.axes(x->nd, axes)) return false;
+        if (axes.steps >= 0) in.steps = x->dimensions[axes.steps];
+        if (axes.batch >= 0) in.batch = x->dimensions[axes.batch];
+        if (x->dimensions[x->nd - 1] != layers_.input() || !read_rows(*x, axes, in.x)) return false;
+        if (!read_state(args[1], axes, in.batch, false, in.h0, in.c0)) return false;
+        return count == 2 || read_cuts(args + 2, in);
+    }
+
+    bool read_cuts(PyObject* const* args, PassInputs<T>& in) const {
+        Shape rows, resets;
+        rows.add(in.batch);
+        resets.add(in.steps), resets.add(in.batch);
+        if (!read_contiguous(args[0], rows, in.lengths)) return false;
+        for (ptrdiff_t row = 0; in.lengths && row < in.batch; ++row)
+            if (in.lengths[row] < 0 || in.lengths[row] > in.steps) return false;
+        for (int direction = 0; direction < 2; ++direction) {
+            const bool* reset;
+            if (!read_contiguous(args[1 + direction], resets, reset)) return false;
+            in.resets[direction] = reinterpret_cast<const uint8_t*>(reset);
+        }
+        return !in.resets[0] == !in.resets[1];
+    }
+
+    const Layers<T> layers_;
+    const std::vector<Names> names_;
+    const Form form_;
+    double work_ = 0;  // multiplications of a step of one row
+};
+
+template <class T>
+class RunOf final : public Run {
+public:
+    // `self` is `stack`'s Python object, and `outputs` what keeps the memory of the output.
+    RunOf(const StackOf<T>& stack, PyObject* self, py::object outputs, const Axes& axes,
+          const PassInputs<T>& in, std::unique_ptr<const Pass<T>> pass)
+        : stack_(stack),
+          self_(py::reinterpret_borrow<py::object>(self)),
+          outputs_(std::move(outputs)),
+          axes_(axes),
+          steps_(in.steps),
+          batch_(in.batch),
+          pass_(std::move(pass)) {}
+
+    py::object backward(PyObject* d_output, PyObject* d_state) const override {
+        return stack_.backward(*pass_, axes_, steps_, batch_, d_output, d_state);
+    }
+
+private:
+    const StackOf<T>& stack_;
+    const py::object self_, outputs_;
+    const Axes axes_;
+    const ptrdiff_t steps_, batch_;
+    const std::unique_ptr<const Pass<T>> pass_;
+};
+
+template <class T>
+py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t count) const {
+    Axes axes;
+    PassInputs<T> in;
+    if (!read(args, count, axes, in)) return not_implemented();
+    // The states lie apart from the output, which is larger: keeping a state does not keep it.
+    const Shape y_shape = axes.shape(in.steps, in.batch, layers_.output());
+    const Shape h_shape = state_shape(axes, in.batch, layers_.width());
+    const Shape c_shape = state_shape(axes, in.batch, layers_.hidden());
+    const ptrdiff_t h_size = Arena<T>::whole_lines(element_count<T>(h_shape));
+    const ptrdiff_t c_size = has_c() ? element_count<T>(c_shape) : 0;
+    Buffer<T> y_memory = allocate<T>(element_count<T>(y_shape));
+    Buffer<T> state_memory = allocate<T>(h_size + c_size);
+    PassOutputs<T> out;
+    out.y = dense_rows(y_memory.get(), axes, y_shape);
+    out.hn = state_memory.get();
+    out.cn = has_c() ? out.hn + h_size : nullptr;
+    const py::object y_owner = owner_of(std::move(y_memory));
+    const py::object state_owner = owner_of(std::move(state_memory));
+    const py::object y = read_only_array(y_shape, out.y.data, y_owner);
+    const py::object hn = read_only_array(h_shape, out.hn, state_owner);
+    py::object cn;
+    if (has_c()) cn = read_only_array(c_shape, out.cn, state_owner);
+    std::unique_ptr<const Pass<T>> pass;
+    {
+        const GilRelease release(releases(in.steps, in.batch));
+        pass = std::make_unique<const Pass<T>>(layers_, in, out, true);
+        pass->forward();
+    }
+    const py::object made =
+        new_run(*this, std::make_unique<RunOf<T>>(*this, self, y_owner, axes, in, std::move(pass)));
+    return owned_or_throw(PyTuple_Pack(3, made.ptr(), y.ptr(), state(hn, cn).ptr()));
+}
+
+template <class T>
+py::object StackOf<T>::backward(const Pass<T>& pass, const Axes& axes, ptrdiff_t steps,
+                                ptrdiff_t batch, PyObject* d_output, PyObject* d_state) const {
+    PassGradients<T> grads;
+    const Shape y_shape = axes.shape(steps, batch, layers_.output());
+    if (!read_rows_or_none(d_output, axes, y_shape, grads.dy)) return not_implemented();
+    if (!read_state(d_state, axes, batch, true, grads.dhn, grads.dcn)) return not_implemented();
+    const Shape x_shape = axes.shape(steps, batch, layers_.input());
+    const py::object dx = new_array<T>(x_shape);
+    grads.dx = dense_rows(array_data<T>(dx), axes, x_shape);
+    const py::object dh0 = new_array<T>(state_shape(axes, batch, layers_.width()));
+    grads.dh0 = array_data<T>(dh0);
+    py::object dc0;
+    if (has_c()) {
+        dc0 = new_array<T>(state_shape(axes, batch, layers_.hidden()));
+        grads.dc0 = array_data<T>(dc0);
+    }
+    const py::object parameters = owned_or_throw(PyDict_New());
+    grads.weights.resize(layers_.packs.size());
+    for (size_t k = 0; k < layers_.packs.size(); ++k) {
+        const Sizes& sizes = layers_.packs[k]->sizes();
+        const ptrdiff_t gates = layers_.kernels().gates * sizes.hidden;
+        const auto zeros = [&](size_t which, const Shape& shape) -> T* {
+            const py::object& name = names_[k][which];
+            if (name.is_none()) return nullptr;
+            const py::object array = new_zeros<T>(shape);
+            if (PyDict_SetItem(parameters.ptr(), name.ptr(), array.ptr()) < 0)
+                throw py::error_already_set();
+            return array_data<T>(array);
+        };
+        grads.weights[k] = {zeros(0, {{gates, sizes.input}, 2}),
+                            zeros(1, {{gates, sizes.width()}, 2}), zeros(2, {{gates}, 1}),
+                            zeros(3, {{gates}, 1}),
+                            zeros(4, {{sizes.projection, sizes.hidden}, 2})};
+    }
+    {
+        const GilRelease release(releases(2 * steps, batch));
+        pass.backward(grads);
+    }
+    return owned_or_throw(PyTuple_Pack(3, dx.ptr(), state(dh0, dc0).ptr(), parameters.ptr()));
+}
+
+}  // namespace rnnfast
