@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -32,7 +32,10 @@ class Tape:
     `layer.parameters` nor other tapes change what `backward` gives. Several threads may use it.
     """
 
-    __slots__ = ("_lock", "_output", "_run", "_signature", "_state")
+    __slots__ = ("_output", "_run", "_signature", "_state")
+
+    # Of all tapes, since it is held for an instant: to make one for each takes as long as a step.
+    _lock: ClassVar = Lock()
 
     def __init__(self, run: TapeRun, output: NDArray, state: State, signature: Signature) -> None:
         # output, state: read-only, in the user's layout
@@ -40,7 +43,6 @@ class Tape:
         self._output = output
         self._state = state
         self._signature = signature
-        self._lock = Lock()
 
     @property
     def output(self) -> NDArray:
@@ -75,19 +77,25 @@ class Tape:
             it was.
         """
         _validate.flag("retain", retain)
-        with self._lock:
-            run = self._run
-            if run is None:
-                raise RuntimeError(
-                    "backward: expected the only call on this tape, got another; "
-                    "call it with retain=True to be able to call it again"
-                )
-            gradients = run.backward(d_output, d_state)
-            if gradients is NotImplemented:
-                gradients = run.backward(*self._checked(d_output, d_state))
-            if not retain:
+        run = self._run
+        if run is None:
+            raise self._used_up()
+        gradients = run.backward(d_output, d_state)
+        if gradients is NotImplemented:
+            gradients = run.backward(*self._checked(d_output, d_state))
+        if not retain:
+            with self._lock:
+                if self._run is None:  # another thread's call came first
+                    raise self._used_up()
                 self._run = None
         return Gradients(*gradients)
+
+    @staticmethod
+    def _used_up() -> RuntimeError:
+        return RuntimeError(
+            "backward: expected the only call on this tape, got another; "
+            "call it with retain=True to be able to call it again"
+        )
 
     def _checked(self, d_output: Any, d_state: Any) -> tuple[Any, Any]:
         """The arguments of `backward` checked and converted, still in the user's layout."""

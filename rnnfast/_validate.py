@@ -82,18 +82,20 @@ def floats(
     shape in messages, such as "(T, B, I)".
     """
     given = of_dtype(name, value, dtype)
-    fits = len(shape) == given.ndim and all(
-        want in (-1, got) for want, got in zip(shape, given.shape, strict=True)
+    got = given.shape
+    fits = got == shape or (
+        len(got) == len(shape)
+        and all(want in (-1, size) for want, size in zip(shape, got, strict=True))
     )
     if not fits:
-        raise ValueError(f"{name}: expected shape {shape_text(shape, letters)}, got {given.shape}")
+        raise ValueError(f"{name}: expected shape {shape_text(shape, letters)}, got {got}")
     return _row_major(given, dtype)
 
 
 def of_dtype(name: str, value: Any, dtype: np.dtype) -> NDArray:
     """`value` as an array of `dtype`, in any byte order, of whatever shape it has."""
     given = array(name, value)
-    if native_order(given.dtype) != dtype:
+    if given.dtype is not dtype and native_order(given.dtype) != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {given.dtype}")
     return given
 
@@ -163,11 +165,14 @@ def apart(name: str, written: NDArray, others: Mapping[str, NDArray | None]) -> 
 
 def _row_major(given: NDArray, dtype: np.dtype) -> NDArray:
     """`given`, copied unless its rows lie in the given order, aligned, with unit stride."""
+    flags = given.flags
+    if given.dtype is dtype and flags.c_contiguous and flags.aligned:  # mostly; four times faster
+        return given
     rows = given.strides[:-1]
     fine = (
         given.dtype == dtype
         and given.dtype.isnative
-        and given.flags.aligned
+        and flags.aligned
         and (given.strides[-1] == given.itemsize or given.shape[-1] <= 1 or not given.size)
         and all(s >= 0 and s % given.itemsize == 0 for s in rows)
     )

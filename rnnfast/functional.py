@@ -9,7 +9,7 @@ H without projection), G gates. Weights have torch's names, shapes and gate orde
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,7 @@ class Packed:
     weights: Any = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Gradients:
+class Gradients(NamedTuple):
     """What `Run.backward` gives.
 
     x : (T, B, I), or None where it was not wanted.
@@ -105,7 +104,7 @@ def pack_checked(cell: Cell, sizes: Sizes, weights: Weights) -> Packed:
     return Packed(cell, sizes, dtype, bias, backend, backend.pack(cell, weights))
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """A forward pass that has run. `backward` may be called any number of times.
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "bindings/ndarray.h"
@@ -56,7 +57,9 @@ struct PassGradients {
     std::vector<Weights<T>> weights;  // of each job  in/out, accumulated
 };
 
-// Some memory, cut into arrays that begin on cache lines.
+// Some memory, cut into arrays that begin on cache lines. Each thread keeps the last of moderate
+// size for the next that needs about as much: to get it anew, the system may clear every page of it
+// at 0.1 to 0.2 us each, as much as 81 pages for a tape of LSTM at T = 100, H = 64.
 template <class T>
 class Arena {
 public:
@@ -65,9 +68,19 @@ public:
         return (count + line - 1) / line * line;
     }
 
-    explicit Arena(ptrdiff_t count) {
-        if (count) memory_ = allocate<T>(count), next_ = memory_.get();
+    explicit Arena(ptrdiff_t count) : memory_{nullptr, count} {
+        if (!count) return;
+        Memory& spare = thread_spare();
+        const bool fits = spare.count >= count && spare.count / 2 <= count;
+        memory_ = fits ? std::exchange(spare, {}) : Memory{allocate<T>(count), count};
+        next_ = memory_.data.get();
     }
+    ~Arena() {
+        constexpr auto most = ptrdiff_t((1 << 20) / sizeof(T));
+        if (memory_.count && memory_.count <= most) thread_spare() = std::move(memory_);
+    }
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
 
     T* take(ptrdiff_t count) {
         T* const taken = next_;
@@ -76,7 +89,16 @@ public:
     }
 
 private:
-    Buffer<T> memory_;
+    struct Memory {
+        Buffer<T> data;
+        ptrdiff_t count = 0;
+    };
+    static Memory& thread_spare() {
+        static thread_local Memory spare;
+        return spare;
+    }
+
+    Memory memory_;
     T* next_ = nullptr;
 };
 
