@@ -187,7 +187,7 @@ def wrong_objects(native):
         yield f"saved {nothing!r:.8}", refused(good.run_back, native, packed, nothing)
     for nothing in (None, 1, "packed", saved):
         yield f"packed {nothing!r:.8}", refused(good.run, native, nothing)
-    for cls in (native.Packed, native.Saved):
+    for cls in (native.Packed, native.Saved, native.Stack, native.Run):
         yield f"{cls.__name__}()", refused(cls)
     yield "unknown cell", refused(native.pack, "lstm2", *good.weights.values())
     yield "one bias", refused(good.pack, native, bias_ih=None)

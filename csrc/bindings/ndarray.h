@@ -108,14 +108,14 @@ T* array_data(const py::object& array) {
     return reinterpret_cast<T*>(py::detail::array_proxy(array.ptr())->data);
 }
 
-// Of an array of T's to be allocated; throws where it is more than there can be.
+// Of an array of T's to be allocated; throws where NumPy would, which leaves out axes of size 0.
 template <class T>
 ptrdiff_t element_count(const Shape& shape) {
-    double exact = sizeof(T);
+    double bytes = sizeof(T);
     ptrdiff_t count = 1;
     for (int axis = 0; axis < shape.count; ++axis) {
-        exact *= double(shape.sizes[axis]);
-        if (exact > double(PTRDIFF_MAX / 2)) throw std::bad_alloc();
+        if (shape.sizes[axis]) bytes *= double(shape.sizes[axis]);
+        if (bytes >= double(PTRDIFF_MAX)) throw py::value_error("array is too big");
         count *= shape.sizes[axis];
     }
     return count;

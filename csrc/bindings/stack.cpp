@@ -48,6 +48,8 @@ PyObject* returned(const Function& function) {
         return function().release().ptr();
     } catch (py::error_already_set& error) {
         error.restore();
+    } catch (const py::builtin_exception& error) {
+        error.set_error();
     } catch (const std::bad_alloc&) {
         PyErr_NoMemory();
     } catch (const std::exception& error) {

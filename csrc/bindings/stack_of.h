@@ -109,7 +109,7 @@ public:
             out.y = dense_rows(array_data<T>(y), axes, shape);
         }
         {
-            const GilRelease release(releases(in.steps, in.batch));
+            const GilRelease release(releases(in.steps, in.batch, 1));
             Pass<T>(layers_, in, out, false).forward();
         }
         return pair(y, state(hn, cn));
@@ -123,8 +123,9 @@ public:
 
 private:
     bool has_c() const { return layers_.kernels().has_c; }
-    bool releases(ptrdiff_t steps, ptrdiff_t batch) const {
-        return double(steps) * double(batch) * work_ >= kReleasingPays;
+    // `passes`: how often as much is multiplied as in a forward pass.
+    bool releases(ptrdiff_t steps, ptrdiff_t batch, int passes) const {
+        return passes * double(steps) * double(batch) * work_ >= kReleasingPays;
     }
     py::object state(const py::object& h, const py::object& c) const { return c ? pair(h, c) : h; }
 
@@ -249,7 +250,7 @@ py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t 
     if (has_c()) cn = read_only_array(c_shape, out.cn, state_owner);
     std::unique_ptr<const Pass<T>> pass;
     {
-        const GilRelease release(releases(in.steps, in.batch));
+        const GilRelease release(releases(in.steps, in.batch, 1));
         pass = std::make_unique<const Pass<T>>(layers_, in, out, true);
         pass->forward();
     }
@@ -294,7 +295,7 @@ py::object StackOf<T>::backward(const Pass<T>& pass, const Axes& axes, ptrdiff_t
                             zeros(4, {{sizes.projection, sizes.hidden}, 2})};
     }
     {
-        const GilRelease release(releases(2 * steps, batch));
+        const GilRelease release(releases(steps, batch, 2));
         pass.backward(grads);
     }
     return owned_or_throw(PyTuple_Pack(3, dx.ptr(), state(dh0, dc0).ptr(), parameters.ptr()));
