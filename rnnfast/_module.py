@@ -164,8 +164,8 @@ class Module:
     def _native(self) -> Stack | None:
         """The native stack, if it has the current weights packed and its backend is in use.
 
-        With one it takes what lies in memory as it needs it, and NotImplemented is its answer to
-        everything else: what goes the long way, by `_packs`, and may be an error.
+        It takes arrays that lie in memory as it needs them. To everything else, right or wrong,
+        it answers NotImplemented: that must be checked, and goes the long way, by `_packs`.
         """
         cache = self._cache
         if (

@@ -166,7 +166,7 @@ def apart(name: str, written: NDArray, others: Mapping[str, NDArray | None]) -> 
 def _row_major(given: NDArray, dtype: np.dtype) -> NDArray:
     """`given`, copied unless its rows lie in the given order, aligned, with unit stride."""
     flags = given.flags
-    if given.dtype is dtype and flags.c_contiguous and flags.aligned:  # mostly; four times faster
+    if given.dtype is dtype and flags.c_contiguous and flags.aligned:  # usual; five times faster
         return given
     rows = given.strides[:-1]
     fine = (

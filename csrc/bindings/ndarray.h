@@ -6,7 +6,6 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <new>
 #include <type_traits>
 
 #include "dispatch/buffer.h"

@@ -6,6 +6,7 @@
 #include <structmember.h>
 
 #include <cstring>
+#include <new>
 
 #include "bindings/stack_of.h"
 
