@@ -135,6 +135,12 @@ def vector_bytes() -> int:
 
 def get_num_threads() -> int: ...
 def set_num_threads(count: int, /) -> None: ...
+def force_schedule(name: str, /) -> None:
+    """For tests: how passes are shared out to threads from now on; "none": as estimates say."""
+
+def last_schedule() -> str:
+    """How the last pass was shared out: "none" where it ran on one thread."""
+
 def activation(name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /) -> None:
     """The kernels' own sigmoid or tanh of a contiguous 1-D array, for tests of its accuracy."""
 def probe_fma(dtype: str, rounds: int, /) -> int:

@@ -12,7 +12,7 @@ CELLS = {
     "gru": (rnnfast.GRU, {}),
     "gru_reset_before": (rnnfast.GRU, {"reset_after": False}),
     "lstm": (rnnfast.LSTM, {}),
-    "lstm_projected": (rnnfast.LSTM, {"proj_size": 37}),
+    "lstm_projected": (rnnfast.LSTM, {"proj_size": 137}),
 }
 
 

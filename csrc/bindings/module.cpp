@@ -2,10 +2,13 @@
 // Its functions take what rnnfast/_backend.py describes; rnnfast/_native.pyi has their types.
 #include <pybind11/stl.h>
 
+#include <iterator>
+
 #include "bindings/packed.h"
 #include "bindings/stack.h"
 #include "dispatch/float_env.h"
 #include "dispatch/registry.h"
+#include "dispatch/schedule.h"
 #include "dispatch/threads.h"
 
 namespace rnnfast {
@@ -64,6 +67,16 @@ void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>
     py::gil_scoped_release release;
     const FloatEnv env;
     function(from.data, to.data, count);
+}
+
+// In the order of `Forced`.
+constexpr const char* kScheduleNames[] = {"none", "shards", "units", "directions", "layers"};
+
+Forced find_schedule(const std::string& name) {
+    for (int i = 0; i < int(std::size(kScheduleNames)); ++i)
+        if (name == kScheduleNames[i]) return Forced(i);
+    throw py::value_error(
+        "schedule: expected one of none, shards, units, directions, layers, got " + name);
 }
 
 // The floating-point operations done, and the sum of an array read `rounds` times, by loops that do
@@ -131,6 +144,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     m.def("vector_bytes", [] { return active_kernels().vector_bytes; });
     m.def("get_num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
+    m.def("force_schedule", [](const std::string& name) { force_schedule(find_schedule(name)); });
+    m.def("last_schedule", [] { return kScheduleNames[int(last_schedule())]; });
 #define DTYPE(name, type) \
     m.def("activation", &activation<type>, py::arg(), py::arg().noconvert(), py::arg().noconvert());
 #include "core/dtypes.inc"

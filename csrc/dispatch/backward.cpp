@@ -227,7 +227,7 @@ void run_backward_stack(const BackwardJob<T>* given, int layers, int directions)
     if (num_threads() == 1 || !worth_a_team(alone)) return run_alone(jobs, directions);
     Schedule schedule = best_schedule(work.data(), layers, directions, num_threads());
     if (schedule.threads == 1) return run_alone(jobs, directions);
-    Team team(schedule.threads, forced_schedule() != Forced::none);
+    Team team(schedule.threads, alone, forced_schedule() != Forced::none);
     if (team.size() < schedule.threads)
         schedule = best_schedule(work.data(), layers, directions, team.size());
     if (schedule.threads == 1) return run_alone(jobs, directions);

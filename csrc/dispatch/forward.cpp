@@ -185,7 +185,7 @@ void run_forward_stack(const ForwardJob<T>* given, int layers, int directions) {
     for (const Job<T>& job : jobs) work.push_back(job.work());
     Schedule schedule = best_schedule(work.data(), layers, directions, num_threads());
     if (schedule.threads == 1) return run_alone(given, count);
-    Team team(schedule.threads, forced_schedule() != Forced::none);
+    Team team(schedule.threads, alone, forced_schedule() != Forced::none);
     if (team.size() < schedule.threads)
         schedule = best_schedule(work.data(), layers, directions, team.size());
     if (schedule.threads == 1) return run_alone(given, count);

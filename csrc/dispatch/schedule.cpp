@@ -11,11 +11,11 @@ namespace {
 constexpr double kProductsPerNs = 50;  // float32; half as many in float64
 // One row is bound by reading the weights, and takes as long as so many rows together.
 constexpr double kLeastRows = 3;
-// A meeting of two threads in a step, with the lines of h that move between their caches. Measured
-// with one row: at H = 64 the units in two are no faster, at 256 they are twice as fast.
-constexpr double kMeetingNs = 500, kMeetingPerThreadNs = 100;
-// Waking a team, meeting its end, and the caches that it starts with.
-constexpr double kTeamNs = 8000, kTeamPerThreadNs = 1000;
+// A meeting of two threads in a step, with the lines of h that move between their caches: 120 to
+// 300 ns with one row at H = 128 to 256.
+constexpr double kMeetingNs = 250, kMeetingPerThreadNs = 50;
+// Gathering a team, meeting its end, and the caches that it starts with.
+constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;
 // More threads must be predicted to take less than this share of the time.
 constexpr double kGain = 0.85;
 

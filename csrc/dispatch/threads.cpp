@@ -10,18 +10,21 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace rnnfast {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Threads that wait spin this long before they sleep: longer than the gaps inside a call and
-// between the calls of a loop, short enough to leave the core to others.
-constexpr std::chrono::microseconds kSpin{40};
-
-// A worker that sleeps comes in 5 to 50 us; one that does not come in this time has no core.
-constexpr std::chrono::microseconds kPatience{100};
+// A worker that spins comes in 1 us, one that sleeps in 5 to 50 us; one that does not come in 100 us
+// has no core. Of a short work, waiting must not take more than a part.
+std::chrono::microseconds patience(double alone_ns) {
+    constexpr double kShare = 1.0 / 8, kLeast = 2, kMost = 100;
+    return std::chrono::microseconds(int(std::clamp(alone_ns / 1000 * kShare, kLeast, kMost)));
+}
 
 constexpr int kMostThreads = 1024;
 
@@ -35,7 +38,7 @@ inline void relax() {
 
 // Spins until `done()`; false when it took longer than `most`.
 template <class Done>
-bool spin(const Done& done, std::chrono::microseconds most = kSpin) {
+bool spin(const Done& done, std::chrono::microseconds most) {
     for (int i = 0; i < 64; ++i) {  // first without a look at the clock, which takes 25 ns
         if (done()) return true;
         relax();
@@ -51,6 +54,30 @@ bool spin(const Done& done, std::chrono::microseconds most = kSpin) {
     return false;
 }
 
+// The core that the calling thread runs on; -1: the system does not say.
+int current_core() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// Moves the calling thread to another of the cores that it may use. A worker that is woken on the
+// core of the caller, which spins, would share it until the scheduler looks again: milliseconds.
+void leave_core(int core) {
+#if defined(__linux__)
+    cpu_set_t own;
+    if (core < 0 || core >= CPU_SETSIZE || sched_getaffinity(0, sizeof own, &own)) return;
+    cpu_set_t others = own;
+    CPU_CLR(size_t(core), &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others)) return;
+    (void)sched_setaffinity(0, sizeof own, &own);  // it may come back when it likes
+#else
+    (void)core;
+#endif
+}
+
 // What a worker is about. The caller offers; the worker takes, or the caller takes back; the caller
 // says when to start, once it knows how many have come.
 enum class Stage { idle, offered, taken, started };
@@ -64,8 +91,9 @@ struct alignas(64) Worker {
 class Pool {
 public:
     // The caller and the workers that come; at most `most` in all.
-    int gather(int most, bool wait_for_all) {
+    int gather(int most, std::chrono::microseconds patience, bool all) {
         grow(most - 1);
+        core_ = current_core();
         const size_t wanted = std::min(workers_.size(), size_t(most - 1));
         for (size_t i = 0; i < wanted; ++i) {
             workers_[i]->stage.store(Stage::offered);
@@ -75,7 +103,7 @@ public:
             return std::all_of(workers_.begin(), workers_.begin() + ptrdiff_t(wanted),
                                [](const auto& w) { return w->stage.load() == Stage::taken; });
         };
-        while (!spin(all_taken, kPatience) && wait_for_all) std::this_thread::yield();
+        while (!spin(all_taken, patience) && all) std::this_thread::yield();
         team_.clear();
         for (size_t i = 0; i < wanted; ++i) {
             Stage expected = Stage::offered;
@@ -115,13 +143,15 @@ private:
 
     [[noreturn]] void loop(Worker& worker) {
         for (uint64_t offer = 1;; ++offer) {
-            worker.offers.wait(offer);
+            worker.offers.wait(offer, kSpinBetweenCalls);
             Stage expected = Stage::offered;
             if (!worker.stage.compare_exchange_strong(expected, Stage::taken)) continue;
+            if (current_core() == core_) leave_core(core_);
             const auto started = [&] {
                 return worker.stage.load(std::memory_order_acquire) == Stage::started;
             };
-            while (!spin(started)) std::this_thread::yield();  // the caller is about to say
+            while (!spin(started, kSpinInCall))
+                std::this_thread::yield();  // the caller is about to say
             if (work_) (*work_)(worker.rank);
             worker.stage.store(Stage::idle);
             ended_.add();
@@ -131,6 +161,7 @@ private:
     std::vector<std::unique_ptr<Worker>> workers_;
     std::vector<Worker*> team_;
     const std::function<void(int)>* work_ = nullptr;
+    std::atomic<int> core_{-1};  // the caller's
     Signal ended_;
     uint64_t finished_ = 0;
 };
@@ -177,8 +208,8 @@ void Signal::add(uint64_t count) {
     }
 }
 
-void Signal::wait(uint64_t least) {
-    if (spin([&] { return value() >= least; })) return;
+void Signal::wait(uint64_t least, std::chrono::microseconds most_spin) {
+    if (spin([&] { return value() >= least; }, most_spin)) return;
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
     {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -187,13 +218,13 @@ void Signal::wait(uint64_t least) {
     sleepers_.fetch_sub(1, std::memory_order_seq_cst);
 }
 
-Team::Team(int most, bool wait_for_all) {
+Team::Team(int most, double alone_ns, bool all) {
     most = std::min(most, num_threads());
     if (most < 2 || !state().in_use.try_lock()) return;
     has_pool_ = true;
     try {
         if (!state().pool) state().pool = new Pool;
-        size_ = state().pool->gather(most, wait_for_all);
+        size_ = state().pool->gather(most, patience(alone_ns), all);
     } catch (...) {
         state().in_use.unlock();
         throw;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -14,11 +15,18 @@ int num_threads();
 void set_num_threads(int count);  // taken into 1..1024
 
 // A counter that can be waited for: spinning at first, then asleep.
+//
+// How long threads spin. Between calls: longer than the gaps in a loop of calls, short enough to
+// leave the core to others. In a call: longer than one thread's part of a chunk, since waking takes
+// 30 us and more; whoever spins yields to whoever waits for the core.
+constexpr std::chrono::microseconds kSpinBetweenCalls{40}, kSpinInCall{1000};
+
 class Signal {
 public:
     uint64_t value() const { return value_.load(std::memory_order_acquire); }
     void add(uint64_t count = 1);
-    void wait(uint64_t least);  // returns once the value is at least `least`
+    // Returns once the value is at least `least`.
+    void wait(uint64_t least, std::chrono::microseconds most_spin = kSpinInCall);
 
 private:
     std::atomic<uint64_t> value_{0};
@@ -58,7 +66,9 @@ private:
 // the pool is in use by another caller there are none.
 class Team {
 public:
-    explicit Team(int most, bool wait_for_all = false);
+    // `alone_ns`: what the work takes one thread. A worker that sleeps is waited for no longer than a
+    // part of that; with `all`, until it comes.
+    Team(int most, double alone_ns, bool all);
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
