@@ -143,6 +143,7 @@ def last_schedule() -> str:
 
 def activation(name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /) -> None:
     """The kernels' own sigmoid or tanh of a contiguous 1-D array, for tests of its accuracy."""
+
 def probe_fma(dtype: str, rounds: int, /) -> int:
     """Does multiplications and additions in registers for `rounds`, and tells how many."""
 

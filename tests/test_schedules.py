@@ -82,7 +82,9 @@ def test_a_schedule_gives_the_bits_of_one_thread(native, schedule, cell, dtype, 
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(("steps", "batch", "hidden"), [(1, 1, 1), (3, 2, 17), (0, 3, 5), (20, 1, 70)])
+@pytest.mark.parametrize(
+    ("steps", "batch", "hidden"), [(1, 1, 1), (3, 2, 17), (0, 3, 5), (20, 1, 70)]
+)
 def test_more_threads_than_there_is_work(native, schedule, steps, batch, hidden):
     layer = rnnfast.LSTM(5, hidden, 2, bidirectional=schedule == "directions", seed=0)
     x = np.random.default_rng(0).standard_normal((steps, batch, 5), np.float32)
