@@ -62,15 +62,28 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const T* panel
     epilogue.finish(first, column, acc);
 }
 
+// A tile of `rows` rows, 1 to kMost.
+template <int kMost, int W, class T, class Epilogue>
+RNNFAST_INLINE void tile_of(ptrdiff_t rows, ptrdiff_t first, ptrdiff_t column, const Operand<T>& a,
+                            const T* panel, const Epilogue& epilogue) {
+    if constexpr (kMost > 1)
+        if (rows < kMost) return tile_of<kMost - 1, W>(rows, first, column, a, panel, epilogue);
+    tile<kMost, W>(first, column, a, panel, epilogue);
+}
+
+// Tiles as high as registers allow, and the last two of about the same height: a tile of one or two
+// rows takes as long as one of three.
 template <int kMost, int W, class T, class Epilogue>
 RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a,
                                  const T* panel, const Epilogue& epilogue) {
     ptrdiff_t r = 0;
-    for (; r + kMost <= rows; r += kMost) tile<kMost, W>(r, column, a, panel, epilogue);
-    if constexpr (kMost > 4)
-        if (r + 4 <= rows) tile<4, W>(r, column, a, panel, epilogue), r += 4;
-    if (r + 2 <= rows) tile<2, W>(r, column, a, panel, epilogue), r += 2;
-    if (r < rows) tile<1, W>(r, column, a, panel, epilogue);
+    const auto run = [&](ptrdiff_t count) {
+        tile_of<kMost, W>(count, r, column, a, panel, epilogue);
+        r += count;
+    };
+    while (rows - r >= 2 * kMost) run(kMost);
+    if (rows - r > kMost) run((rows - r + 1) / 2);
+    if (r < rows) run(rows - r);
 }
 
 // The right operand: some columns of a matrix in panels. Panel p is [k][its width][lane]; all are as
