@@ -13,7 +13,9 @@ namespace {
 
 constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t(2) << 20;
-constexpr size_t kLarge = 2 * kHugePage;
+// Blocks of so many bytes are kept, and those of so many lie on huge pages.
+constexpr size_t kLarge = size_t(256) << 10;
+constexpr size_t kHuge = 2 * kHugePage;
 // What a thread keeps: enough for the chunks of all but the largest layers.
 constexpr size_t kMostKept = size_t(8) << 20;
 
@@ -22,11 +24,11 @@ void* system_allocate(size_t bytes) {
     return ::operator new(bytes, std::align_val_t(kLine));
 #else
     void* p = nullptr;
-    const bool large = bytes >= kLarge;
-    if (posix_memalign(&p, large ? kHugePage : kLine, bytes ? bytes : 1)) throw std::bad_alloc();
+    const size_t align = bytes >= kHuge ? kHugePage : kLine;
+    if (posix_memalign(&p, align, bytes ? bytes : 1)) throw std::bad_alloc();
 #if defined(__linux__)
     // Advice: where it is refused, the memory is as good as any other.
-    if (large) (void)madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+    if (bytes >= kHuge) (void)madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
     return p;
 #endif
@@ -46,7 +48,7 @@ struct Spare {
     size_t bytes;
 };
 
-constexpr size_t kSpares = 4;
+constexpr size_t kSpares = 8;
 std::atomic<Spare*> spares[kSpares];
 std::atomic<size_t> oldest{0};
 
@@ -100,11 +102,13 @@ void* allocate_bytes(size_t bytes) {
 }
 
 void free_bytes(void* p, size_t bytes) noexcept {
+    if (p && bytes >= kLarge) {
 #if defined(__linux__) && defined(MADV_FREE)
-    if (p && bytes >= kLarge && !madvise(p, bytes / kHugePage * kHugePage, MADV_FREE))
-        if (Spare* const s = new (std::nothrow) Spare{p, bytes}) return keep(s);
+        // For small pages this would cost as much as touching new ones.
+        if (bytes >= kHuge) (void)madvise(p, bytes / kHugePage * kHugePage, MADV_FREE);
 #endif
-    (void)bytes;
+        if (Spare* const s = new (std::nothrow) Spare{p, bytes}) return keep(s);
+    }
     system_free(p);
 }
 

@@ -6,13 +6,13 @@
 
 namespace rnnfast {
 
-// Aligned to a cache line. Large blocks lie on huge pages where the system has them: a first touch
-// of 4 KiB costs about 0.25 us, and a product that walks over rows of several KiB would miss the
-// TLB at each. Throws std::bad_alloc where there is not so much memory.
+// Aligned to a cache line. Blocks of 4 MiB and more lie on huge pages where the system has them: a
+// first touch of 4 KiB costs about 0.25 us, and a product that walks over rows of several KiB would
+// miss the TLB at each. Throws std::bad_alloc where there is not so much memory.
 //
-// A few large blocks that were freed are kept for others of about their size, so that the steps of a
-// training loop give each other their memory instead of having the system clear it each time. The
-// system may take their pages back whenever it needs them.
+// A few blocks of 256 KiB and more that were freed are kept for others of about their size, so that
+// the steps of a training loop give each other their memory instead of having the system clear it
+// each time. The pages of huge ones are the system's to take back whenever it needs them.
 void* allocate_bytes(size_t bytes);
 void free_bytes(void* p, size_t bytes) noexcept;
 

@@ -112,9 +112,16 @@ void pack_gates(const T* source, ptrdiff_t ks, ptrdiff_t hidden, int gates, Gate
             const T* from = source + (gate_of(g) * hidden + b * L) * ks;
             const ptrdiff_t step = panels.step(column);
             T* to = out + panels.index(0, column);
-            for (ptrdiff_t k = 0; k < ks; ++k, to += step) {
-                for (ptrdiff_t l = 0; l < lanes; ++l) to[l] = from[l * ks + k];
-                for (ptrdiff_t l = lanes; l < L; ++l) to[l] = T(0);
+            for (ptrdiff_t k = 0; k < ks; k += L) {  // squares of L units by L of the k
+                Vec<T> square[L];
+#pragma GCC unroll 16
+                for (ptrdiff_t l = 0; l < L; ++l)
+                    square[l] = l < lanes ? load_edge(from + l * ks + k, ks - k) : zero<T>();
+                transpose<T>(square);
+                const ptrdiff_t n = smaller(L, ks - k);
+#pragma GCC unroll 16
+                for (ptrdiff_t i = 0; i < L; ++i)
+                    if (i < n) store(to + (k + i) * step, square[i]);
             }
         }
 }
@@ -125,15 +132,22 @@ template <class T>
 void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken, int gates, T* out) {
     constexpr ptrdiff_t L = kLanes<T>;
     const Panels<T> to{panel_width(1), vectors<T>(from.ks) * L, taken};
-    for (ptrdiff_t first = 0; first < from.ks; first += L)
-        for (ptrdiff_t column = 0; column < taken; ++column) {
-            const ptrdiff_t v = column / L, k = (v % gates * (taken / gates / L) + v / gates) * L;
-            T* row = out + to.index(k + column % L, first);
-            const T* values = source + from.index(first, column);
-            const ptrdiff_t step = from.step(column), lanes = smaller(L, from.ks - first);
-            for (ptrdiff_t l = 0; l < lanes; ++l) row[l] = values[l * step];
-            for (ptrdiff_t l = lanes; l < L; ++l) row[l] = T(0);
+    const ptrdiff_t blocks = taken / gates / L;
+    for (ptrdiff_t v = 0; v < taken / L; ++v) {
+        const ptrdiff_t k = (v % gates * blocks + v / gates) * L, step = from.step(v * L);
+        for (ptrdiff_t first = 0; first < from.ks;
+             first += L) {  // squares of L columns by L of the k
+            const T* values = source + from.index(first, v * L);
+            Vec<T> square[L];
+#pragma GCC unroll 16
+            for (ptrdiff_t i = 0; i < L; ++i)
+                square[i] = first + i < from.ks ? load(values + i * step) : zero<T>();
+            transpose<T>(square);
+            T* row = out + to.index(k, first);
+#pragma GCC unroll 16
+            for (ptrdiff_t l = 0; l < L; ++l) store(row + l * to.step(first), square[l]);
         }
+    }
 }
 
 template <class Cell, class T>

@@ -33,10 +33,12 @@ struct VecOf;
 template <>
 struct VecOf<float> {
     using V = Floats;
+    using I = Ints32;
 };
 template <>
 struct VecOf<double> {
     using V = Doubles;
+    using I = Ints64;
 };
 template <class T>
 using Vec = typename VecOf<T>::V;
@@ -150,6 +152,48 @@ RNNFAST_INLINE void store_edge(T* p, Vec<T> v, ptrdiff_t left) {
         store(p, v);
     else
         store_part(p, v, left);
+}
+
+// Lane l of the result is lane from[l] of a, then b.
+template <class T>
+RNNFAST_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, typename VecOf<T>::I from) {
+#if defined(__clang__)
+    Vec<T> v{};  // which Clang turns into a shuffle, as `from` is a constant
+    for (ptrdiff_t l = 0; l < kLanes<T>; ++l)
+        v[l] = from[l] < kLanes<T> ? a[from[l]] : b[from[l] - kLanes<T>];
+    return v;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// Exchanges the halves of 2 kHalf lanes that lie on the wrong side of the diagonal, for all pairs of
+// rows that are kHalf apart; then those of half as many.
+template <class T, int kHalf>
+RNNFAST_INLINE void transpose_halves(Vec<T> (&rows)[kLanes<T>]) {
+    if constexpr (kHalf > 0) {
+        constexpr int L = int(kLanes<T>);
+        typename VecOf<T>::I upper{}, lower{};
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) {
+            upper[l] = l & kHalf ? L + l - kHalf : l;
+            lower[l] = l & kHalf ? L + l : l + kHalf;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i)
+            if (!(i & kHalf)) {
+                const Vec<T> a = rows[i], b = rows[i + kHalf];
+                rows[i] = shuffle<T>(a, b, upper);
+                rows[i + kHalf] = shuffle<T>(a, b, lower);
+            }
+        transpose_halves<T, kHalf / 2>(rows);
+    }
+}
+
+// A square of as many rows as there are lanes.
+template <class T>
+RNNFAST_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+    transpose_halves<T, int(kLanes<T>) / 2>(rows);
 }
 
 }  // namespace
