@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnfast._backend import Forward
+from rnnfast._backend import Backward, Forward
 from rnnfast._cells import Weights
-from rnnfast.functional import Gradients, Packed, Run, run_checked, zero_weights
+from rnnfast.functional import Gradients, Packed, run_checked, zero_weights
 
-# Chunks are whole multiples of this many steps, so that products over a chunk stay large.
-_STEP_MULTIPLE = 16
+# A chunk has at least so many rows, so that the products over it stay large.
+_LEAST_ROWS = 128
 
 
 class RecomputedRun:
@@ -29,7 +30,7 @@ class RecomputedRun:
         steps, batch = args.x.shape[:2]
         if not batch:
             steps = 0  # nothing happens in any of them, however many
-        size = max(1, math.ceil(math.sqrt(steps) / _STEP_MULTIPLE)) * _STEP_MULTIPLE
+        size = max(1, math.ceil(math.sqrt(steps)), math.ceil(_LEAST_ROWS / max(1, batch)))
         chunks = [slice(t, min(t + size, steps)) for t in range(0, steps, size)] or [slice(0, 0)]
         self._chunks = chunks[::-1] if args.reverse else chunks  # in the order run
         self._borders: list[tuple[NDArray | None, NDArray | None]] = []
@@ -56,16 +57,24 @@ class RecomputedRun:
         args, packed = self.args, self.packed
         dx = np.empty(args.x.shape, packed.dtype) if want_dx else None
         weights = zero_weights(packed) if into is None else into
+        # A scratch y: the caller may be reading the one that forward wrote.
+        longest = max(chunk.stop - chunk.start for chunk in self._chunks)
+        scratch = np.empty((longest, *args.y.shape[1:]), packed.dtype)
         for chunk, (h, c) in zip(reversed(self._chunks), reversed(self._borders), strict=True):
-            # A scratch y: the caller may be reading the one that forward wrote.
-            part = self._part(chunk, h, c, np.empty(args.y[chunk].shape, packed.dtype))
-            run: Run = run_checked(packed, part, training=True)
-            part_dy = None if dy is None else dy[chunk]
-            grads = run.backward_checked(part_dy, dh, dc, want_dx=want_dx, into=weights)
-            if dx is not None:
-                dx[chunk] = grads.x
-            dh, dc = grads.h0, grads.c0
-        return Gradients(dx, grads.h0, grads.c0, weights)
+            part = self._part(chunk, h, c, scratch[: chunk.stop - chunk.start])
+            saved = packed.backend.forward(packed.cell, packed.weights, part, True)
+            grads = Backward(
+                dy=None if dy is None else dy[chunk],
+                dhn=dh,
+                dcn=dc,
+                dx=None if dx is None else dx[chunk],
+                dh0=np.empty_like(args.hn),
+                dc0=None if args.cn is None else np.empty_like(args.cn),
+                weights=weights,
+            )
+            packed.backend.backward(packed.cell, packed.weights, saved, part, grads)
+            dh, dc = grads.dh0, grads.dc0
+        return Gradients(dx, cast("NDArray", dh), dc, weights)
 
     def _part(self, chunk: slice, h: NDArray | None, c: NDArray | None, y: NDArray) -> Forward:
         """The arguments of the steps of `chunk`, with new arrays for its last states."""

@@ -132,57 +132,50 @@ PyObject* descriptor() {
         py::detail::npy_format_descriptor<T>::value);
 }
 
+// An object that frees `memory` when the last array on it has gone. It gives no buffer, so that
+// read-only arrays on it stay so: NumPy asks the base before it makes an array writable.
+template <class T>
+py::object owner_of(Buffer<T> memory) {
+    const size_t bytes = memory.get_deleter().bytes;
+    py::object owner = owned_or_throw(PyCapsule_New(memory.get(), nullptr, [](PyObject* capsule) {
+        free_bytes(PyCapsule_GetPointer(capsule, nullptr),
+                   reinterpret_cast<size_t>(PyCapsule_GetContext(capsule)));
+    }));
+    memory.release();
+    if (PyCapsule_SetContext(owner.ptr(), reinterpret_cast<void*>(bytes)))
+        throw py::error_already_set();
+    return owner;
+}
+
+// An array on memory that `owner` keeps.
+template <class T>
+py::object array_on(const Shape& shape, T* data, const py::object& owner, bool writable) {
+    using api = py::detail::npy_api;
+    const auto& numpy = api::get();
+    constexpr int flags = api::NPY_ARRAY_C_CONTIGUOUS_ | api::NPY_ARRAY_ALIGNED_;
+    py::object array = owned_or_throw(numpy.PyArray_NewFromDescr_(
+        numpy.PyArray_Type_, descriptor<T>(), shape.count, shape.sizes, nullptr, data,
+        flags | (writable ? api::NPY_ARRAY_WRITEABLE_ : 0), nullptr));
+    if (numpy.PyArray_SetBaseObject_(array.ptr(), py::object(owner).release().ptr()) < 0)
+        throw py::error_already_set();
+    return array;
+}
+
+// A new array, not initialised. Those that are large lie on memory that is kept when they have gone:
+// from the system it would come page by page, cleared.
 template <class T>
 py::object new_array(const Shape& shape) {
+    constexpr auto large = ptrdiff_t((256 << 10) / sizeof(T));
+    const ptrdiff_t count = element_count<T>(shape);
+    if (count >= large) {
+        Buffer<T> memory = allocate<T>(count);
+        T* const data = memory.get();
+        return array_on(shape, data, owner_of(std::move(memory)), true);
+    }
     const auto& numpy = py::detail::npy_api::get();
     return owned_or_throw(numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, descriptor<T>(),
                                                       shape.count, shape.sizes, nullptr, nullptr, 0,
                                                       nullptr));
-}
-
-// Zeros as np.zeros makes them: large ones come from the system as zeros, and are not written.
-template <class T>
-py::object new_zeros(const Shape& shape) {
-    using Zeros = PyObject* (*)(int, const Py_intptr_t*, PyObject*, int);
-    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<Zeros> storage;
-    const Zeros zeros =
-        storage
-            .call_once_and_store_result([] {
-                constexpr int kPyArrayZeros = 183;  // which pybind11 leaves out
-                const py::object table =
-                    py::detail::import_numpy_core_submodule("multiarray").attr("_ARRAY_API");
-                auto** const functions =
-                    static_cast<void**>(PyCapsule_GetPointer(table.ptr(), nullptr));
-                if (!functions) throw py::error_already_set();
-                return reinterpret_cast<Zeros>(functions[kPyArrayZeros]);
-            })
-            .get_stored();
-    return owned_or_throw(zeros(shape.count, shape.sizes, descriptor<T>(), 0));
-}
-
-// An object that frees `memory` when the last array on it has gone. It gives no buffer, so that
-// those arrays stay read-only: NumPy asks the base before it makes an array writable.
-template <class T>
-py::object owner_of(Buffer<T> memory) {
-    py::object owner = owned_or_throw(PyCapsule_New(memory.get(), nullptr, [](PyObject* capsule) {
-        Buffer<T>(static_cast<T*>(PyCapsule_GetPointer(capsule, nullptr)));
-    }));
-    memory.release();
-    return owner;
-}
-
-// A read-only array on memory that `owner` keeps.
-template <class T>
-py::object read_only_array(const Shape& shape, T* data, const py::object& owner) {
-    using api = py::detail::npy_api;
-    const auto& numpy = api::get();
-    constexpr int flags = api::NPY_ARRAY_C_CONTIGUOUS_ | api::NPY_ARRAY_ALIGNED_;
-    py::object array = owned_or_throw(
-        numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, descriptor<T>(), shape.count, shape.sizes,
-                                    nullptr, data, flags & ~api::NPY_ARRAY_WRITEABLE_, nullptr));
-    if (numpy.PyArray_SetBaseObject_(array.ptr(), py::object(owner).release().ptr()) < 0)
-        throw py::error_already_set();
-    return array;
 }
 
 }  // namespace rnnfast

@@ -53,7 +53,7 @@ struct PassGradients {
     Rows<T> dx;                       // (T, B, I)    out, assigned; dense
     T* dh0 = nullptr;                 // (L*D, B, W)  out, assigned
     T* dc0 = nullptr;                 // (L*D, B, H)  out, assigned; null: the cell has no c
-    std::vector<Weights<T>> weights;  // of each job  in/out, accumulated
+    std::vector<Weights<T>> weights;  // of each job  out, assigned
 };
 
 // Some memory, cut into arrays that begin on cache lines. Each thread keeps the last of moderate
@@ -251,6 +251,7 @@ void Pass<T>::backward(const PassGradients<T>& grads) const {
             args.dh0 = grads.dh0 + k * batch_ * width;
             args.dc0 = grads.dc0 ? grads.dc0 + k * batch_ * hidden : nullptr;
             args.weights = grads.weights[size_t(k)];
+            args.assign = true;
         }
         dy = {dx.data, dx.step, dx.row};
     }

@@ -244,10 +244,10 @@ py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t 
     out.cn = has_c() ? out.hn + h_size : nullptr;
     const py::object y_owner = owner_of(std::move(y_memory));
     const py::object state_owner = owner_of(std::move(state_memory));
-    const py::object y = read_only_array(y_shape, out.y.data, y_owner);
-    const py::object hn = read_only_array(h_shape, out.hn, state_owner);
+    const py::object y = array_on(y_shape, out.y.data, y_owner, false);
+    const py::object hn = array_on(h_shape, out.hn, state_owner, false);
     py::object cn;
-    if (has_c()) cn = read_only_array(c_shape, out.cn, state_owner);
+    if (has_c()) cn = array_on(c_shape, out.cn, state_owner, false);
     std::unique_ptr<const Pass<T>> pass;
     {
         const GilRelease release(releases(in.steps, in.batch, 1));
@@ -281,18 +281,18 @@ py::object StackOf<T>::backward(const Pass<T>& pass, const Axes& axes, ptrdiff_t
     for (size_t k = 0; k < layers_.packs.size(); ++k) {
         const Sizes& sizes = layers_.packs[k]->sizes();
         const ptrdiff_t gates = layers_.kernels().gates * sizes.hidden;
-        const auto zeros = [&](size_t which, const Shape& shape) -> T* {
+        const auto gradient = [&](size_t which, const Shape& shape) -> T* {
             const py::object& name = names_[k][which];
             if (name.is_none()) return nullptr;
-            const py::object array = new_zeros<T>(shape);
+            const py::object array = new_array<T>(shape);
             if (PyDict_SetItem(parameters.ptr(), name.ptr(), array.ptr()) < 0)
                 throw py::error_already_set();
             return array_data<T>(array);
         };
-        grads.weights[k] = {zeros(0, {{gates, sizes.input}, 2}),
-                            zeros(1, {{gates, sizes.width()}, 2}), zeros(2, {{gates}, 1}),
-                            zeros(3, {{gates}, 1}),
-                            zeros(4, {{sizes.projection, sizes.hidden}, 2})};
+        grads.weights[k] = {gradient(0, {{gates, sizes.input}, 2}),
+                            gradient(1, {{gates, sizes.width()}, 2}), gradient(2, {{gates}, 1}),
+                            gradient(3, {{gates}, 1}),
+                            gradient(4, {{sizes.projection, sizes.hidden}, 2})};
     }
     {
         const GilRelease release(releases(steps, batch, 2));

@@ -75,7 +75,7 @@ struct Job {
         for (const Chunk& chunk : chunks) {
             await(chunk);
             phase({BackwardPhase::steps, chunk, all, 0, 1}, memory);
-            phase({BackwardPhase::products, chunk, all, 0, 1}, memory);
+            phase({BackwardPhase::products, chunk, all, 0, 1, &chunk == &chunks.front()}, memory);
             report(chunk);
         }
         phase({BackwardPhase::end, {0, 0}, all, 0, 1}, memory);
@@ -105,7 +105,8 @@ struct Job {
         for (const Chunk& chunk : chunks) {
             if (has_steps) phase({BackwardPhase::steps, chunk, mine, rank, size}, memory);
             group.wait();
-            phase({BackwardPhase::products, chunk, mine, rank, size}, memory);
+            phase({BackwardPhase::products, chunk, mine, rank, size, &chunk == &chunks.front()},
+                  memory);
             group.wait();
         }
         if (has_rows) phase({BackwardPhase::end, {0, 0}, mine, rank, size}, memory);
@@ -119,6 +120,18 @@ void add_directions(const Job<T>& first, const Job<T>& second, int part, int par
     const ptrdiff_t count = first.plan.batch * first.plan.steps * first.args.sizes.input;
     const Shard mine = share(count, part, parts);
     for (ptrdiff_t i = mine.begin; i < mine.end; ++i) first.grads.dx[i] += second.grads.dx[i];
+}
+
+template <class T>
+void clear_gradients(const BackwardJob<T>& job) {
+    const Sizes& s = job.weights->sizes();
+    const ptrdiff_t rows = job.weights->kernels().gates * s.hidden;
+    const Weights<T>& w = job.grads.weights;
+    std::fill_n(w.weight_ih, rows * s.input, T(0));
+    std::fill_n(w.weight_hh, rows * s.width(), T(0));
+    for (T* bias : {w.bias_ih, w.bias_hh})
+        if (bias) std::fill_n(bias, rows, T(0));
+    if (w.weight_hr) std::fill_n(w.weight_hr, s.projection * s.hidden, T(0));
 }
 
 template <class T>
@@ -215,7 +228,11 @@ void run_layers(const std::vector<Job<T>>& jobs, Team& team) {
 
 template <class T>
 void run_backward_stack(const BackwardJob<T>* given, int layers, int directions) {
-    if (given->plan->plan().batch == 0) return;
+    const Plan& plan = given->plan->plan();
+    if (plan.batch == 0 || plan.steps == 0)  // there is no chunk to assign gradients
+        for (int i = 0; i < layers * directions; ++i)
+            if (given[i].grads.assign) clear_gradients(given[i]);
+    if (plan.batch == 0) return;
     const FloatEnv env;  // the estimates too leave no flag behind
     const std::vector<Job<T>> jobs(given, given + layers * directions);
     std::vector<JobWork> work;

@@ -40,10 +40,10 @@ RNNFAST_INLINE void put_row(const Columns<T>& to, ptrdiff_t row, const T* from, 
 constexpr ptrdiff_t kSumRows = 256;
 
 // C[m][v] += sum over the rows k of a[k][m] * b[v][k]: M lanes by W vectors. The last vector of C
-// has `last` elements.
+// has `last` elements. With `assign`, = instead of +=.
 template <int M, int W, class T>
 RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t b_stride, T* c,
-                               ptrdiff_t ldc, ptrdiff_t last) {
+                               ptrdiff_t ldc, ptrdiff_t last, bool assign) {
     constexpr ptrdiff_t L = kLanes<T>;
     // Block sums meet here in L1: C, which may be in memory, is touched once.
     alignas(kVectorBytes) T total[M][W * L];
@@ -76,40 +76,43 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t
         for (int v = 0; v < W; ++v) {
             T* const to = c + m * ldc + v * L;
             const ptrdiff_t count = v == W - 1 ? last : L;
-            store_edge(to, load_edge(to, count) + load(&total[m][v * L]), count);
+            const Vec<T> sum = load(&total[m][v * L]);
+            store_edge(to, assign ? sum : load_edge(to, count) + sum, count);
         }
 }
 
 // `lanes` rows of C, as many at a time as registers hold.
 template <int W, class T>
 RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const T* b,
-                                 ptrdiff_t b_stride, T* c, ptrdiff_t ldc, ptrdiff_t last) {
+                                 ptrdiff_t b_stride, T* c, ptrdiff_t ldc, ptrdiff_t last,
+                                 bool assign) {
     constexpr int kMost = int(smaller<ptrdiff_t>(kRegisters == 32 ? 8 : 4, kLanes<T>));
     ptrdiff_t m = 0;
     for (; m + kMost <= lanes; m += kMost)
-        outer_tile<kMost, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last);
+        outer_tile<kMost, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign);
     if constexpr (kMost > 4)
         if (m + 4 <= lanes)
-            outer_tile<4, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last), m += 4;
+            outer_tile<4, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign), m += 4;
     if constexpr (kMost > 2)
         if (m + 2 <= lanes)
-            outer_tile<2, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last), m += 2;
-    if (m < lanes) outer_tile<1, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last);
+            outer_tile<2, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign), m += 2;
+    if (m < lanes) outer_tile<1, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign);
 }
 
 // The same for columns of C from vector v on: three vectors, or as many as are left of its n
 // elements. Returns the vectors taken.
 template <class T>
 RNNFAST_INLINE ptrdiff_t outer_panel(ptrdiff_t lanes, ptrdiff_t rows, const T* a,
-                                     const Columns<T>& b, ptrdiff_t v, T* c, ptrdiff_t n) {
+                                     const Columns<T>& b, ptrdiff_t v, T* c, ptrdiff_t n,
+                                     bool assign) {
     constexpr ptrdiff_t L = kLanes<T>;
     const ptrdiff_t width = smaller<ptrdiff_t>(3, vectors<T>(n) - v);
     const ptrdiff_t last = smaller(L, n - (v + width - 1) * L);
     const T* const right = b.at(0, v);
     T* const to = c + v * L;
-    if (width == 3) outer_lanes<3>(lanes, rows, a, right, b.stride, to, n, last);
-    if (width == 2) outer_lanes<2>(lanes, rows, a, right, b.stride, to, n, last);
-    if (width == 1) outer_lanes<1>(lanes, rows, a, right, b.stride, to, n, last);
+    if (width == 3) outer_lanes<3>(lanes, rows, a, right, b.stride, to, n, last, assign);
+    if (width == 2) outer_lanes<2>(lanes, rows, a, right, b.stride, to, n, last, assign);
+    if (width == 1) outer_lanes<1>(lanes, rows, a, right, b.stride, to, n, last, assign);
     return width;
 }
 

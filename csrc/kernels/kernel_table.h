@@ -13,6 +13,7 @@ struct BackwardWork {
     Chunk chunk;            // of `steps` and `products`
     Slice slice;            // in all phases but `products`; rows alone in `begin` and `end`
     ptrdiff_t part, parts;  // of `products`
+    bool first = false;     // whether `products` is the pass's first
 };
 
 // Sizes are in elements; scratch and packed weights are aligned to 64 bytes.

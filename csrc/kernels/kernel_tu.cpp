@@ -47,7 +47,8 @@ constexpr CellKernels<T> cell_kernels() {
                 case BackwardPhase::steps:
                     return pass.steps(work.chunk, work.slice);
                 case BackwardPhase::products:
-                    return pass.products(work.chunk, work.part, work.parts);
+                    return pass.products(work.chunk, work.part, work.parts,
+                                         grads.assign && work.first);
                 case BackwardPhase::end:
                     return pass.end(work.slice.rows);
             }

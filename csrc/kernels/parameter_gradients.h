@@ -19,6 +19,7 @@ struct ParameterGradients {
     const Columns<T>& da;  // vectors [slot][block]
     ptrdiff_t rows;
     Shard pairs;
+    bool assign;  // = instead of +=
 
     // dW += da_x^T x, db += da_x^T 1.
     void input(const Columns<T>& x, T* dw, T* db) const {
@@ -42,8 +43,8 @@ struct ParameterGradients {
         for (ptrdiff_t v = 0; v < vectors<T>(n);) {
             ptrdiff_t width = 1;
             for (ptrdiff_t i = of_vectors.begin; i < of_vectors.end; ++i)
-                width =
-                    outer_panel(smaller(L, m - i * L), rows, a.at(0, i), b, v, c + i * L * n, n);
+                width = outer_panel(smaller(L, m - i * L), rows, a.at(0, i), b, v, c + i * L * n, n,
+                                    assign);
             v += width;
         }
     }
@@ -59,7 +60,7 @@ private:
         const ptrdiff_t all = vectors<T>(n);
         if (slots.begin == slots.end || all == 0) return;
         const auto panel = [&](const T* a, ptrdiff_t row, ptrdiff_t lanes, ptrdiff_t v) {
-            return outer_panel(lanes, rows, a, right, v, dw + row * n, n);
+            return outer_panel(lanes, rows, a, right, v, dw + row * n, n, assign);
         };
         if (all * L * rows * ptrdiff_t(sizeof(T)) <= kStaysInL1) {  // dW in order
             each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
@@ -85,7 +86,7 @@ private:
                     sum = sum + load(a + i * L);
                 total = total + sum;
             }
-            store_edge(db + row, load_edge(db + row, lanes) + total, lanes);
+            store_edge(db + row, assign ? total : load_edge(db + row, lanes) + total, lanes);
         });
     }
 

@@ -123,10 +123,10 @@ public:
     }
 
     // Part `part` of `parts` of the parameters' gradients, and of the chunk's dx.
-    void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts) {
+    void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts, bool assign) {
         const ptrdiff_t rows = chunk_row(chunk.end, chunk);
-        const ParameterGradients<Cell, T> sums{shape, da, rows,
-                                               share(shape.blocks * Cell::kGates, part, parts)};
+        const ParameterGradients<Cell, T> sums{
+            shape, da, rows, share(shape.blocks * Cell::kGates, part, parts), assign};
         const Weights<T>& w = grads.weights;
         sums.input(x, w.weight_ih, w.bias_ih);
         sums.recurrent(h_prev, reset_h, w.weight_hh, w.bias_hh);
