@@ -93,11 +93,13 @@ def tasks(options: Options, names: list[str]) -> Iterator[Task]:
 
 
 def _timing(case: Case, names: list[str], options: Options) -> Task:
+    preset = PRESETS[options.preset]
+    with_slow = case.shape.name in preset.slow_peers
     fields = {
         "kind": "time",
         "case": asdict(case),
-        "contenders": names,
-        "seconds": PRESETS[options.preset].seconds,
+        "contenders": [name for name in names if with_slow or not peers.PEERS[name].slow],
+        "seconds": preset.seconds,
         "yardstick": options.yardstick,
     }
     return Task("results", str(case), case.threads, fields)

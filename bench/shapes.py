@@ -113,7 +113,7 @@ class Preset:
     shapes : names of `SHAPES` in float32; `double`: those also in float64; `memory`: those whose
         peak memory is measured.
     scaling : the values of T, B and H that are swept around `SCALING_BASE`.
-    slow_peers : whether those take part that are compiled anew for each case.
+    slow_peers : names of the shapes in which those take part that are compiled anew for each case.
     """
 
     seconds: float
@@ -121,7 +121,7 @@ class Preset:
     double: tuple[str, ...]
     memory: tuple[str, ...]
     scaling: dict[str, tuple[int, ...]]
-    slow_peers: bool
+    slow_peers: tuple[str, ...]
 
 
 SCALING_BASE = Shape("base", "scaling", T=100, B=8, I=128, H=128)
@@ -136,7 +136,7 @@ PRESETS = {
         double=(),
         memory=(),
         scaling={},
-        slow_peers=False,
+        slow_peers=(),
     ),
     "full": Preset(
         seconds=0.4,
@@ -148,7 +148,14 @@ PRESETS = {
             "B": (1, 4, 16, 64, 256),
             "H": (16, 32, 64, 128, 256, 512, 1024),
         },
-        slow_peers=True,
+        slow_peers=(
+            "100-1-128-128",
+            "2048-1-1-40",
+            "64-16-64-128",
+            "100-32-256-256",
+            "365-256-32-64",
+            "33-5-17-45",
+        ),
     ),
 }
 
