@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from bench import ROOT, machine, memory, peers, records
@@ -168,7 +169,10 @@ def run(options: Options) -> dict[str, Any]:
         "commit": machine.commit(),
         "machine": machine.describe(),
         "versions": machine.versions(),
-        "options": asdict(options),
+        "options": {
+            **asdict(options),
+            "yardstick": options.yardstick and Path(options.yardstick).name,
+        },
         "missing": absent,
         "levels": None,
         "results": [],

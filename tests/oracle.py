@@ -99,3 +99,11 @@ def use_or_skip(name: str) -> str:
     except _backend.MissingBackendError as error:
         pytest.skip(str(error))
     return name
+
+
+def assert_same_bits(got, want, what: str = "") -> None:
+    """Tells -0 from 0, and one NaN from another."""
+    assert got.dtype == want.dtype and got.shape == want.shape
+    as_integers = f"i{got.itemsize}"
+    got, want = (np.ascontiguousarray(a).view(as_integers) for a in (got, want))
+    np.testing.assert_array_equal(got, want, err_msg=what)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import KINDS, make, normal, parts, state_for
+from oracle import KINDS, assert_same_bits, make, normal, parts, state_for
 
 import rnnfast
 from rnnfast import functional
@@ -48,14 +48,6 @@ def hidden(request) -> int:
 def layer_of(kind: str, hidden: int, dtype: str):
     options = {"proj_size": hidden - 2} if "proj_size" in KINDS[kind][1] else {}
     return make(kind, INPUT, hidden, dtype=dtype, bidirectional=True, **options)
-
-
-def assert_same_bits(got, want, what: str = "") -> None:
-    """Tells -0 from 0, and one NaN from another."""
-    assert got.dtype == want.dtype and got.shape == want.shape
-    as_integers = f"i{got.itemsize}"
-    got, want = (np.ascontiguousarray(a).view(as_integers) for a in (got, want))
-    np.testing.assert_array_equal(got, want, err_msg=what)
 
 
 def batch_of(layer, steps: int, batch: int, rng):

@@ -73,10 +73,12 @@ void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>
 constexpr const char* kScheduleNames[] = {"none", "shards", "units", "directions", "layers"};
 
 Forced find_schedule(const std::string& name) {
-    for (int i = 0; i < int(std::size(kScheduleNames)); ++i)
+    std::string known;
+    for (int i = 0; i < int(std::size(kScheduleNames)); ++i) {
         if (name == kScheduleNames[i]) return Forced(i);
-    throw py::value_error(
-        "schedule: expected one of none, shards, units, directions, layers, got " + name);
+        known += (i ? ", " : "") + std::string(kScheduleNames[i]);
+    }
+    throw py::value_error("schedule: expected one of " + known + ", got " + name);
 }
 
 // The floating-point operations done, and the sum of an array read `rounds` times, by loops that do

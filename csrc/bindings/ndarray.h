@@ -165,7 +165,7 @@ py::object array_on(const Shape& shape, T* data, const py::object& owner, bool w
 // from the system it would come page by page, cleared.
 template <class T>
 py::object new_array(const Shape& shape) {
-    constexpr auto large = ptrdiff_t((256 << 10) / sizeof(T));
+    constexpr auto large = ptrdiff_t(kKeptFrom / sizeof(T));
     const ptrdiff_t count = element_count<T>(shape);
     if (count >= large) {
         Buffer<T> memory = allocate<T>(count);

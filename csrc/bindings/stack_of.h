@@ -9,7 +9,7 @@
 
 namespace rnnfast {
 
-// Passes of fewer multiplications keep the GIL: they take 5 us at most with vectors of 512 bits, and
+// Passes of fewer multiplications keep the GIL: they take about 5 us with vectors of 512 bits, and
 // releasing it and taking it back 0.1, or far longer where another thread has taken it meanwhile.
 constexpr double kReleasingPays = 1 << 17;
 
@@ -277,6 +277,7 @@ py::object StackOf<T>::backward(const Pass<T>& pass, const Axes& axes, ptrdiff_t
         grads.dc0 = array_data<T>(dc0);
     }
     const py::object parameters = owned_or_throw(PyDict_New());
+    std::vector<py::object> arrays;  // also those whose name another takes
     grads.weights.resize(layers_.packs.size());
     for (size_t k = 0; k < layers_.packs.size(); ++k) {
         const Sizes& sizes = layers_.packs[k]->sizes();
@@ -284,7 +285,7 @@ py::object StackOf<T>::backward(const Pass<T>& pass, const Axes& axes, ptrdiff_t
         const auto gradient = [&](size_t which, const Shape& shape) -> T* {
             const py::object& name = names_[k][which];
             if (name.is_none()) return nullptr;
-            const py::object array = new_array<T>(shape);
+            const py::object& array = arrays.emplace_back(new_array<T>(shape));
             if (PyDict_SetItem(parameters.ptr(), name.ptr(), array.ptr()) < 0)
                 throw py::error_already_set();
             return array_data<T>(array);

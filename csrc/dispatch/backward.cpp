@@ -1,6 +1,7 @@
 // The backward pass of a stack: chunks, schedules, scratch, threads.
 #include <algorithm>
 #include <deque>
+#include <optional>
 #include <vector>
 
 #include "dispatch/float_env.h"
@@ -71,6 +72,8 @@ struct Job {
     template <class Await, class Report>
     void run_alone(T* memory, const Await& await, const Report& report) const {
         const Slice all{{0, plan.batch}};
+        // Also before `begin`, which clears dx past the lengths: layers share that memory.
+        if (!chunks.empty()) await(chunks.front());
         phase({BackwardPhase::begin, {0, 0}, all, 0, 1}, memory);
         for (const Chunk& chunk : chunks) {
             await(chunk);
@@ -85,18 +88,12 @@ struct Job {
         run_alone(memory, [](const Chunk&) {}, [](const Chunk&) {});
     }
 
-    Slice slice(const Split& split, int rank) const {
-        if (split.units > 1) return {{0, plan.batch}, rank, split.units};
-        if (plan.active) return {share_in_turn(plan.batch, rank, split.shards)};
-        return {share(plan.batch, rank, split.shards)};
-    }
-
     // The part of a group's thread `rank` of `size`, all of which meet at `group`; those with units
     // of their own at `units` too.
     void run(const Split& split, int rank, int size, Meeting::Place& group, Meeting::Place& units,
              T* memory) const {
         const bool has_steps = rank < split.threads();  // the others help with the products alone
-        Slice mine = has_steps ? slice(split, rank) : Slice{{0, 0}};
+        Slice mine = has_steps ? split.slice(plan, rank) : Slice{{0, 0}};
         mine.wait = Meeting::Place::wait;
         mine.place = &units;
         const bool has_rows = has_steps && mine.part == 0;
@@ -135,18 +132,13 @@ void clear_gradients(const BackwardJob<T>& job) {
 }
 
 template <class T>
-T* elements(const ScratchBlock& block) {
-    return static_cast<T*>(block.get());
-}
-
-template <class T>
 void run_alone(const std::vector<Job<T>>& jobs, int directions) {
     note_schedule(Forced::none);
     for (size_t end = jobs.size(); end > 0; end -= size_t(directions)) {
         const size_t first = end - size_t(directions);
         for (size_t i = first; i < end; ++i) {
             const ScratchBlock block(jobs[i].scratch * sizeof(T));
-            jobs[i].run_alone(elements<T>(block));
+            jobs[i].run_alone(block.template as<T>());
         }
         if (directions == 2) add_directions(jobs[first], jobs[first + 1], 0, 1);
     }
@@ -155,13 +147,14 @@ void run_alone(const std::vector<Job<T>>& jobs, int directions) {
 // All threads on each job in turn, or a group of them on each direction of a layer.
 template <class T>
 void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work, int directions,
-                bool groups, Team& team) {
+                const Schedule& schedule, Team& team) {
     struct Task {
         Task(const Split& s, int size) : split(s), group(size), units(s.units) {}
         Split split;
         Meeting group, units;
     };
-    const int threads = team.size();
+    const bool groups = schedule.order == Order::directions;
+    const int threads = schedule.threads;  // the team may be larger
     const auto size_of = [&](size_t i) {
         return groups ? group_size(threads, int(i) % 2) : threads;
     };
@@ -175,11 +168,12 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
     const ScratchBlock block((groups ? 2 : 1) * scratch * sizeof(T));
     Meeting everyone(threads);
     team.run([&](int rank) {
+        if (rank >= threads) return;
         const FloatEnv env;
         Meeting::Place all(everyone);
         const int first_size = groups ? group_size(threads, 0) : threads;
         const size_t mine = rank < first_size ? 0 : 1;  // of the groups
-        T* const memory = elements<T>(block) + mine * scratch;
+        T* const memory = block.template as<T>() + mine * scratch;
         for (size_t end = jobs.size(); end > 0; end -= size_t(directions)) {
             const size_t first = end - size_t(directions);
             for (size_t i = first; i < end; ++i) {
@@ -200,15 +194,16 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
 
 // Each thread runs every so-many-th layer from the top, a chunk behind the layer above.
 template <class T>
-void run_layers(const std::vector<Job<T>>& jobs, Team& team) {
+void run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     note_schedule(Forced::layers);
-    const size_t threads = size_t(team.size());
+    const size_t threads = size_t(wanted);  // the team may be larger
     size_t each = 0;
     for (const Job<T>& job : jobs) each = std::max(each, job.scratch);
     const ScratchBlock block(each * threads * sizeof(T));
     std::vector<Signal> done(jobs.size() + 1);  // steps of layer l's dx that are there
     done.back().add(uint64_t(jobs[0].plan.steps));
     team.run([&](int rank) {
+        if (rank >= wanted) return;
         const FloatEnv env;
         for (size_t from_top = size_t(rank); from_top < jobs.size(); from_top += threads) {
             const size_t l = jobs.size() - 1 - from_top;
@@ -219,7 +214,7 @@ void run_layers(const std::vector<Job<T>>& jobs, Team& team) {
             const auto report = [&](const Chunk& chunk) {
                 done[l].add(uint64_t(chunk.end - chunk.begin));
             };
-            job.run_alone(elements<T>(block) + size_t(rank) * each, await, report);
+            job.run_alone(block.template as<T>() + size_t(rank) * each, await, report);
         }
     });
 }
@@ -244,14 +239,18 @@ void run_backward_stack(const BackwardJob<T>* given, int layers, int directions)
     if (num_threads() == 1 || !worth_a_team(alone)) return run_alone(jobs, directions);
     Schedule schedule = best_schedule(work.data(), layers, directions, num_threads());
     if (schedule.threads == 1) return run_alone(jobs, directions);
-    Team team(schedule.threads, alone, forced_schedule() != Forced::none);
-    if (team.size() < schedule.threads)
-        schedule = best_schedule(work.data(), layers, directions, team.size());
-    if (schedule.threads == 1) return run_alone(jobs, directions);
+    std::optional<Team> team;
+    team.emplace(schedule.threads, alone, forced_schedule() != Forced::none);
+    if (team->size() < schedule.threads)
+        schedule = best_schedule(work.data(), layers, directions, team->size());
+    if (schedule.threads == 1) {
+        team.reset();  // its workers wait, and so may other callers
+        return run_alone(jobs, directions);
+    }
     if (schedule.order == Order::layers)
-        run_layers(jobs, team);
+        run_layers(jobs, schedule.threads, *team);
     else
-        run_groups(jobs, work, directions, schedule.order == Order::directions, team);
+        run_groups(jobs, work, directions, schedule, *team);
 }
 
 #define DTYPE(name, type) template void run_backward_stack(const BackwardJob<type>*, int, int);

@@ -13,19 +13,19 @@ namespace {
 
 constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t(2) << 20;
-// Blocks of so many bytes are kept, and those of so many lie on huge pages.
-constexpr size_t kLarge = size_t(256) << 10;
+// Blocks of so many bytes lie on huge pages.
 constexpr size_t kHuge = 2 * kHugePage;
 // What a thread keeps: enough for the chunks of all but the largest layers.
 constexpr size_t kMostKept = size_t(8) << 20;
 
+// Null where there is not so much memory.
 void* system_allocate(size_t bytes) {
 #if defined(_WIN32)
-    return ::operator new(bytes, std::align_val_t(kLine));
+    return ::operator new(bytes, std::align_val_t(kLine), std::nothrow);
 #else
     void* p = nullptr;
     const size_t align = bytes >= kHuge ? kHugePage : kLine;
-    if (posix_memalign(&p, align, bytes ? bytes : 1)) throw std::bad_alloc();
+    if (posix_memalign(&p, align, bytes ? bytes : 1)) return nullptr;
 #if defined(__linux__)
     // Advice: where it is refused, the memory is as good as any other.
     if (bytes >= kHuge) (void)madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
@@ -42,42 +42,47 @@ void system_free(void* p) noexcept {
 #endif
 }
 
-// The large blocks that are kept: whoever exchanges a pointer for another owns the block.
-struct Spare {
-    void* block;
-    size_t bytes;
-};
+// The blocks that are kept: whoever exchanges a pointer for another owns the block.
+using Spare = Block;
 
 constexpr size_t kSpares = 8;
 std::atomic<Spare*> spares[kSpares];
-std::atomic<size_t> oldest{0};
+std::atomic<size_t> next_dropped{0};
 
 void drop(Spare* s) noexcept {
-    if (s) system_free(s->block);
+    if (s) system_free(s->memory);
     delete s;
 }
 
-// Leaves `s` in an empty slot, or in that of the oldest.
+// Leaves `s` in an empty slot, or in place of another.
 void keep(Spare* s) noexcept {
     for (std::atomic<Spare*>& slot : spares) {
         Spare* empty = nullptr;
         if (slot.compare_exchange_strong(empty, s)) return;
     }
-    drop(spares[oldest++ % kSpares].exchange(s));
+    drop(spares[next_dropped++ % kSpares].exchange(s));
 }
 
 // A kept block of at least `bytes`, and less than twice as many; null: there is none.
-void* take(size_t bytes) noexcept {
+Block take(size_t bytes) noexcept {
     for (std::atomic<Spare*>& slot : spares)
         if (Spare* const s = slot.exchange(nullptr)) {
             if (s->bytes >= bytes && s->bytes / 2 < bytes) {
-                void* const p = s->block;
+                const Block block = *s;
                 delete s;
-                return p;
+                return block;
             }
             keep(s);
         }
-    return nullptr;
+    return {nullptr, 0};
+}
+
+// From the system; where it has no more, what is kept is given back first.
+void* new_block(size_t bytes) {
+    if (void* const p = system_allocate(bytes)) return p;
+    for (std::atomic<Spare*>& slot : spares) drop(slot.exchange(nullptr));
+    if (void* const p = system_allocate(bytes)) return p;
+    throw std::bad_alloc();
 }
 
 // The block that the thread keeps.
@@ -92,23 +97,25 @@ thread_local Kept kept;
 
 }  // namespace
 
-void* allocate_bytes(size_t bytes) {
-    if (bytes >= kLarge) {
-        if (void* const p = take(bytes)) return p;
+Block allocate_bytes(size_t bytes) {
+    if (bytes >= kKeptFrom) {
+        const Block block = take(bytes);
+        if (block.memory) return block;
         // Sizes have changed: what was kept for the old ones goes, a block at a time.
-        drop(spares[oldest++ % kSpares].exchange(nullptr));
+        drop(spares[next_dropped++ % kSpares].exchange(nullptr));
     }
-    return system_allocate(bytes);
+    return {new_block(bytes), bytes};
 }
 
 void free_bytes(void* p, size_t bytes) noexcept {
-    if (p && bytes >= kLarge) {
 #if defined(__linux__) && defined(MADV_FREE)
-        // For small pages this would cost as much as touching new ones.
-        if (bytes >= kHuge) (void)madvise(p, bytes / kHugePage * kHugePage, MADV_FREE);
+    // For small pages the offer would cost as much as touching new ones.
+    const bool offered = bytes < kHuge || !madvise(p, bytes / kHugePage * kHugePage, MADV_FREE);
+#else
+    const bool offered = bytes < kHuge;
 #endif
+    if (p && bytes >= kKeptFrom && offered)
         if (Spare* const s = new (std::nothrow) Spare{p, bytes}) return keep(s);
-    }
     system_free(p);
 }
 
@@ -118,7 +125,7 @@ ScratchBlock::ScratchBlock(size_t bytes) : block_(kept.block), bytes_(kept.bytes
     if (bytes_ >= bytes && block_) return;
     system_free(block_);
     block_ = nullptr;
-    block_ = system_allocate(bytes);
+    block_ = new_block(bytes);
     bytes_ = bytes;
 }
 

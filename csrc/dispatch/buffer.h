@@ -12,8 +12,15 @@ namespace rnnfast {
 //
 // A few blocks of 256 KiB and more that were freed are kept for others of about their size, so that
 // the steps of a training loop give each other their memory instead of having the system clear it
-// each time. The pages of huge ones are the system's to take back whenever it needs them.
-void* allocate_bytes(size_t bytes);
+// each time. The pages of huge ones are the system's to take back whenever it needs them; where it
+// knows no such offer, huge ones are not kept.
+constexpr size_t kKeptFrom = size_t(256) << 10;
+
+struct Block {
+    void* memory;
+    size_t bytes;  // at least what was asked for
+};
+Block allocate_bytes(size_t bytes);
 void free_bytes(void* p, size_t bytes) noexcept;
 
 struct BufferDelete {
@@ -26,8 +33,8 @@ using Buffer = std::unique_ptr<T[], BufferDelete>;
 
 template <class T>
 Buffer<T> allocate(ptrdiff_t count) {
-    const size_t bytes = size_t(count) * sizeof(T);
-    return Buffer<T>(static_cast<T*>(allocate_bytes(bytes)), {bytes});
+    const Block block = allocate_bytes(size_t(count) * sizeof(T));
+    return Buffer<T>(static_cast<T*>(block.memory), {block.bytes});
 }
 
 // Scratch of one call, on the thread that makes it. A thread keeps its last block for the next
@@ -39,7 +46,10 @@ public:
     ScratchBlock(const ScratchBlock&) = delete;
     ScratchBlock& operator=(const ScratchBlock&) = delete;
 
-    void* get() const { return block_; }
+    template <class T>
+    T* as() const {
+        return static_cast<T*>(block_);
+    }
 
 private:
     void* block_;

@@ -1,6 +1,7 @@
 // The forward pass of a stack: schedules, scratch, threads.
 #include <algorithm>
 #include <deque>
+#include <optional>
 #include <vector>
 
 #include "dispatch/float_env.h"
@@ -28,24 +29,18 @@ struct Job {
 
     JobWork work() const { return forward_work(kernels, args.sizes, plan); }
 
-    Slice slice(const Split& split, int rank) const {
-        if (split.units > 1) return {{0, plan.batch}, rank, split.units};
-        if (plan.active) return {share_in_turn(plan.batch, rank, split.shards)};
-        return {share(plan.batch, rank, split.shards)};
-    }
-
     // The most that a thread's slice takes.
     size_t scratch(const Split& split) const {
         ptrdiff_t most = 0;
         for (int rank : {0, split.threads() - 1})
-            most = std::max(most, kernels.forward_scratch(args, plan, slice(split, rank)));
+            most = std::max(most, kernels.forward_scratch(args, plan, split.slice(plan, rank)));
         return size_t(most);
     }
 
     // The part of a group's thread `rank`; `scratch` is the group's, `each` the size of a slice's.
     void run(const Split& split, int rank, Meeting::Place& place, T* scratch, size_t each) const {
         if (rank >= split.threads()) return;
-        Slice mine = slice(split, rank);
+        Slice mine = split.slice(plan, rank);
         mine.wait = Meeting::Place::wait;
         mine.place = &place;
         kernels.forward(args, plan, mine, scratch + (split.units > 1 ? 0 : size_t(rank) * each));
@@ -92,60 +87,59 @@ private:
 };
 
 template <class T>
-T* elements(const ScratchBlock& block) {
-    return static_cast<T*>(block.get());
-}
-
-template <class T>
 void run_alone(const ForwardJob<T>* jobs, size_t count) {
     note_schedule(Forced::none);
     for (size_t i = 0; i < count; ++i) {
         const Job<T> job(jobs[i]);
         const ScratchBlock block(job.scratch({}) * sizeof(T));
-        job.kernels.forward(job.args, job.plan, {{0, job.plan.batch}}, elements<T>(block));
+        job.kernels.forward(job.args, job.plan, {{0, job.plan.batch}}, block.template as<T>());
     }
 }
 
 template <class T>
-void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work, Team& team,
-                bool directions) {
+void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work,
+                const Schedule& schedule, Team& team) {
+    const bool directions = schedule.order == Order::directions;
+    const int threads = schedule.threads;  // the team may be larger
     std::deque<Group<T>> groups;
     const size_t count = directions ? 2 : 1;
     size_t scratch = 0;
     for (size_t g = 0; g < count; ++g) {
-        const int size = directions ? group_size(team.size(), int(g)) : team.size();
+        const int size = directions ? group_size(threads, int(g)) : threads;
         scratch += groups.emplace_back(jobs, work, g, count, size).scratch();
     }
     note_schedule(directions ? Forced::directions : groups[0].schedule());
     const ScratchBlock block(scratch * sizeof(T));
-    Meeting meeting(team.size());
+    Meeting meeting(threads);
     team.run([&](int rank) {
+        if (rank >= threads) return;
         const FloatEnv env;
         Meeting::Place all(meeting);
-        const int first = directions ? group_size(team.size(), 0) : team.size();
+        const int first = directions ? group_size(threads, 0) : threads;
         if (rank < first)
-            groups[0].run(rank, all, elements<T>(block));
+            groups[0].run(rank, all, block.template as<T>());
         else
-            groups[1].run(rank - first, all, elements<T>(block) + groups[0].scratch());
+            groups[1].run(rank - first, all, block.template as<T>() + groups[0].scratch());
     });
 }
 
 // Each thread runs every so-many-th layer, a piece behind the layer below.
 template <class T>
-void run_layers(const std::vector<Job<T>>& jobs, Team& team) {
+void run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     note_schedule(Forced::layers);
     struct State {
         Signal* below;
         Signal* own;
         ptrdiff_t reported;
     };
-    const size_t threads = size_t(team.size());
+    const size_t threads = size_t(wanted);  // the team may be larger
     size_t each = 0;
     for (const Job<T>& job : jobs) each = std::max(each, job.scratch({}));
     each = (each + 63) / 64 * 64;
     const ScratchBlock block(each * threads * sizeof(T));
     std::vector<Signal> done(jobs.size());
     team.run([&](int rank) {
+        if (rank >= wanted) return;
         const FloatEnv env;
         for (size_t l = size_t(rank); l < jobs.size(); l += threads) {
             const Job<T>& job = jobs[l];
@@ -164,7 +158,7 @@ void run_layers(const std::vector<Job<T>>& jobs, Team& team) {
             Slice slice{{0, job.plan.batch}};
             slice.relay = &relay;
             job.kernels.forward(job.args, job.plan, slice,
-                                elements<T>(block) + size_t(rank) * each);
+                                block.template as<T>() + size_t(rank) * each);
         }
     });
 }
@@ -186,14 +180,18 @@ void run_forward_stack(const ForwardJob<T>* given, int layers, int directions) {
     for (const Job<T>& job : jobs) work.push_back(job.work());
     Schedule schedule = best_schedule(work.data(), layers, directions, num_threads());
     if (schedule.threads == 1) return run_alone(given, count);
-    Team team(schedule.threads, alone, forced_schedule() != Forced::none);
-    if (team.size() < schedule.threads)
-        schedule = best_schedule(work.data(), layers, directions, team.size());
-    if (schedule.threads == 1) return run_alone(given, count);
+    std::optional<Team> team;
+    team.emplace(schedule.threads, alone, forced_schedule() != Forced::none);
+    if (team->size() < schedule.threads)
+        schedule = best_schedule(work.data(), layers, directions, team->size());
+    if (schedule.threads == 1) {
+        team.reset();  // its workers wait, and so may other callers
+        return run_alone(given, count);
+    }
     if (schedule.order == Order::layers)
-        run_layers(jobs, team);
+        run_layers(jobs, schedule.threads, *team);
     else
-        run_groups(jobs, work, team, schedule.order == Order::directions);
+        run_groups(jobs, work, schedule, *team);
 }
 
 #define DTYPE(name, type) template void run_forward_stack(const ForwardJob<type>*, int, int);

@@ -20,20 +20,19 @@ PackedWeights<T>::PackedWeights(CellId cell, const Sizes& sizes, const Weights<T
 
 template <class T>
 PackedWeights<T>::~PackedWeights() {
-    if (T* const there = transposed_.load())
-        free_bytes(there, size_t(kernels_.transposed_size(sizes_)) * sizeof(T));
+    delete transposed_.load();
 }
 
 template <class T>
 const T* PackedWeights<T>::transposed() const {
-    if (const T* there = transposed_.load(std::memory_order_acquire)) return there;
+    const Buffer<T>* there = transposed_.load(std::memory_order_acquire);
+    if (there) return there->get();
     // Two threads may both come here; the first to end wins. No lock, which a fork could leave held.
-    Buffer<T> made = allocate<T>(kernels_.transposed_size(sizes_));
-    kernels_.pack_transposed(sizes_, packed_.get(), made.get());
-    T* expected = nullptr;
-    if (transposed_.compare_exchange_strong(expected, made.get(), std::memory_order_acq_rel))
-        return made.release();
-    return expected;
+    auto made = std::make_unique<Buffer<T>>(allocate<T>(kernels_.transposed_size(sizes_)));
+    kernels_.pack_transposed(sizes_, packed_.get(), made->get());
+    if (transposed_.compare_exchange_strong(there, made.get(), std::memory_order_acq_rel))
+        return made.release()->get();
+    return there->get();
 }
 
 RowPlan::RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* lengths)

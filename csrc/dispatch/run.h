@@ -28,7 +28,7 @@ private:
     const CellKernels<T>& kernels_;
     const Sizes sizes_;
     const Buffer<T> packed_;
-    mutable std::atomic<T*> transposed_{nullptr};
+    mutable std::atomic<const Buffer<T>*> transposed_{nullptr};
 };
 
 // A Plan and the arrays that it points to.

@@ -16,8 +16,11 @@ constexpr double kLeastRows = 3;
 constexpr double kMeetingNs = 250, kMeetingPerThreadNs = 50;
 // Gathering a team, meeting its end, and the caches that it starts with.
 constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;
-// More threads must be predicted to take less than this share of the time.
-constexpr double kGain = 0.85;
+// More threads must be predicted to take less than this share of the time; of a short one, less, as
+// the workers may be asleep.
+constexpr double kGain = 0.85, kGainOfShort = 0.6, kShortNs = 250000;
+
+double gain(double alone_ns) { return alone_ns < kShortNs ? kGainOfShort : kGain; }
 
 std::atomic<Forced> forced{Forced::none}, last{Forced::none};
 
@@ -35,7 +38,7 @@ double split_ns(const JobWork& w, const Split& split, int threads) {
         const double share = std::ceil(double(w.batch) / split.shards) / double(w.batch);
         loop = steps * rows_cost(w.rows * share) * w.row_step;
     }
-    return loop + w.rest / threads;
+    return loop + w.rest / (w.rest_by_all ? threads : split.threads());
 }
 
 double best_ns(const JobWork& w, int threads) {
@@ -74,6 +77,7 @@ JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const P
                       ptrdiff_t chunks) {
     JobWork w = work_of(kernels, sizes, plan);
     w.rest = 2 * w.rest + w.rows * double(w.steps) * w.row_step;
+    w.rest_by_all = true;
     w.pieces = chunks;
     return w;
 }
@@ -85,7 +89,7 @@ void note_schedule(Forced ran) { last.store(ran, std::memory_order_relaxed); }
 Forced last_schedule() { return last.load(std::memory_order_relaxed); }
 
 bool worth_a_team(double alone_ns) {
-    return alone_ns * kGain > kTeamNs || forced_schedule() != Forced::none;
+    return alone_ns * gain(alone_ns) > kTeamNs || forced_schedule() != Forced::none;
 }
 
 Split best_split(const JobWork& work, int threads) {
@@ -109,7 +113,7 @@ Schedule best_schedule(const JobWork* jobs, int layers, int directions, int thre
     const int count = layers * directions;
     for (int i = 0; i < count; ++i) alone += jobs[i].alone();
     Schedule best;
-    double best_so_far = alone * kGain;
+    double best_so_far = alone * gain(alone);
     const auto consider = [&](Order order, int n, double ns) {
         ns += kTeamNs + kTeamPerThreadNs * n;
         if (ns < best_so_far) best_so_far = ns, best = {order, n};

@@ -12,6 +12,13 @@ struct Split {
     int units = 1;
 
     int threads() const { return shards > units ? shards : units; }
+
+    // What thread `rank` of them does.
+    Slice slice(const Plan& plan, int rank) const {
+        if (units > 1) return {{0, plan.batch}, rank, units};
+        if (plan.active) return {share_in_turn(plan.batch, rank, shards)};
+        return {share(plan.batch, rank, shards)};
+    }
 };
 
 // What one job costs one thread, in ns.
@@ -21,7 +28,8 @@ struct JobWork {
     ptrdiff_t panels;  // of units
     double rows;       // with a step, on average
     double row_step;   // the recurrent product of one row in one step
-    double rest;       // what is shared out evenly, whatever the split
+    double rest;       // what is shared out evenly
+    bool rest_by_all;  // among all threads of the group; otherwise among those of the split
     int meetings;      // of units in a step
     ptrdiff_t pieces;  // that another layer can run a piece behind; 0: it cannot
 

@@ -173,22 +173,23 @@ struct State {
     std::atomic<int> threads{1};
 };
 
-State& state() {
-    static State* const instance = [] {
-        auto* made = new State;
+State*& state_pointer() {
+    static State* instance = [] {
 #if !defined(_WIN32)
-        // A child of fork has none of the threads: it leaves the old pool as it lies and makes a
-        // new one when it needs one. The lock is held over the fork, so that it is whole.
-        pthread_atfork([] { state().in_use.lock(); }, [] { state().in_use.unlock(); },
-                       [] {
-                           state().pool = nullptr;
-                           state().in_use.unlock();
-                       });
+        // A child of fork has none of the threads: it leaves the old state, which may be in use, as
+        // it lies.
+        pthread_atfork(nullptr, nullptr, [] {
+            State* const before = state_pointer();
+            state_pointer() = new State;
+            state_pointer()->threads = before->threads.load();
+        });
 #endif
-        return made;
+        return new State;
     }();
-    return *instance;
+    return instance;
 }
+
+State& state() { return *state_pointer(); }
 
 }  // namespace
 

@@ -14,13 +14,12 @@ namespace rnnfast {
 int num_threads();
 void set_num_threads(int count);  // taken into 1..1024
 
-// A counter that can be waited for: spinning at first, then asleep.
-//
-// How long threads spin. Between calls: longer than the gaps in a loop of calls, short enough to
-// leave the core to others. In a call: longer than one thread's part of a chunk, since waking takes
-// 30 us and more; whoever spins yields to whoever waits for the core.
+// How long threads that wait spin before they sleep. Between calls: longer than the gaps in a loop
+// of calls, short enough to leave the core to others. In a call: longer than one thread's part of a
+// chunk, since waking takes 30 us and more; who spins yields to whoever waits for the core.
 constexpr std::chrono::microseconds kSpinBetweenCalls{40}, kSpinInCall{1000};
 
+// A counter that can be waited for: spinning at first, then asleep.
 class Signal {
 public:
     uint64_t value() const { return value_.load(std::memory_order_acquire); }

@@ -206,7 +206,7 @@ private:
     void step_one_product(const Step& step, const Units& units, const Slice& slice) {
         const ptrdiff_t t = step.t;
         const bool projects = Cell::kProjects && shape.projection;
-        if (projects) {  // the whole of h: with a projection units are not shared out
+        if (projects) {
             for (ptrdiff_t i = 0; i < step.rows; ++i)
                 for (ptrdiff_t b = units.h.begin; b < units.h.end; ++b)
                     store(dp.at(step.row_of(i), b),

@@ -71,6 +71,8 @@ public:
             done += chunk.end - chunk.begin;
             if (slice.relay) slice.relay->await(slice.relay->state, done);
             input_product(chunk);
+            // A step shares its first product out by other panels, and so reads others' parts of pre.
+            if constexpr (Cell::kTwoProducts) slice.meet();
             ptrdiff_t row = plan.reverse ? chunk.rows : 0;  // of the chunk, where a step starts
             for (ptrdiff_t i = 0; i < chunk.end - chunk.begin; ++i) {
                 const ptrdiff_t t = plan.reverse ? chunk.end - 1 - i : chunk.begin + i;

@@ -1,0 +1,134 @@
+// Stacks of layers under each schedule that needs several jobs, without Python: for the sanitizers.
+// Whatever one thread computes, three threads must compute to the bit.
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "dispatch/registry.h"
+#include "dispatch/schedule.h"
+#include "dispatch/stack.h"
+#include "dispatch/threads.h"
+
+using namespace rnnfast;
+
+namespace {
+
+using Floats1D = std::vector<float>;
+
+std::mt19937 generator(5);
+
+Floats1D normal(size_t n, float scale) {
+    std::normal_distribution<float> draw(0, scale);
+    Floats1D a(n);
+    for (float& v : a) v = draw(generator);
+    return a;
+}
+
+// One layer in one direction, and all that its two passes write.
+struct Layer {
+    Sizes sizes;
+    Floats1D w_ih, w_hh, b_ih, b_hh, hn, cn, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0, saved, y, dx;
+    std::vector<const Floats1D*> results() const {
+        return {&hn, &cn, &dw_ih, &dw_hh, &db_ih, &db_hh, &dh0, &dc0, &y, &dx};
+    }
+};
+
+constexpr ptrdiff_t kSteps = 50, kBatch = 5, kInput = 20, kHidden = 70;
+constexpr int kLayers = 3;
+
+// Forward and backward of a stack; returns everything written, in one list.
+Floats1D run(CellId cell, int directions, const int64_t* lengths) {
+    generator.seed(5);
+    const CellKernels<float>& kernels = active_kernels_for<float>().cells[int(cell)];
+    const size_t gates = size_t(kernels.gates * kHidden), states = size_t(kBatch * kHidden);
+    const size_t rows = size_t(kSteps * kBatch), output = size_t(directions * kHidden);
+    const Floats1D x = normal(rows * size_t(kInput), 1), dy = normal(rows * output, 1);
+    RowPlan plans[2] = {{kSteps, kBatch, false, lengths}, {kSteps, kBatch, true, lengths}};
+    std::deque<Layer> layers;
+    std::deque<PackedWeights<float>> packs;
+    std::deque<Floats1D> outputs;
+    std::vector<ForwardJob<float>> forward;
+    std::vector<BackwardJob<float>> backward;
+    for (int l = 0; l < kLayers; ++l) {
+        const ptrdiff_t below = l ? ptrdiff_t(output) : kInput;
+        outputs.emplace_back(rows * output);
+        for (int d = 0; d < directions; ++d) {
+            Layer& a = layers.emplace_back();
+            a.sizes = {below, kHidden, 0};
+            a.w_ih = normal(gates * size_t(below), 0.1f), a.w_hh = normal(gates * kHidden, 0.1f);
+            a.b_ih = normal(gates, 1), a.b_hh = normal(gates, 1);
+            a.dw_ih.resize(a.w_ih.size()), a.dw_hh.resize(a.w_hh.size());
+            a.db_ih.resize(gates), a.db_hh.resize(gates);
+            a.hn.resize(states), a.cn.resize(states), a.dh0.resize(states), a.dc0.resize(states);
+            a.dx.resize(rows * size_t(below));
+            a.saved.resize(rows * size_t(kernels.saved_row(a.sizes)));
+            packs.emplace_back(cell, a.sizes,
+                               Weights<float>{a.w_ih.data(), a.w_hh.data(), a.b_ih.data(),
+                                              a.b_hh.data(), nullptr});
+            ForwardArgs<float> args{};
+            args.x = l ? outputs[size_t(l) - 1].data() : x.data();
+            args.x_step = kBatch * below, args.x_row = below;
+            args.y = outputs.back().data() + d * kHidden;
+            args.y_step = kBatch * ptrdiff_t(output), args.y_row = ptrdiff_t(output);
+            args.hn = a.hn.data(), args.cn = kernels.has_c ? a.cn.data() : nullptr;
+            args.saved = a.saved.data();
+            forward.push_back({&packs.back(), args, &plans[d]});
+        }
+    }
+    run_forward_stack(forward.data(), kLayers, directions);
+    for (size_t i = 0; i < layers.size(); ++i) {
+        Layer& a = layers[i];
+        const size_t d = i % size_t(directions), above = i - d + size_t(directions);
+        BackwardArgs<float> grads{};
+        grads.dy = (above < layers.size() ? layers[above].dx.data() : dy.data()) + d * kHidden;
+        grads.dy_step = kBatch * ptrdiff_t(output), grads.dy_row = ptrdiff_t(output);
+        grads.dx = a.dx.data(), grads.dx_step = kBatch * a.sizes.input;
+        grads.dx_row = a.sizes.input;
+        grads.dh0 = a.dh0.data(), grads.dc0 = kernels.has_c ? a.dc0.data() : nullptr;
+        grads.weights = {a.dw_ih.data(), a.dw_hh.data(), a.db_ih.data(), a.db_hh.data(), nullptr};
+        grads.assign = true;
+        backward.push_back({&packs[i], forward[i].args, grads, &plans[d]});
+    }
+    run_backward_stack(backward.data(), kLayers, directions);
+    Floats1D all;
+    for (const Floats1D& y : outputs) all.insert(all.end(), y.begin(), y.end());
+    for (const Layer& a : layers)
+        for (const Floats1D* part : a.results()) all.insert(all.end(), part->begin(), part->end());
+    return all;
+}
+
+}  // namespace
+
+int main() {
+    try {
+        std::printf("ISA %s\n", active_isa().c_str());
+    } catch (const std::runtime_error& error) {
+        std::printf("%s\n", error.what());
+        return 77;  // ctest's sign for a test that was skipped
+    }
+    const int64_t lengths[kBatch] = {kSteps, 0, 17, 31, 3};
+    int failures = 0;
+    for (int cell = 0; cell < int(CellId::count); ++cell)
+        for (const int64_t* some : {static_cast<const int64_t*>(nullptr), lengths})
+            for (Forced schedule :
+                 {Forced::layers, Forced::directions, Forced::shards, Forced::units}) {
+                const int directions = schedule == Forced::directions ? 2 : 1;
+                set_num_threads(1);
+                force_schedule(Forced::none);
+                const Floats1D want = run(CellId(cell), directions, some);
+                set_num_threads(3);
+                force_schedule(schedule);
+                const Floats1D got = run(CellId(cell), directions, some);
+                const bool same =
+                    got.size() == want.size() &&
+                    !std::memcmp(got.data(), want.data(), want.size() * sizeof(float));
+                if (same) continue;
+                std::printf("cell %d, schedule %d: other bits\n", cell, int(schedule));
+                ++failures;
+            }
+    std::printf("%d failed\n", failures);
+    return failures != 0;
+}
