@@ -81,6 +81,38 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t
         }
 }
 
+// One row of C of n elements, from K rows, in the order of outer_tile: with so few, C itself is what
+// takes the time, and is written in order.
+template <int K, class T>
+RNNFAST_OUTLINE void outer_row(const T* a, const Columns<T>& b, ptrdiff_t n, T* c, bool assign) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    Vec<T> left[K];
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) left[k] = broadcast(a[k * L]);
+    for (ptrdiff_t v = 0; v * L < n; ++v) {
+        Vec<T> sum = zero<T>();
+#pragma GCC unroll 4
+        for (int k = 0; k < K; ++k) sum = fma(left[k], load(b.at(k, v)), sum);
+        T* const to = c + v * L;
+        const ptrdiff_t count = n - v * L;
+        store_edge(to, assign ? sum : load_edge(to, count) + sum, count);
+    }
+}
+
+// The same for each of `lanes` rows of C; false where there are too many rows for it.
+template <class T>
+RNNFAST_INLINE bool outer_few(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const Columns<T>& b,
+                              ptrdiff_t n, T* c, bool assign) {
+    if (rows < 1 || rows > 4) return false;
+    for (ptrdiff_t m = 0; m < lanes; ++m) {
+        if (rows == 1) outer_row<1>(a + m, b, n, c + m * n, assign);
+        if (rows == 2) outer_row<2>(a + m, b, n, c + m * n, assign);
+        if (rows == 3) outer_row<3>(a + m, b, n, c + m * n, assign);
+        if (rows == 4) outer_row<4>(a + m, b, n, c + m * n, assign);
+    }
+    return true;
+}
+
 // `lanes` rows of C, as many at a time as registers hold.
 template <int W, class T>
 RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const T* b,

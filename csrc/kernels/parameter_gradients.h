@@ -64,6 +64,7 @@ private:
         };
         if (all * L * rows * ptrdiff_t(sizeof(T)) <= kStaysInL1) {  // dW in order
             each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+                if (outer_few(lanes, rows, a, right, n, dw + row * n, assign)) return;
                 for (ptrdiff_t v = 0; v < all;) v += panel(a, row, lanes, v);
             });
             return;
