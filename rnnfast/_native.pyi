@@ -80,7 +80,7 @@ class Stack:
         reset: NDArray | None = ...,
         reset_reversed: NDArray | None = ...,
         /,
-    ) -> tuple[NDArray | None, State]:
+    ) -> tuple[Any, State]:
         """The output and the last state; in place of a cell's output, None."""
 
     def record(
