@@ -1,13 +1,11 @@
 // The backward pass of a stack: chunks, schedules, scratch, threads.
 #include <algorithm>
 #include <deque>
-#include <optional>
 #include <vector>
 
 #include "dispatch/float_env.h"
-#include "dispatch/schedule.h"
+#include "dispatch/scheduled_team.h"
 #include "dispatch/stack.h"
-#include "dispatch/threads.h"
 
 namespace rnnfast {
 namespace {
@@ -237,17 +235,12 @@ void run_backward_stack(const BackwardJob<T>* given, int layers, int directions)
         alone += work.back().alone();
     }
     if (num_threads() == 1 || !worth_a_team(alone)) return run_alone(jobs, directions);
-    Schedule schedule = best_schedule(work.data(), layers, directions, num_threads());
-    if (schedule.threads == 1) return run_alone(jobs, directions);
-    std::optional<Team> team;
-    team.emplace(schedule.threads, alone, forced_schedule() != Forced::none);
-    if (team->size() < schedule.threads)
-        schedule = best_schedule(work.data(), layers, directions, team->size());
-    if (schedule.threads == 1) {
-        team.reset();  // its workers wait, and so may other callers
-        return run_alone(jobs, directions);
-    }
-    if (schedule.order == Order::layers)
+    ScheduledTeam scheduled(work, layers, directions, alone);
+    Team* const team = scheduled.team();
+    const Schedule& schedule = scheduled.schedule();
+    if (!team)
+        run_alone(jobs, directions);
+    else if (schedule.order == Order::layers)
         run_layers(jobs, schedule.threads, *team);
     else
         run_groups(jobs, work, directions, schedule, *team);

@@ -1,13 +1,11 @@
 // The forward pass of a stack: schedules, scratch, threads.
 #include <algorithm>
 #include <deque>
-#include <optional>
 #include <vector>
 
 #include "dispatch/float_env.h"
-#include "dispatch/schedule.h"
+#include "dispatch/scheduled_team.h"
 #include "dispatch/stack.h"
-#include "dispatch/threads.h"
 
 namespace rnnfast {
 namespace {
@@ -178,17 +176,12 @@ void run_forward_stack(const ForwardJob<T>* given, int layers, int directions) {
     const std::vector<Job<T>> jobs(given, given + count);
     std::vector<JobWork> work;
     for (const Job<T>& job : jobs) work.push_back(job.work());
-    Schedule schedule = best_schedule(work.data(), layers, directions, num_threads());
-    if (schedule.threads == 1) return run_alone(given, count);
-    std::optional<Team> team;
-    team.emplace(schedule.threads, alone, forced_schedule() != Forced::none);
-    if (team->size() < schedule.threads)
-        schedule = best_schedule(work.data(), layers, directions, team->size());
-    if (schedule.threads == 1) {
-        team.reset();  // its workers wait, and so may other callers
-        return run_alone(given, count);
-    }
-    if (schedule.order == Order::layers)
+    ScheduledTeam scheduled(work, layers, directions, alone);
+    Team* const team = scheduled.team();
+    const Schedule& schedule = scheduled.schedule();
+    if (!team)
+        run_alone(given, count);
+    else if (schedule.order == Order::layers)
         run_layers(jobs, schedule.threads, *team);
     else
         run_groups(jobs, work, schedule, *team);
