@@ -79,9 +79,13 @@ class Stack:
         lengths: NDArray | None = ...,
         reset: NDArray | None = ...,
         reset_reversed: NDArray | None = ...,
+        threads: int = ...,
         /,
     ) -> tuple[Any, State]:
-        """The output and the last state; in place of a cell's output, None."""
+        """The output and the last state; in place of a cell's output, None.
+
+        threads : no more than so many, if above 0.
+        """
 
     def record(
         self,
@@ -93,6 +97,33 @@ class Stack:
         /,
     ) -> tuple[Run, NDArray, State]:
         """The same, read-only, and a run with copies of the arguments."""
+
+    def forward(
+        self, x: NDArray, state: State | None, lengths: NDArray | None, threads: int, /
+    ) -> tuple[Any, State, NDArray]:
+        """What `infer` gives, and a tape: a 1-D array of what `backward` needs besides.
+
+        The caller keeps all of it, and the arguments, as they are.
+        """
+
+    def backward(
+        self,
+        x: NDArray,
+        state: State | None,
+        lengths: NDArray | None,
+        output: NDArray | None,
+        tape: NDArray,
+        d_output: NDArray | None,
+        d_state: Any,
+        wanted: tuple[bool, ...],
+        threads: int,
+        /,
+    ) -> tuple[NDArray | None, State, list[NDArray | None]]:
+        """The gradients of a pass that `forward` ran: at x, at the state, and at each parameter.
+
+        wanted : for x and for each parameter, layer by layer and direction by direction, whether
+            its gradient is to be computed; None stands for the others.
+        """
 
 class Run:
     """A forward pass that has run, with all that its backward pass needs."""
@@ -119,6 +150,24 @@ def stack(
         `Run.backward` returns their gradients; None: the pack has no such parameter.
     one_step : a cell's: arrays have no T, and states no axis of layers.
     batch_first : x and the output are (B, T, ·), unless they are unbatched.
+    """
+
+def tape_size(
+    cell: str,
+    dtype: str,
+    input_size: int,
+    hidden_size: int,
+    projection: int,
+    layers: int,
+    directions: int,
+    /,
+) -> tuple[int, int]:
+    """The size of a tape of `Stack.forward`: for each row of T*B, and beside them."""
+
+def fingerprint(arrays: tuple[NDArray, ...], /) -> int:
+    """A number of 64 bits for the contents of contiguous arrays: another one when they change.
+
+    Not the same on every ISA, and no defence against whoever means to deceive.
     """
 
 def isas() -> list[str]:

@@ -20,6 +20,9 @@ class NativeBackend:
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        # Of `rnnfast._native`, which describes them; without a method's cost in between.
+        self.fingerprint = module.fingerprint
+        self.tape_size = module.tape_size
 
     def pack(self, cell: Cell, weights: Weights) -> Any:
         """A private copy of the weights in panels, for the ISA in use."""

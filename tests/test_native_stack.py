@@ -235,7 +235,7 @@ class TestOtherArguments:
         for call in (stack.infer, stack.record):
             assert call(given[0], None, lengths, reset, reset_reversed) is NotImplemented
 
-    @pytest.mark.parametrize("count", [0, 1, 3, 4, 6])
+    @pytest.mark.parametrize("count", [0, 1, 3, 4, 7])
     def test_other_numbers_of_arguments(self, layer, given, count):
         stack = layer._native()
         run, *_ = stack.record(given[0], None)

@@ -4,7 +4,9 @@
 
 #include <iterator>
 
+#include "bindings/fingerprint.h"
 #include "bindings/packed.h"
+#include "bindings/pass.h"
 #include "bindings/stack.h"
 #include "dispatch/float_env.h"
 #include "dispatch/registry.h"
@@ -67,6 +69,12 @@ void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>
     py::gil_scoped_release release;
     const FloatEnv env;
     function(from.data, to.data, count);
+}
+
+template <class T>
+std::pair<ptrdiff_t, ptrdiff_t> tape_size(CellId cell, const Sizes& sizes, int layers,
+                                          int directions) {
+    return Pass<T>::tape_size(active_kernels_for<T>().cells[int(cell)], sizes, layers, directions);
 }
 
 // In the order of `Forced`.
@@ -140,6 +148,16 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
             {dy, dhn, dcn, dx, dh0, dc0, {weight_ih, weight_hh, bias_ih, bias_hh, weight_hr}});
     });
     add_stack(m);
+    m.def("tape_size", [](const std::string& cell, const std::string& dtype, ptrdiff_t input,
+                          ptrdiff_t hidden, ptrdiff_t projection, int layers, int directions) {
+        const Sizes sizes{input, hidden, projection};
+#define DTYPE(name, type) \
+    if (dtype == #name) return tape_size<type>(find_cell(cell), sizes, layers, directions);
+#include "core/dtypes.inc"
+#undef DTYPE
+        throw py::value_error("dtype: expected a name in dtypes.inc, got " + dtype);
+    });
+    add_fingerprint(m);
     m.def("isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);
     m.def("active_isa", &active_isa);

@@ -50,10 +50,10 @@ struct PassGradients {
     Rows<const T> dy;                 // (T, B, D*W)  in; null: zeros
     const T* dhn = nullptr;           // (L*D, B, W)  in; null: zeros
     const T* dcn = nullptr;           // (L*D, B, H)  in; null: zeros
-    Rows<T> dx;                       // (T, B, I)    out, assigned; dense
+    Rows<T> dx;                       // (T, B, I)    out, assigned; dense; null: not wanted
     T* dh0 = nullptr;                 // (L*D, B, W)  out, assigned
     T* dc0 = nullptr;                 // (L*D, B, H)  out, assigned; null: the cell has no c
-    std::vector<Weights<T>> weights;  // of each job  out, assigned
+    std::vector<Weights<T>> weights;  // of each job  out, assigned; null: not wanted
 };
 
 // Some memory, cut into arrays that begin on cache lines. Each thread keeps the last of moderate
@@ -67,6 +67,8 @@ public:
         return (count + line - 1) / line * line;
     }
 
+    // On the caller's memory.
+    explicit Arena(T* memory) : next_(memory) {}
     explicit Arena(ptrdiff_t count) : memory_{nullptr, count} {
         if (!count) return;
         Memory& spare = thread_spare();
@@ -104,26 +106,43 @@ private:
 template <class T>
 class Pass {
 public:
-    // `training`: copies the inputs, and keeps what `backward` needs; both `layers` and the memory
-    // of the outputs must then live as long as the pass.
-    Pass(const Layers<T>& layers, const PassInputs<T>& in, const PassOutputs<T>& out, bool training)
+    // `training`: keeps what `backward` needs; both `layers` and the memory of the outputs must then
+    // live as long as the pass. It is kept in `tape`, of tape_size(), and the inputs must live as
+    // long, too; or, where that is null, in memory of the pass with copies of the inputs.
+    Pass(const Layers<T>& layers, const PassInputs<T>& in, const PassOutputs<T>& out, bool training,
+         T* tape = nullptr)
         : layers_(layers),
           steps_(in.steps),
           batch_(in.batch),
           plan_(steps_, batch_, false, in.lengths),
           // Two layers that are not neighbours share an output, which only training must keep.
           inner_(training ? layers.layers() - 1 : std::min(layers.layers() - 1, 2)),
-          arena_(memory_needed(in, training)),
-          resets_(training && in.resets[0] ? allocate<uint8_t>(2 * steps_ * batch_) : nullptr),
+          arena_(tape ? Arena<T>(tape) : Arena<T>(memory_needed(in, training))),
+          resets_(training && !tape && in.resets[0] ? allocate<uint8_t>(2 * rows()) : nullptr),
           jobs_(size_t(layers.jobs())) {
         if (layers.directions == 2) backward_plan_.emplace(steps_, batch_, true, in.lengths);
-        lay_out(training ? copied(in) : in, out, training);
+        lay_out(training && !tape ? copied(in) : in, out, training);
     }
     Pass(const Pass&) = delete;
     Pass& operator=(const Pass&) = delete;
 
     void forward() const { run_forward_stack(jobs_.data(), layers_.layers(), layers_.directions); }
     void backward(const PassGradients<T>& grads) const;
+
+    // Of the tape of a pass of so many rows, T*B.
+    static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
+        const auto [row, fixed] =
+            tape_size(layers.kernels(), layers.packs[0]->sizes(), layers.layers(), layers.directions);
+        return rows * row + fixed;
+    }
+    // The same by row, and beside the rows.
+    static std::pair<ptrdiff_t, ptrdiff_t> tape_size(const CellKernels<T>& kernels,
+                                                     const Sizes& sizes, int layers,
+                                                     int directions) {
+        const ptrdiff_t inner = layers - 1, jobs = ptrdiff_t(layers) * directions;
+        return {inner * directions * sizes.width() + jobs * kernels.saved_row(sizes),
+                (inner + jobs) * (Arena<T>::whole_lines(1) - 1)};
+    }
 
 private:
     ptrdiff_t rows() const { return steps_ * batch_; }
@@ -212,7 +231,7 @@ void Pass<T>::lay_out(const PassInputs<T>& in, const PassOutputs<T>& out, bool t
             args.reset = in.resets[direction];
             const Rows<T> own = half(y, direction);
             args.y = own.data, args.y_step = own.step, args.y_row = own.row;
-            args.hn = out.hn + k * batch_ * width;
+            args.hn = out.hn ? out.hn + k * batch_ * width : nullptr;
             args.cn = out.cn ? out.cn + k * batch_ * hidden : nullptr;
             args.saved = training ? arena_.take(saved_size()) : nullptr;
         }
@@ -226,7 +245,8 @@ void Pass<T>::backward(const PassGradients<T>& grads) const {
     const int directions = layers_.directions, layers = layers_.layers();
     const int inner = std::min(layers - 1, 2);
     const ptrdiff_t between_size = Arena<T>::whole_lines(rows() * output);
-    const ptrdiff_t widest = layers > 1 ? std::max(output, layers_.input()) : layers_.input();
+    const ptrdiff_t lowest = grads.dx.data ? layers_.input() : 0;
+    const ptrdiff_t widest = layers > 1 ? std::max(output, lowest) : lowest;
     const ptrdiff_t second_size = directions == 2 ? rows() * widest : 0;
     Arena<T> arena(inner * between_size + Arena<T>::whole_lines(second_size));
     T* const between = arena.take(inner * between_size);
@@ -247,7 +267,8 @@ void Pass<T>::backward(const PassGradients<T>& grads) const {
             args.dy = own.data, args.dy_step = own.step, args.dy_row = own.row;
             args.dhn = grads.dhn ? grads.dhn + k * batch_ * width : nullptr;
             args.dcn = grads.dcn ? grads.dcn + k * batch_ * hidden : nullptr;
-            args.dx = direction ? second_dx : dx.data, args.dx_step = dx.step, args.dx_row = dx.row;
+            args.dx = direction && dx.data ? second_dx : dx.data;
+            args.dx_step = dx.step, args.dx_row = dx.row;
             args.dh0 = grads.dh0 + k * batch_ * width;
             args.dc0 = grads.dc0 ? grads.dc0 + k * batch_ * hidden : nullptr;
             args.weights = grads.weights[size_t(k)];

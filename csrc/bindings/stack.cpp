@@ -8,7 +8,7 @@
 #include <cstring>
 #include <new>
 
-#include "bindings/stack_of.h"
+#include "bindings/stack_training.h"
 
 namespace rnnfast {
 namespace {
@@ -65,7 +65,7 @@ bool takes(const char* method, Py_ssize_t given, bool right) {
 }
 
 PyObject* infer(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-    if (!takes("infer", count, count == 2 || count == 5)) return nullptr;
+    if (!takes("infer", count, count == 2 || count == 5 || count == 6)) return nullptr;
     return returned([&] { return impl_of<Stack>(self).infer(args, count); });
 }
 
@@ -74,7 +74,17 @@ PyObject* record(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     return returned([&] { return impl_of<Stack>(self).record(self, args, count); });
 }
 
+PyObject* forward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (!takes("forward", count, count == 4)) return nullptr;
+    return returned([&] { return impl_of<Stack>(self).forward(args); });
+}
+
 PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (!takes("backward", count, count == 9)) return nullptr;
+    return returned([&] { return impl_of<Stack>(self).backward(args); });
+}
+
+PyObject* run_backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     if (!takes("backward", count, count == 2)) return nullptr;
     return returned([&] { return impl_of<Run>(self).backward(args[0], args[1]); });
 }
@@ -150,8 +160,10 @@ py::object new_run(const Stack& stack, std::unique_ptr<const Run> run) {
 }
 
 void add_stack(py::module_& module) {
-    static PyMethodDef of_stack[] = {method("infer", &infer), method("record", &record), {}};
-    static PyMethodDef of_run[] = {method("backward", &backward), {}};
+    static PyMethodDef of_stack[] = {method("infer", &infer), method("record", &record),
+                                     method("forward", &forward),
+                                     method("backward", &backward), {}};
+    static PyMethodDef of_run[] = {method("backward", &run_backward), {}};
     const py::object stack_type = add_type<Stack>(module, "rnnfast._native.Stack", of_stack);
     const py::object run_type = add_type<Run>(module, "rnnfast._native.Run", of_run);
     module.def("stack", [stack_type, run_type](const std::vector<const Packed*>& packs,

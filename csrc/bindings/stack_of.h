@@ -1,11 +1,14 @@
 // A stack of layers and its training runs, of one dtype, with Python's arrays in and out.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <climits>
 #include <utility>
 
 #include "bindings/packed.h"
 #include "bindings/pass.h"
+#include "dispatch/threads.h"
 
 namespace rnnfast {
 
@@ -29,6 +32,12 @@ private:
 
 inline py::object not_implemented() {
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+}
+
+inline int integer(PyObject* object) {
+    const long value = PyLong_AsLong(object);
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return int(std::clamp<long>(value, INT_MIN, INT_MAX));
 }
 
 inline py::object pair(const py::object& first, const py::object& second) {
@@ -61,6 +70,8 @@ public:
     virtual ~Stack() = default;
     virtual py::object infer(PyObject* const* args, Py_ssize_t count) const = 0;
     virtual py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const = 0;
+    virtual py::object forward(PyObject* const* args) const = 0;
+    virtual py::object backward(PyObject* const* args) const = 0;
     const py::object run_type;
 };
 
@@ -109,6 +120,7 @@ public:
             out.y = dense_rows(array_data<T>(y), axes, shape);
         }
         {
+            const ThreadLimit limit(count > 5 ? integer(args[5]) : 0);
             const GilRelease release(releases(in.steps, in.batch, 1));
             Pass<T>(layers_, in, out, false).forward();
         }
@@ -117,12 +129,22 @@ public:
 
     py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const override;
 
-    // The gradients of `pass`, or NotImplemented where an argument is not what can be read.
-    py::object backward(const Pass<T>& pass, const Axes& axes, ptrdiff_t steps, ptrdiff_t batch,
-                        PyObject* d_output, PyObject* d_state) const;
+    py::object forward(PyObject* const* args) const override;
+    py::object backward(PyObject* const* args) const override;
+
+    // The gradients of `pass`, or NotImplemented where an argument is not what can be read: all of
+    // them, those of parameters by name; or those that `wanted` tells, in a list.
+    py::object gradients(const Pass<T>& pass, const Axes& axes, ptrdiff_t steps, ptrdiff_t batch,
+                         PyObject* d_output, PyObject* d_state, PyObject* wanted) const;
 
 private:
     bool has_c() const { return layers_.kernels().has_c; }
+    Py_ssize_t parameters() const {
+        Py_ssize_t count = 0;
+        for (const Names& own : names_)
+            for (const py::object& name : own) count += !name.is_none();
+        return count;
+    }
     // `passes`: how often as much is multiplied as in a forward pass.
     bool releases(ptrdiff_t steps, ptrdiff_t batch, int passes) const {
         return passes * double(steps) * double(batch) * work_ >= kReleasingPays;
@@ -167,7 +189,7 @@ private:
                (partly || (h && c));
     }
 
-    // The arguments x and state, or x, state, lengths, reset and reset_reversed.
+    // The arguments x and state, or x, state, lengths, reset and reset_reversed, and perhaps more.
     bool read(PyObject* const* args, Py_ssize_t count, Axes& axes, PassInputs<T>& in) const {
         const auto* const x = array_of<T>(args[0]);
         if (!x || !form_.axes(x->nd, axes)) return false;
@@ -178,13 +200,19 @@ private:
         return count == 2 || read_cuts(args + 2, in);
     }
 
-    bool read_cuts(PyObject* const* args, PassInputs<T>& in) const {
-        Shape rows, resets;
+    static bool read_lengths(PyObject* lengths, PassInputs<T>& in) {
+        Shape rows;
         rows.add(in.batch);
-        resets.add(in.steps), resets.add(in.batch);
-        if (!read_contiguous(args[0], rows, in.lengths)) return false;
+        if (!read_contiguous(lengths, rows, in.lengths)) return false;
         for (ptrdiff_t row = 0; in.lengths && row < in.batch; ++row)
             if (in.lengths[row] < 0 || in.lengths[row] > in.steps) return false;
+        return true;
+    }
+
+    bool read_cuts(PyObject* const* args, PassInputs<T>& in) const {
+        if (!read_lengths(args[0], in)) return false;
+        Shape resets;
+        resets.add(in.steps), resets.add(in.batch);
         for (int direction = 0; direction < 2; ++direction) {
             const bool* reset;
             if (!read_contiguous(args[1 + direction], resets, reset)) return false;
@@ -198,108 +226,5 @@ private:
     const Form form_;
     double work_ = 0;  // multiplications of a step of one row
 };
-
-template <class T>
-class RunOf final : public Run {
-public:
-    // `self` is `stack`'s Python object, and `outputs` what keeps the memory of the output.
-    RunOf(const StackOf<T>& stack, PyObject* self, py::object outputs, const Axes& axes,
-          const PassInputs<T>& in, std::unique_ptr<const Pass<T>> pass)
-        : stack_(stack),
-          self_(py::reinterpret_borrow<py::object>(self)),
-          outputs_(std::move(outputs)),
-          axes_(axes),
-          steps_(in.steps),
-          batch_(in.batch),
-          pass_(std::move(pass)) {}
-
-    py::object backward(PyObject* d_output, PyObject* d_state) const override {
-        return stack_.backward(*pass_, axes_, steps_, batch_, d_output, d_state);
-    }
-
-private:
-    const StackOf<T>& stack_;
-    const py::object self_, outputs_;
-    const Axes axes_;
-    const ptrdiff_t steps_, batch_;
-    const std::unique_ptr<const Pass<T>> pass_;
-};
-
-template <class T>
-py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t count) const {
-    Axes axes;
-    PassInputs<T> in;
-    if (!read(args, count, axes, in)) return not_implemented();
-    // The states lie apart from the output, which is larger: keeping a state does not keep it.
-    const Shape y_shape = axes.shape(in.steps, in.batch, layers_.output());
-    const Shape h_shape = state_shape(axes, in.batch, layers_.width());
-    const Shape c_shape = state_shape(axes, in.batch, layers_.hidden());
-    const ptrdiff_t h_size = Arena<T>::whole_lines(element_count<T>(h_shape));
-    const ptrdiff_t c_size = has_c() ? element_count<T>(c_shape) : 0;
-    Buffer<T> y_memory = allocate<T>(element_count<T>(y_shape));
-    Buffer<T> state_memory = allocate<T>(h_size + c_size);
-    PassOutputs<T> out;
-    out.y = dense_rows(y_memory.get(), axes, y_shape);
-    out.hn = state_memory.get();
-    out.cn = has_c() ? out.hn + h_size : nullptr;
-    const py::object y_owner = owner_of(std::move(y_memory));
-    const py::object state_owner = owner_of(std::move(state_memory));
-    const py::object y = array_on(y_shape, out.y.data, y_owner, false);
-    const py::object hn = array_on(h_shape, out.hn, state_owner, false);
-    py::object cn;
-    if (has_c()) cn = array_on(c_shape, out.cn, state_owner, false);
-    std::unique_ptr<const Pass<T>> pass;
-    {
-        const GilRelease release(releases(in.steps, in.batch, 1));
-        pass = std::make_unique<const Pass<T>>(layers_, in, out, true);
-        pass->forward();
-    }
-    const py::object made =
-        new_run(*this, std::make_unique<RunOf<T>>(*this, self, y_owner, axes, in, std::move(pass)));
-    return owned_or_throw(PyTuple_Pack(3, made.ptr(), y.ptr(), state(hn, cn).ptr()));
-}
-
-template <class T>
-py::object StackOf<T>::backward(const Pass<T>& pass, const Axes& axes, ptrdiff_t steps,
-                                ptrdiff_t batch, PyObject* d_output, PyObject* d_state) const {
-    PassGradients<T> grads;
-    const Shape y_shape = axes.shape(steps, batch, layers_.output());
-    if (!read_rows_or_none(d_output, axes, y_shape, grads.dy)) return not_implemented();
-    if (!read_state(d_state, axes, batch, true, grads.dhn, grads.dcn)) return not_implemented();
-    const Shape x_shape = axes.shape(steps, batch, layers_.input());
-    const py::object dx = new_array<T>(x_shape);
-    grads.dx = dense_rows(array_data<T>(dx), axes, x_shape);
-    const py::object dh0 = new_array<T>(state_shape(axes, batch, layers_.width()));
-    grads.dh0 = array_data<T>(dh0);
-    py::object dc0;
-    if (has_c()) {
-        dc0 = new_array<T>(state_shape(axes, batch, layers_.hidden()));
-        grads.dc0 = array_data<T>(dc0);
-    }
-    const py::object parameters = owned_or_throw(PyDict_New());
-    std::vector<py::object> arrays;  // also those whose name another takes
-    grads.weights.resize(layers_.packs.size());
-    for (size_t k = 0; k < layers_.packs.size(); ++k) {
-        const Sizes& sizes = layers_.packs[k]->sizes();
-        const ptrdiff_t gates = layers_.kernels().gates * sizes.hidden;
-        const auto gradient = [&](size_t which, const Shape& shape) -> T* {
-            const py::object& name = names_[k][which];
-            if (name.is_none()) return nullptr;
-            const py::object& array = arrays.emplace_back(new_array<T>(shape));
-            if (PyDict_SetItem(parameters.ptr(), name.ptr(), array.ptr()) < 0)
-                throw py::error_already_set();
-            return array_data<T>(array);
-        };
-        grads.weights[k] = {gradient(0, {{gates, sizes.input}, 2}),
-                            gradient(1, {{gates, sizes.width()}, 2}), gradient(2, {{gates}, 1}),
-                            gradient(3, {{gates}, 1}),
-                            gradient(4, {{sizes.projection, sizes.hidden}, 2})};
-    }
-    {
-        const GilRelease release(releases(steps, batch, 2));
-        pass.backward(grads);
-    }
-    return owned_or_throw(PyTuple_Pack(3, dx.ptr(), state(dh0, dc0).ptr(), parameters.ptr()));
-}
 
 }  // namespace rnnfast

@@ -137,7 +137,7 @@ struct BackwardArgs {
     ptrdiff_t dx_row;
     T* dh0;              // (B, W)  out, assigned
     T* dc0;              // (B, H)  out, assigned; null: the cell has no c
-    Weights<T> weights;  // in/out, accumulated; out, assigned, where `assign`
+    Weights<T> weights;  // in/out, accumulated; out, assigned, where `assign`; null: not wanted
     bool assign = false;
 };
 

@@ -122,11 +122,14 @@ void clear_gradients(const BackwardJob<T>& job) {
     const Sizes& s = job.weights->sizes();
     const ptrdiff_t rows = job.weights->kernels().gates * s.hidden;
     const Weights<T>& w = job.grads.weights;
-    std::fill_n(w.weight_ih, rows * s.input, T(0));
-    std::fill_n(w.weight_hh, rows * s.width(), T(0));
-    for (T* bias : {w.bias_ih, w.bias_hh})
-        if (bias) std::fill_n(bias, rows, T(0));
-    if (w.weight_hr) std::fill_n(w.weight_hr, s.projection * s.hidden, T(0));
+    const auto clear = [](T* gradient, ptrdiff_t count) {
+        if (gradient) std::fill_n(gradient, count, T(0));
+    };
+    clear(w.weight_ih, rows * s.input);
+    clear(w.weight_hh, rows * s.width());
+    clear(w.bias_ih, rows);
+    clear(w.bias_hh, rows);
+    clear(w.weight_hr, s.projection * s.hidden);
 }
 
 template <class T>
@@ -234,7 +237,7 @@ void run_backward_stack(const BackwardJob<T>* given, int layers, int directions)
         work.push_back(job.work());
         alone += work.back().alone();
     }
-    if (num_threads() == 1 || !worth_a_team(alone)) return run_alone(jobs, directions);
+    if (allowed_threads() == 1 || !worth_a_team(alone)) return run_alone(jobs, directions);
     ScheduledTeam scheduled(work, layers, directions, alone);
     Team* const team = scheduled.team();
     const Schedule& schedule = scheduled.schedule();

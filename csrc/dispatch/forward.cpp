@@ -169,7 +169,7 @@ void run_forward_stack(const ForwardJob<T>* given, int layers, int directions) {
     if (given->plan->plan().batch == 0)
         return;          // whatever T, which costs no memory and may be huge
     const FloatEnv env;  // the estimates too leave no flag behind
-    if (num_threads() == 1) return run_alone(given, count);
+    if (allowed_threads() == 1) return run_alone(given, count);
     double alone = 0;
     for (size_t i = 0; i < count; ++i) alone += Job<T>(given[i]).work().alone();
     if (!worth_a_team(alone)) return run_alone(given, count);

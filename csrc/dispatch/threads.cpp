@@ -27,6 +27,7 @@ std::chrono::microseconds patience(double alone_ns) {
 }
 
 constexpr int kMostThreads = 1024;
+thread_local int thread_limit = kMostThreads;  // of ThreadLimit
 
 inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -199,6 +200,13 @@ void set_num_threads(int count) {
     state().threads.store(std::clamp(count, 1, kMostThreads), std::memory_order_relaxed);
 }
 
+ThreadLimit::ThreadLimit(int most) : before_(thread_limit) {
+    if (most > 0) thread_limit = std::min(most, before_);
+}
+ThreadLimit::~ThreadLimit() { thread_limit = before_; }
+
+int allowed_threads() { return std::min(num_threads(), thread_limit); }
+
 void Signal::add(uint64_t count) {
     value_.fetch_add(count, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst)) {
@@ -220,7 +228,7 @@ void Signal::wait(uint64_t least, std::chrono::microseconds most_spin) {
 }
 
 Team::Team(int most, double alone_ns, bool all) {
-    most = std::min(most, num_threads());
+    most = std::min(most, allowed_threads());
     if (most < 2 || !state().in_use.try_lock()) return;
     has_pool_ = true;
     try {

@@ -14,6 +14,21 @@ namespace rnnfast {
 int num_threads();
 void set_num_threads(int count);  // taken into 1..1024
 
+// While it lives, passes of its thread use no more than `most` threads, if `most` is above 0.
+class ThreadLimit {
+public:
+    explicit ThreadLimit(int most);
+    ~ThreadLimit();
+    ThreadLimit(const ThreadLimit&) = delete;
+    ThreadLimit& operator=(const ThreadLimit&) = delete;
+
+private:
+    const int before_;
+};
+
+// The most that a pass of this thread may use.
+int allowed_threads();
+
 // How long threads that wait spin before they sleep. Between calls: longer than the gaps in a loop
 // of calls, short enough to leave the core to others. In a call: longer than one thread's part of a
 // chunk, since waking takes 30 us and more; who spins yields to whoever waits for the core.

@@ -58,6 +58,7 @@ struct DtypeKernels {
 
 struct KernelTable {
     int vector_bytes;
+    uint64_t (*fingerprint)(const unsigned char* data, ptrdiff_t bytes);
 #define DTYPE(name, type) DtypeKernels<type> name;
 #include "core/dtypes.inc"
 #undef DTYPE

@@ -4,6 +4,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "kernels/fingerprint.h"
 #include "kernels/probe.h"
 #include "kernels/sequence_backward.h"
 #include "kernels/sequence_forward.h"
@@ -86,6 +87,7 @@ constexpr DtypeKernels<T> dtype_kernels() {
 extern const KernelTable RNNFAST_TABLE;
 constexpr KernelTable RNNFAST_TABLE = {
     kVectorBytes,
+    fingerprint,
 #define DTYPE(name, type) dtype_kernels<type>(),
 #include "core/dtypes.inc"
 #undef DTYPE

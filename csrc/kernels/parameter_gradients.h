@@ -24,7 +24,7 @@ struct ParameterGradients {
     // dW += da_x^T x, db += da_x^T 1.
     void input(const Columns<T>& x, T* dw, T* db) const {
         const Slots slots{0, 0, Cell::kGates, Cell::gate_of_x_slot};
-        weight(slots, x, shape.input, dw);
+        if (dw) weight(slots, x, shape.input, dw);
         if (db) bias(slots, db);
     }
 
@@ -32,8 +32,10 @@ struct ParameterGradients {
     void recurrent(const Columns<T>& h, const Columns<T>& reset_h, T* dr, T* db) const {
         constexpr int kFirst = kApart<Cell>, kSecond = kFirst + kFirstGates<Cell>;
         const Slots slots{kFirst, kFirst, Cell::kSlots, Cell::gate_of_h_slot};
-        weight({kFirst, kFirst, kSecond, slots.gate_of}, h, shape.width, dr);
-        weight({kFirst, kSecond, Cell::kSlots, slots.gate_of}, reset_h, shape.width, dr);
+        if (dr) {
+            weight({kFirst, kFirst, kSecond, slots.gate_of}, h, shape.width, dr);
+            weight({kFirst, kSecond, Cell::kSlots, slots.gate_of}, reset_h, shape.width, dr);
+        }
         if (db) bias(slots, db);
     }
 

@@ -130,7 +130,7 @@ public:
         const Weights<T>& w = grads.weights;
         sums.input(x, w.weight_ih, w.bias_ih);
         sums.recurrent(h_prev, reset_h, w.weight_hh, w.bias_hh);
-        if (Cell::kProjects && shape.projection)
+        if (Cell::kProjects && w.weight_hr)
             sums.outer(share(vectors<T>(shape.projection), part, parts), shape.projection, dp,
                        hidden, shape.hidden, w.weight_hr);
         if (grads.dx) input_gradient(chunk, share(rows, part, parts));
@@ -177,8 +177,9 @@ private:
             if (p < before) from = args.y + plan.previous(step.t) * args.y_step + row * args.y_row;
             if (is_reset(step.t, p)) from = nullptr;
             put_row(h_prev, step.row_of(i), from, shape.width, units.h);
-            put_row(x, step.row_of(i), args.x + step.t * args.x_step + row * args.x_row,
-                    shape.input, units.x);
+            if (grads.weights.weight_ih)
+                put_row(x, step.row_of(i), args.x + step.t * args.x_step + row * args.x_row,
+                        shape.input, units.x);
         }
     }
 

@@ -1,0 +1,187 @@
+// Training passes of a stack: `Run`s, which keep what backward needs, and passes on a tape of the
+// caller's, as torch has it, whose graph keeps it and may move it.
+#pragma once
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "bindings/stack_of.h"
+
+namespace rnnfast {
+
+template <class T>
+class RunOf final : public Run {
+public:
+    // `self` is `stack`'s Python object, and `outputs` what keeps the memory of the output.
+    RunOf(const StackOf<T>& stack, PyObject* self, py::object outputs, const Axes& axes,
+          const PassInputs<T>& in, std::unique_ptr<const Pass<T>> pass)
+        : stack_(stack),
+          self_(py::reinterpret_borrow<py::object>(self)),
+          outputs_(std::move(outputs)),
+          axes_(axes),
+          steps_(in.steps),
+          batch_(in.batch),
+          pass_(std::move(pass)) {}
+
+    py::object backward(PyObject* d_output, PyObject* d_state) const override {
+        return stack_.gradients(*pass_, axes_, steps_, batch_, d_output, d_state, nullptr);
+    }
+
+private:
+    const StackOf<T>& stack_;
+    const py::object self_, outputs_;
+    const Axes axes_;
+    const ptrdiff_t steps_, batch_;
+    const std::unique_ptr<const Pass<T>> pass_;
+};
+
+template <class T>
+py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t count) const {
+    Axes axes;
+    PassInputs<T> in;
+    if (!read(args, count, axes, in)) return not_implemented();
+    // The states lie apart from the output, which is larger: keeping a state does not keep it.
+    const Shape y_shape = axes.shape(in.steps, in.batch, layers_.output());
+    const Shape h_shape = state_shape(axes, in.batch, layers_.width());
+    const Shape c_shape = state_shape(axes, in.batch, layers_.hidden());
+    const ptrdiff_t h_size = Arena<T>::whole_lines(element_count<T>(h_shape));
+    const ptrdiff_t c_size = has_c() ? element_count<T>(c_shape) : 0;
+    Buffer<T> y_memory = allocate<T>(element_count<T>(y_shape));
+    Buffer<T> state_memory = allocate<T>(h_size + c_size);
+    PassOutputs<T> out;
+    out.y = dense_rows(y_memory.get(), axes, y_shape);
+    out.hn = state_memory.get();
+    out.cn = has_c() ? out.hn + h_size : nullptr;
+    const py::object y_owner = owner_of(std::move(y_memory));
+    const py::object state_owner = owner_of(std::move(state_memory));
+    const py::object y = array_on(y_shape, out.y.data, y_owner, false);
+    const py::object hn = array_on(h_shape, out.hn, state_owner, false);
+    py::object cn;
+    if (has_c()) cn = array_on(c_shape, out.cn, state_owner, false);
+    std::unique_ptr<const Pass<T>> pass;
+    {
+        const GilRelease release(releases(in.steps, in.batch, 1));
+        pass = std::make_unique<const Pass<T>>(layers_, in, out, true);
+        pass->forward();
+    }
+    const py::object made =
+        new_run(*this, std::make_unique<RunOf<T>>(*this, self, y_owner, axes, in, std::move(pass)));
+    return owned_or_throw(PyTuple_Pack(3, made.ptr(), y.ptr(), state(hn, cn).ptr()));
+}
+
+template <class T>
+py::object StackOf<T>::gradients(const Pass<T>& pass, const Axes& axes, ptrdiff_t steps,
+                                 ptrdiff_t batch, PyObject* d_output, PyObject* d_state,
+                                 PyObject* wanted) const {
+    PassGradients<T> grads;
+    const Shape y_shape = axes.shape(steps, batch, layers_.output());
+    if (!read_rows_or_none(d_output, axes, y_shape, grads.dy)) return not_implemented();
+    if (!read_state(d_state, axes, batch, true, grads.dhn, grads.dcn)) return not_implemented();
+    const Shape x_shape = axes.shape(steps, batch, layers_.input());
+    Py_ssize_t next = 0;  // of `wanted`
+    const auto is_wanted = [&] { return !wanted || PyTuple_GET_ITEM(wanted, next++) == Py_True; };
+    py::object dx = py::none();
+    if (is_wanted()) {
+        dx = new_array<T>(x_shape);
+        grads.dx = dense_rows(array_data<T>(dx), axes, x_shape);
+    }
+    const py::object dh0 = new_array<T>(state_shape(axes, batch, layers_.width()));
+    grads.dh0 = array_data<T>(dh0);
+    py::object dc0;
+    if (has_c()) {
+        dc0 = new_array<T>(state_shape(axes, batch, layers_.hidden()));
+        grads.dc0 = array_data<T>(dc0);
+    }
+    const py::object parameters = owned_or_throw(wanted ? PyList_New(0) : PyDict_New());
+    std::vector<py::object> arrays;  // also those whose name another takes
+    const auto add = [&](const py::object& name, const py::object& array) {
+        PyObject* const to = parameters.ptr();
+        if ((wanted ? PyList_Append(to, array.ptr())
+                    : PyDict_SetItem(to, name.ptr(), array.ptr())) < 0)
+            throw py::error_already_set();
+    };
+    grads.weights.resize(layers_.packs.size());
+    for (size_t k = 0; k < layers_.packs.size(); ++k) {
+        const Sizes& sizes = layers_.packs[k]->sizes();
+        const ptrdiff_t gates = layers_.kernels().gates * sizes.hidden;
+        const auto gradient = [&](size_t which, const Shape& shape) -> T* {
+            const py::object& name = names_[k][which];
+            if (name.is_none()) return nullptr;
+            if (!is_wanted()) {
+                add(name, py::none());
+                return nullptr;
+            }
+            const py::object& array = arrays.emplace_back(new_array<T>(shape));
+            add(name, array);
+            return array_data<T>(array);
+        };
+        // Braces: in this order.
+        grads.weights[k] = {gradient(0, {{gates, sizes.input}, 2}),
+                            gradient(1, {{gates, sizes.width()}, 2}), gradient(2, {{gates}, 1}),
+                            gradient(3, {{gates}, 1}),
+                            gradient(4, {{sizes.projection, sizes.hidden}, 2})};
+    }
+    {
+        const GilRelease release(releases(steps, batch, 2));
+        pass.backward(grads);
+    }
+    return owned_or_throw(PyTuple_Pack(3, dx.ptr(), state(dh0, dc0).ptr(), parameters.ptr()));
+}
+
+// x, state, lengths, threads -> output (a cell's: None), state, tape.
+template <class T>
+py::object StackOf<T>::forward(PyObject* const* args) const {
+    Axes axes;
+    PassInputs<T> in;
+    if (!read(args, 2, axes, in) || !read_lengths(args[2], in)) return not_implemented();
+    const py::object hn = new_array<T>(state_shape(axes, in.batch, layers_.width()));
+    py::object cn, y = py::none();
+    PassOutputs<T> out;
+    out.hn = array_data<T>(hn);
+    if (has_c()) {
+        cn = new_array<T>(state_shape(axes, in.batch, layers_.hidden()));
+        out.cn = array_data<T>(cn);
+    }
+    if (form_.cell) {
+        out.y = {out.hn, 0, layers_.width()};
+    } else {
+        const Shape shape = axes.shape(in.steps, in.batch, layers_.output());
+        y = new_array<T>(shape);
+        out.y = dense_rows(array_data<T>(y), axes, shape);
+    }
+    const Shape tape_shape{{Pass<T>::tape_size(layers_, in.steps * in.batch)}, 1};
+    const py::object tape = new_array<T>(tape_shape);
+    {
+        const ThreadLimit limit(integer(args[3]));
+        const GilRelease release(releases(in.steps, in.batch, 1));
+        Pass<T>(layers_, in, out, true, array_data<T>(tape)).forward();
+    }
+    return owned_or_throw(PyTuple_Pack(3, y.ptr(), state(hn, cn).ptr(), tape.ptr()));
+}
+
+// x, state, lengths, output, tape, d_output, d_state, wanted, threads -> as `gradients`.
+template <class T>
+py::object StackOf<T>::backward(PyObject* const* args) const {
+    Axes axes;
+    PassInputs<T> in;
+    if (!read(args, 2, axes, in) || !read_lengths(args[2], in)) return not_implemented();
+    Rows<const T> y;
+    const T* tape;
+    const Shape y_shape = axes.shape(in.steps, in.batch, layers_.output());
+    const Shape tape_shape{{Pass<T>::tape_size(layers_, in.steps * in.batch)}, 1};
+    if ((args[3] == Py_None) != form_.cell || !read_rows_or_none(args[3], axes, y_shape, y) ||
+        !read_contiguous(args[4], tape_shape, tape) || !tape)
+        return not_implemented();
+    const Py_ssize_t gradients_of = 1 + parameters();
+    if (!PyTuple_CheckExact(args[7]) || PyTuple_GET_SIZE(args[7]) != gradients_of)
+        return not_implemented();
+    // The pass has run: of its memory, backward only reads.
+    const auto only_read = [](const T* data) { return const_cast<T*>(data); };
+    const PassOutputs<T> out{{only_read(y.data), y.step, y.row}, nullptr, nullptr};
+    const ThreadLimit limit(integer(args[8]));
+    const Pass<T> pass(layers_, in, out, true, only_read(tape));
+    return gradients(pass, axes, in.steps, in.batch, args[5], args[6], args[7]);
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,44 @@
+#include "dispatch/fingerprint.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "dispatch/registry.h"
+#include "dispatch/schedule.h"
+#include "dispatch/threads.h"
+
+namespace rnnfast {
+namespace {
+
+constexpr ptrdiff_t kBlock = ptrdiff_t(128) << 10;
+constexpr double kNsPerByte = 1.0 / 40;
+
+}  // namespace
+
+uint64_t fingerprint(const std::vector<Bytes>& arrays) {
+    const auto of_block = active_kernels().fingerprint;
+    std::vector<Bytes> blocks;
+    double all = 0;
+    for (const Bytes& array : arrays) {
+        all += double(array.count);
+        for (ptrdiff_t at = 0; at == 0 || at < array.count; at += kBlock)
+            blocks.push_back({array.data + at, std::min(kBlock, array.count - at)});
+    }
+    std::vector<uint64_t> seen(blocks.size());
+    const auto take = [&](std::atomic<size_t>& next) {
+        for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < blocks.size();)
+            seen[i] = of_block(blocks[i].data, blocks[i].count);
+    };
+    std::atomic<size_t> next{0};
+    const double alone_ns = all * kNsPerByte;
+    if (allowed_threads() > 1 && blocks.size() > 1 && worth_a_team(alone_ns)) {
+        Team team(int(std::min(blocks.size(), size_t(allowed_threads()))), alone_ns, false);
+        team.run([&](int) { take(next); });
+    } else {
+        take(next);
+    }
+    const auto* const data = reinterpret_cast<const unsigned char*>(seen.data());
+    return of_block(data, ptrdiff_t(seen.size() * sizeof(uint64_t)));
+}
+
+}  // namespace rnnfast

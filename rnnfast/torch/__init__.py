@@ -1,0 +1,25 @@
+"""Recurrent layers for torch: the modules of torch.nn, run by rnnfast's kernels on the CPU.
+
+`accelerate(model)` switches a model; or use `LSTM` and the others in place of torch.nn's. They have
+torch's constructors, parameters, `state_dict`, results and errors. What the kernels do not cover
+runs by torch's own implementation: other devices and dtypes, forward-mode differentiation,
+`torch.jit.trace`. See docs/torch.md.
+"""
+
+from rnnfast.torch.accelerating import accelerate, freeze, patch, report, restore, unfreeze
+from rnnfast.torch.modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "accelerate",
+    "freeze",
+    "patch",
+    "report",
+    "restore",
+    "unfreeze",
+]

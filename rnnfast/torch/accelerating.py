@@ -1,0 +1,177 @@
+"""Switching whole models over, and back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch.nn import Module
+from torch.nn.modules import rnn as torch_rnn
+from torch.nn.utils import parametrize
+
+from rnnfast.torch.modules import TWINS, Cell, Layer
+from rnnfast.torch.packs import DTYPES, PackCache, native
+
+Model = TypeVar("Model", bound=Module)
+
+_OURS = {ours: theirs for theirs, ours in TWINS.items()}
+_RECURRENT = (torch_rnn.RNNBase, torch_rnn.RNNCellBase)
+
+
+def accelerate(model: Model) -> Model:
+    """Switches every recurrent module in a model to rnnfast, in place, and returns the model.
+
+    A module stays the object that it is, with its parameters, hooks and parametrizations: only its
+    class changes. So optimisers made before, and references from several places, stay right.
+
+    Parameters
+    ----------
+    model : any module; it may itself be a recurrent one. What is left alone, such as subclasses of
+        torch's modules, `report` tells.
+    """
+    return _switched(model, TWINS)
+
+
+def restore(model: Model) -> Model:
+    """The inverse of `accelerate`: every module of rnnfast becomes torch's, in place."""
+    _switched(model, _OURS)
+    for module in model.modules():
+        if not isinstance(module, (Layer, Cell)):
+            module.__dict__.pop("_rnnfast", None)
+    return model
+
+
+def freeze(model: Model) -> Model:
+    """Promises that the parameters of the model's recurrent modules stay as they are.
+
+    Calls then use the packed weights without looking whether the parameters have changed, which
+    takes reading them once. It holds for parameters at the same place in memory; copies of the
+    module start without the promise. Returns the model.
+    """
+    return _frozen(model, True)
+
+
+def unfreeze(model: Model) -> Model:
+    """Takes the promise of `freeze` back. Returns the model."""
+    return _frozen(model, False)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What `report` tells of one recurrent module.
+
+    name : in the model; of the first of several places. accelerated : whether it is rnnfast's.
+    reason : why not; or, of one that is, what of it runs by torch's own implementation.
+    """
+
+    name: str
+    module: str
+    accelerated: bool
+    reason: str = ""
+
+    def __str__(self) -> str:
+        state = "accelerated" if self.accelerated else "left"
+        return f"{self.name or '(model)'}: {self.module}: {state}" + (
+            f": {self.reason}" if self.reason else ""
+        )
+
+
+class Report(list[Entry]):
+    """The recurrent modules of a model, a line for each when printed."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "no recurrent modules"
+
+
+def report(model: Module) -> Report:
+    """What of a model is accelerated, what is not, and why."""
+    found = Report()
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, (Layer, Cell)):
+            found.append(Entry(name, kind, True, _by_torch(module)))
+        elif isinstance(module, _RECURRENT):
+            found.append(Entry(name, kind, False, _left(module)))
+        elif isinstance(module, torch.jit.ScriptModule) and _is_recurrent_script(module):
+            found.append(Entry(name, module.original_name, False, "compiled by torch.jit.script"))
+    return found
+
+
+_patched = threading.RLock()
+
+
+@contextmanager
+def patch() -> Iterator[None]:
+    """Within it, `torch.nn.LSTM(…)` and the others make rnnfast's modules.
+
+    It replaces the names in `torch.nn` for the whole process; names imported from there before
+    stay torch's. Within it, `isinstance(module, torch.nn.LSTM)` holds for rnnfast's LSTM.
+    """
+    places = (torch.nn, torch.nn.modules, torch_rnn)
+    with _patched:
+        before = [(place, t.__name__, getattr(place, t.__name__)) for t in TWINS for place in places]
+        try:
+            for theirs, ours in TWINS.items():
+                for place in places:
+                    setattr(place, theirs.__name__, ours)
+            yield
+        finally:
+            for place, name, value in before:
+                setattr(place, name, value)
+
+
+def _switched(model: Model, twins: dict[Any, Any]) -> Model:
+    for module in model.modules():
+        new = _class_for(module, twins)
+        if new is not None:
+            module.__class__ = new
+    return model
+
+
+def _class_for(module: Module, twins: dict[Any, Any]) -> Any:
+    """The class that the module is to have; None: it stays."""
+    own = type(module)
+    if own in twins:
+        return twins[own]
+    if not parametrize.is_parametrized(module) or own.__bases__[0] not in twins:
+        return None
+    # Torch makes such a class for each parametrized module, with a property for each parameter.
+    kept = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
+    return type(own.__name__, (twins[own.__bases__[0]],), kept)
+
+
+def _frozen(model: Model, frozen: bool) -> Model:
+    for module in model.modules():
+        if isinstance(module, (Layer, Cell)):
+            PackCache.of(module).frozen = frozen
+    return model
+
+
+def _left(module: Module) -> str:
+    base = next((t for t in TWINS if isinstance(module, t)), None)
+    if base is None:
+        return "a recurrent module that is none of torch.nn's"
+    if type(module) is base or (
+        parametrize.is_parametrized(module) and type(module).__bases__[0] is base
+    ):
+        return "accelerate has not been called"
+    return f"a subclass of torch.nn.{base.__name__}, which may compute something else"
+
+
+def _by_torch(module: Layer | Cell) -> str:
+    if native() is None:
+        return "runs by torch: rnnfast's compiled kernels are not in use"
+    weight = module._weights()[0]
+    if weight.device.type != "cpu":
+        return f"runs by torch: on {weight.device}"
+    if weight.dtype not in DTYPES:
+        return f"runs by torch: {str(weight.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _is_recurrent_script(module: torch.jit.ScriptModule) -> bool:
+    return getattr(module, "original_name", "") in {t.__name__ for t in TWINS}

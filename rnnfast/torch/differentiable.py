@@ -1,0 +1,142 @@
+"""The same computation by torch's own differentiable operations, for gradients of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from rnnfast._cells import CELLS
+from rnnfast.torch.packs import Kind
+
+if TYPE_CHECKING:
+    from rnnfast.torch.autograd import Ragged
+
+States = list[Tensor]  # [h] or [h, c]
+
+
+def forward(
+    kind: Kind,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Output and last states of a layer, x (T, B, I); the states alone of a cell, x (B, I)."""
+    rows = (kind.layers * kind.directions,) if not kind.one_step else ()
+    widths = (kind.sizes.output, kind.sizes.hidden)[: len(CELLS[kind.cell].states)]
+    batch = x.shape[-2]
+    states = [
+        x.new_zeros((*rows, batch, width)) if given is None else given
+        for given, width in zip((h0, c0)[: len(widths)], widths, strict=True)
+    ]
+    if kind.one_step:
+        return tuple(_step(kind, x, states, weights))
+    per_job = len(weights) // rows[0]
+    ends: list[States] = []
+    for layer in range(kind.layers):
+        outputs = []
+        for direction in range(kind.directions):
+            k = layer * kind.directions + direction
+            own = weights[k * per_job : (k + 1) * per_job]
+            last, steps = [s[k] for s in states], []
+            for t in range(x.shape[0])[:: -1 if direction else 1]:
+                last = _step(kind, x[t], last, own)
+                steps.append(last[0])
+            outputs.append(torch.stack(steps[:: -1 if direction else 1]))
+            ends.append(last)
+        x = torch.cat(outputs, -1)
+    return x, *(torch.stack(parts) for parts in zip(*ends, strict=True))
+
+
+def _step(kind: Kind, x: Tensor, states: States, weights: Sequence[Tensor]) -> States:
+    """One step of one layer; the equations are those of `rnnfast.layers`."""
+    biases: Sequence[Tensor | None] = weights[2:4] if kind.bias else (None, None)
+    wx, rh = linear(x, weights[0], biases[0]), linear(states[0], weights[1], biases[1])
+    if kind.cell == "rnn_tanh":
+        return [torch.tanh(wx + rh)]
+    if kind.cell == "rnn_relu":
+        return [torch.relu(wx + rh)]
+    if kind.cell == "gru":
+        (wr, wz, wn), (rr, rz, rn) = wx.chunk(3, -1), rh.chunk(3, -1)
+        r, z = torch.sigmoid(wr + rr), torch.sigmoid(wz + rz)
+        n = torch.tanh(wn + r * rn)
+        return [(1 - z) * n + z * states[0]]
+    i, f, g, o = (wx + rh).chunk(4, -1)
+    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    return [linear(h, weights[-1]) if kind.sizes.projection else h, c]
+
+
+def _packed(
+    kind: Kind,
+    batch_sizes: Tensor,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """`forward` for packed x (N, I), by torch's kernel for it, which consists of such operations."""
+    rows, sizes = kind.layers * kind.directions, kind.sizes
+    batch = int(batch_sizes[0])
+    h = x.new_zeros((rows, batch, sizes.output)) if h0 is None else h0
+    c = x.new_zeros((rows, batch, sizes.hidden)) if c0 is None else c0
+    run = getattr(torch._VF, kind.cell)
+    both = kind.directions == 2
+    states = (h, c) if kind.has_c else h
+    options = (kind.bias, kind.layers, 0.0, False, both)  # no dropout, and so as if not training
+    return tuple(run(x, batch_sizes, states, list(weights), *options))
+
+
+def gradients(
+    kind: Kind,
+    ragged: Ragged | None,
+    batch_first: bool,
+    dy: Tensor | None,
+    dstates: Sequence[Tensor | None],
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients at x, h0, c0 and each weight that `wanted` tells, differentiable in turn.
+
+    They are differentiable in everything given, also in dy and dstates.
+    """
+    given = (x, h0, c0, *weights)
+    with torch.enable_grad():
+        # Views, or the gradient at x would hold what reaches x through an h0 made from it.
+        own = [None if tensor is None else tensor.view_as(tensor) for tensor in given]
+        x_own, unbatched = own[0], x.dim() == (1 if kind.one_step else 2) and ragged is None
+        states = own[1:3]
+        if batch_first and not unbatched:
+            x_own = x_own.transpose(0, 1)
+        if unbatched:
+            axis = 0 if kind.one_step else 1
+            x_own = x_own.unsqueeze(axis)
+            states = [None if s is None else s.unsqueeze(axis) for s in states]
+        if ragged is None:
+            outputs = forward(kind, x_own, *states, own[3:])
+        else:
+            outputs = _packed(kind, ragged.batch_sizes, x_own, *states, own[3:])
+        if unbatched:
+            outputs = tuple(out.squeeze(axis) for out in outputs)
+        elif batch_first:
+            outputs = (outputs[0].transpose(0, 1), *outputs[1:])
+        at = dstates if kind.one_step else (dy, *dstates)
+        reached = [(out, d) for out, d in zip(outputs, at, strict=True) if d is not None]
+        inputs = [tensor for tensor, want in zip(own, wanted, strict=True) if want]
+        found = iter(
+            torch.autograd.grad(
+                [out for out, _ in reached],
+                inputs,
+                [d for _, d in reached],
+                create_graph=True,
+                allow_unused=True,
+            )
+        )
+    return tuple(next(found) if want else None for want in wanted)

@@ -1,0 +1,187 @@
+"""Calls that torch traces or transforms: by the registered operators, on its own graph.
+
+For `torch.compile` and `torch.export`, which trace this file, for `torch.func`, and for autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnfast.torch import operators, transforms
+from rnnfast.torch.packs import native
+
+if TYPE_CHECKING:
+    from rnnfast.torch.modules import Cell, Layer
+
+# Registered by importing it; under torch.compile the operators are called by torch's name.
+_forward = operators.forward
+
+
+def layer(module: Layer, input: Any, hx: Any) -> Any:
+    """The call of a layer."""
+    states = module._states(hx)
+    if isinstance(input, PackedSequence) or not _covers(input, states):
+        return module._torch_forward(input, hx)
+    weights = [getattr(module, name) for name in module._flat_weights_names]
+    unbatched = input.dim() == 2
+    x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if module.batch_first else input
+    if unbatched and states is not None:
+        states = [s.unsqueeze(1) for s in states]
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    widths = (module.proj_size or module.hidden_size, module.hidden_size)
+    if input.dim() not in (2, 3) or not _fit(module, x, states, rows, widths, weights):
+        return module._torch_forward(input, hx)
+    y, last = _run_layers(module, x, states, weights)
+    if unbatched:
+        y, last = y.squeeze(1), [s.squeeze(1) for s in last]
+    elif module.batch_first:
+        y = y.transpose(0, 1)
+    return y, (tuple(last) if module.mode == "LSTM" else last[0])
+
+
+def cell(module: Cell, input: Any, hx: Any) -> Any:
+    """The call of a cell: a layer's over one step."""
+    states = module._states(hx)
+    if not _covers(input, states) or input.dim() not in (1, 2):
+        return module._torch_forward(input, hx)
+    weights = [module.weight_ih, module.weight_hh]
+    if module.bias:
+        weights += [module.bias_ih, module.bias_hh]
+    unbatched = input.dim() == 1
+    x = input.reshape(1, 1, -1) if unbatched else input.unsqueeze(0)
+    if states is not None:
+        if any(s.dim() != input.dim() for s in states):
+            return module._torch_forward(input, hx)
+        states = [s.reshape(1, 1, -1) if unbatched else s.unsqueeze(0) for s in states]
+    widths = (module.hidden_size, module.hidden_size)
+    if not _fit(module, x, states, 1, widths, weights):
+        return module._torch_forward(input, hx)
+    _, last = _run(module._cell(), 1, module.bias, x, states, weights)
+    last = [s.reshape(-1) if unbatched else s.squeeze(0) for s in last]
+    return tuple(last) if len(last) == 2 else last[0]
+
+
+def with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
+    """The call of either under autocast: computed in float32, given in the dtype of torch's."""
+    states = module._states(hx)
+    x = input.data if isinstance(input, PackedSequence) else input
+    given = [x, *(states or ())] if isinstance(states, (tuple, list, type(None))) else [None]
+    weight = module._parameter(0)
+    if weight.dtype != torch.float32 or not all(
+        isinstance(tensor, Tensor)
+        and tensor.device.type == "cpu"
+        and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for tensor in given
+    ):
+        return module._torch_forward(input, hx)
+    dtype = _autocast_result(module, input, x.dtype if states is None else states[0].dtype)
+    if states is not None:
+        states = [s.float() for s in states]
+        hx = tuple(states) if len(states) == 2 else states[0]
+    with torch.autocast("cpu", enabled=False):
+        result = module(input.to(torch.float32), hx)
+    return _to(result, dtype)
+
+
+def _autocast_result(module: Layer | Cell, input: Any, state: torch.dtype) -> torch.dtype:
+    """Torch's: products in the dtype of autocast, and what its kernels make of them."""
+    dtype = torch.get_autocast_dtype("cpu")
+    name = module._cell()
+    padded_lstm = name == "lstm" and not isinstance(input, PackedSequence)
+    is_layer = hasattr(module, "mode")
+    # An RNN has no product with its state but by weights; oneDNN's LSTM has one dtype for all.
+    if name.startswith("rnn") or (
+        padded_lstm and is_layer and not module.proj_size and input.dtype != torch.float16
+    ):
+        return dtype
+    return torch.promote_types(dtype, state)
+
+
+def _to(result: Any, dtype: torch.dtype) -> Any:
+    if isinstance(result, (Tensor, PackedSequence)):
+        return result.to(dtype)
+    return tuple(_to(part, dtype) for part in result)
+
+
+@torch.compiler.assume_constant_result
+def _has_kernels() -> bool:
+    return native() is not None
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of `torch.func` is in force. Those that `torch.compile` traces are its."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _covers(input: Any, states: Any) -> bool:
+    """Whether the operators take such arguments, as far as that shows without their shapes."""
+    if not isinstance(input, Tensor) or not (
+        states is None or (isinstance(states, (tuple, list)) and len(states))
+    ):
+        return False
+    given = [input] if states is None else [input, *states]
+    right = input.dtype in (torch.float32, torch.float64)
+    for tensor in given:
+        right = right and tensor.device.type == "cpu" and tensor.dtype == input.dtype
+    return right and _has_kernels() and not (_is_transformed() and transforms.has_forward_mode())
+
+
+def _fit(
+    module: Layer | Cell,
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+    rows: int,
+    widths: Sequence[int],
+    weights: Sequence[Tensor],
+) -> bool:
+    """Whether x (T, B, I) and the states fit the module; else the error is torch's to raise."""
+    right = x.dim() == 3 and x.shape[2] == module.input_size and x.shape[0] > 0 and x.shape[1] > 0
+    right = right and weights[0].dtype == x.dtype and weights[0].device == x.device
+    if right and states is not None:
+        for state, width in zip(states, widths):  # noqa: B905  a state h has one width of the two
+            right = right and state.dim() == 3 and state.shape == (rows, x.shape[1], width)
+    return right
+
+
+def _run_layers(
+    module: Layer, x: Tensor, states: Sequence[Tensor] | None, weights: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    directions = 2 if module.bidirectional else 1
+    name = module._cell()
+    dropped = module.training and module.dropout > 0 and module.num_layers > 1
+    if not dropped:
+        return _run(name, directions, module.bias, x, states, weights)
+    per_layer = len(weights) // module.num_layers
+    ends = []
+    for index in range(module.num_layers):
+        rows = slice(index * directions, (index + 1) * directions)
+        own = None if states is None else [s[rows] for s in states]
+        of_layer = weights[index * per_layer : (index + 1) * per_layer]
+        x, last = _run(name, directions, module.bias, x, own, of_layer)
+        ends.append(last)
+        if index < module.num_layers - 1:
+            x = torch.dropout(x, module.dropout, True)
+    return x, [torch.cat(parts) for parts in zip(*ends, strict=True)]
+
+
+def _run(
+    name: str,
+    directions: int,
+    bias: bool,
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+    weights: list[Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    h0 = None if states is None else states[0]
+    c0 = None if states is None or len(states) == 1 else states[1]
+    if _is_transformed():
+        y, h, c = transforms.forward((name, directions, bias), x, h0, c0, weights)
+    else:
+        training = torch.is_grad_enabled()
+        y, h, c, _ = torch.ops.rnnfast.forward(x, h0, c0, weights, name, directions, bias, training)
+    return y, ([h, c] if name == "lstm" else [h])

@@ -1,0 +1,218 @@
+"""The modules RNN, GRU, LSTM and their cells: torch.nn's, run by rnnfast's kernels on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.modules import rnn as torch_rnn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnfast._cells import Sizes
+from rnnfast.torch import eager, graph
+from rnnfast.torch.packs import Kind, PackCache
+
+_CELL_OF_MODE = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+
+_is_compiling = torch.compiler.is_compiling
+
+
+class Layer(torch_rnn.RNNBase):
+    """What the three layers share.
+
+    They are torch's RNNBase, and not its RNN, GRU or LSTM: `torch.compile` refuses to trace into
+    whatever is an instance of those.
+    """
+
+    # Torch's class of the same name; also for what it does besides: checks, and their messages.
+    _TORCH: ClassVar[type[torch_rnn.RNNBase]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Torch checks the arguments and makes the parameters, from the same random numbers.
+        self.__dict__.update(self._TORCH(*args, **kwargs).__dict__)
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As torch.nn's module of the same name."""
+        if torch.is_autocast_enabled("cpu"):
+            return graph.with_autocast(self, input, hx)
+        if _is_compiling():
+            return graph.layer(self, input, hx)
+        if eager.is_transformed():
+            return graph.layer(self, input, hx)
+        packed = isinstance(input, PackedSequence)
+        states = self._states(hx)
+        if states is not _OTHER:
+            if packed and states is not None:
+                states = [self._permuted(s, input.sorted_indices) for s in states]
+            result = eager.layer(self, input, states)
+            if result is not None:
+                output, last = result
+                if packed:
+                    last = tuple(self._permuted(s, input.unsorted_indices) for s in last)
+                    output = PackedSequence(
+                        output, input.batch_sizes, input.sorted_indices, input.unsorted_indices
+                    )
+                return output, (last if self.mode == "LSTM" else last[0])
+        return self._torch_forward(input, hx)
+
+    def _torch_forward(self, input: Any, hx: Any) -> Any:
+        """By torch's own implementation, which also has the errors."""
+        return self._TORCH.forward(self, input, hx)
+
+    def _states(self, hx: Any) -> Any:
+        """`hx` as (h,) or (h, c); None: zeros; `_OTHER`: something else."""
+        if hx is None:
+            return None
+        if self.mode != "LSTM":
+            return (hx,) if isinstance(hx, Tensor) else _OTHER
+        return hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
+
+    @staticmethod
+    def _permuted(state: Tensor, order: Tensor | None) -> Tensor:
+        return state if order is None else state.index_select(1, order)
+
+    def _weights(self) -> Sequence[Tensor]:
+        """The flat list of parameters, as they are now: parametrized, or swapped by a caller."""
+        parameters = self.__dict__["_parameters"]
+        names = self.__dict__["_flat_weights_names"]
+        try:
+            return [parameters[name] for name in names]
+        except KeyError:
+            return [getattr(self, name) for name in names]
+
+    def _parameter(self, index: int) -> Tensor:
+        return getattr(self, self._flat_weights_names[index])
+
+    def _kind(self) -> Kind:
+        cache = PackCache.of(self)
+        if cache.kind is None:
+            sizes = Sizes(self.input_size, self.hidden_size, self.proj_size)
+            directions = 2 if self.bidirectional else 1
+            cache.kind = Kind(self._cell(), sizes, self.num_layers, directions, self.bias)
+        return cache.kind
+
+    def _cell(self) -> str:
+        return _CELL_OF_MODE[self.mode]
+
+
+# What `Layer._states` says of a state in no form that it knows.
+_OTHER: Any = object()
+
+
+class RNN(Layer):
+    """The Elman RNN of `torch.nn.RNN`: the same constructor, parameters, results and errors."""
+
+    _TORCH = torch_rnn.RNN
+
+
+class GRU(Layer):
+    """The gated recurrent unit of `torch.nn.GRU`: as `RNN` for `torch.nn.RNN`."""
+
+    _TORCH = torch_rnn.GRU
+
+
+class LSTM(Layer):
+    """The long short-term memory of `torch.nn.LSTM`: as `RNN` for `torch.nn.RNN`."""
+
+    _TORCH = torch_rnn.LSTM
+
+    # Torch's LSTM has these of its own, for its pair of states.
+    get_expected_cell_size = torch_rnn.LSTM.get_expected_cell_size
+    check_forward_args = torch_rnn.LSTM.check_forward_args
+    permute_hidden = torch_rnn.LSTM.permute_hidden
+
+
+class Cell(torch_rnn.RNNCellBase):
+    """What the three cells share, which are subclasses of torch's."""
+
+    _torch_forward: Callable[..., Any]
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As torch.nn's module of the same name."""
+        if torch.is_autocast_enabled("cpu"):
+            return graph.with_autocast(self, input, hx)
+        if _is_compiling():
+            return graph.cell(self, input, hx)
+        if eager.is_transformed():
+            return graph.cell(self, input, hx)
+        states = self._states(hx)
+        if states is not _OTHER and isinstance(input, Tensor):
+            result = eager.cell(self, input, states)
+            if result is not None:
+                return result[1] if isinstance(self, LSTMCell) else result[0]
+        return self._torch_forward(input, hx)
+
+    def _states(self, hx: Any) -> Any:
+        if hx is None:
+            return None
+        if not isinstance(self, LSTMCell):
+            return (hx,) if isinstance(hx, Tensor) else _OTHER
+        return hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
+
+    def _weights(self) -> Sequence[Tensor]:
+        parameters = self.__dict__["_parameters"]
+        names = _CELL_NAMES if self.bias else _CELL_NAMES[:2]
+        try:
+            return [parameters[name] for name in names]
+        except KeyError:
+            return [getattr(self, name) for name in names]
+
+    def _parameter(self, index: int) -> Tensor:
+        return getattr(self, _CELL_NAMES[index])
+
+    def _kind(self) -> Kind:
+        cache = PackCache.of(self)
+        if cache.kind is None:
+            sizes = Sizes(self.input_size, self.hidden_size, 0)
+            cache.kind = Kind(self._cell(), sizes, bias=self.bias, one_step=True)
+        return cache.kind
+
+    def _cell(self) -> str:
+        raise NotImplementedError
+
+
+_CELL_NAMES = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+
+
+class RNNCell(Cell, torch_rnn.RNNCell):
+    """`torch.nn.RNNCell`, run by rnnfast's kernels."""
+
+    _torch_forward = torch_rnn.RNNCell.forward
+
+    def _states(self, hx: Any) -> Any:
+        known = self.nonlinearity in ("tanh", "relu")  # others are torch's to refuse, at the call
+        return super()._states(hx) if known else _OTHER
+
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+
+class GRUCell(Cell, torch_rnn.GRUCell):
+    """`torch.nn.GRUCell`, run by rnnfast's kernels."""
+
+    _torch_forward = torch_rnn.GRUCell.forward
+
+    def _cell(self) -> str:
+        return "gru"
+
+
+class LSTMCell(Cell, torch_rnn.LSTMCell):
+    """`torch.nn.LSTMCell`, run by rnnfast's kernels."""
+
+    _torch_forward = torch_rnn.LSTMCell.forward
+
+    def _cell(self) -> str:
+        return "lstm"
+
+
+# Torch's modules and ours.
+TWINS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    torch_rnn.RNN: RNN,
+    torch_rnn.GRU: GRU,
+    torch_rnn.LSTM: LSTM,
+    torch_rnn.RNNCell: RNNCell,
+    torch_rnn.GRUCell: GRUCell,
+    torch_rnn.LSTMCell: LSTMCell,
+}

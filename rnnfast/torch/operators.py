@@ -1,0 +1,236 @@
+"""The operators `rnnfast::forward` and `rnnfast::backward`, for torch's compilers and transforms.
+
+They run a stack of layers over (T, B, I), with one list of all parameters in torch's order. The
+tape is what backward needs besides; of no size where `training` is false. Tensors that a cell does
+not have, or that are not wanted, have no elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rnnfast.torch import differentiable
+from rnnfast.torch.autograd import array, state_arrays, states_of
+from rnnfast.torch.packs import DTYPES, ContentCache, Kind, Packs, kind_of_weights, native
+
+_OPTIONS = "str cell, int directions, bool bias"
+_STATES = "Tensor? h0, Tensor? c0, Tensor[] weights"
+
+_packs = ContentCache()
+
+_from_numpy = torch.from_numpy
+
+
+def _kind_and_packs(
+    cell: str, weights: Sequence[Tensor], directions: int, bias: bool
+) -> tuple[Kind, Packs]:
+    backend = native()
+    if backend is None:
+        raise RuntimeError("rnnfast: expected the backend native, got another")
+    kind = kind_of_weights(cell, weights, directions, bias)
+    return kind, _packs.get(backend, kind, weights)
+
+
+def _present(*states: Tensor | None) -> list[Tensor] | None:
+    given = [state.contiguous() for state in states if state is not None]
+    return given or None
+
+
+@torch.library.custom_op(
+    "rnnfast::forward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor x, {_STATES}, {_OPTIONS}, bool training) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def forward(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    cell: str,
+    directions: int,
+    bias: bool,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output (T, B, D*W), h (L*D, B, W), c (L*D, B, H), and the tape."""
+    kind, packs = _kind_and_packs(cell, weights, directions, bias)
+    stack, threads = packs.stack(), torch.get_num_threads()
+    rows, states = array(x.contiguous()), state_arrays(_present(h0, c0))
+    tape = x.new_empty(0)
+    if training:
+        y, last, kept = stack.forward(rows, states, None, threads)
+        tape = _from_numpy(kept)
+    else:
+        y, last = stack.infer(rows, states, None, None, None, threads)
+    h, *c = states_of(last)
+    return _from_numpy(y), h, c[0] if c else x.new_empty(0), tape
+
+
+@torch.library.register_fake("rnnfast::forward")
+def _forward_fake(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    cell: str,
+    directions: int,
+    bias: bool,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kind = kind_of_weights(cell, weights, directions, bias)
+    steps, batch = x.shape[:2]
+    rows, sizes = kind.layers * directions, kind.sizes
+    tape = 0
+    if training:
+        backend = native()
+        assert backend is not None
+        own = [int(size) for size in sizes]
+        row, fixed = backend.tape_size(cell, DTYPES[x.dtype], *own, kind.layers, directions)
+        tape = steps * batch * row + fixed
+    return (
+        x.new_empty(steps, batch, kind.width),
+        x.new_empty(rows, batch, sizes.output),
+        x.new_empty(rows, batch, sizes.hidden) if kind.has_c else x.new_empty(0),
+        x.new_empty(tape),
+    )
+
+
+@torch.library.custom_op(
+    "rnnfast::backward",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor? dy, Tensor? dh, Tensor? dc, Tensor x, {_STATES}, Tensor y, Tensor tape, "
+    f"{_OPTIONS}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor[])",
+)
+def backward(
+    dy: Tensor | None,
+    dh: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    tape: Tensor,
+    cell: str,
+    directions: int,
+    bias: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The gradients at x, h0, c0 and each parameter; `wanted` tells which, in this order."""
+    kind, packs = _kind_and_packs(cell, weights, directions, bias)
+
+    def rows(tensor: Tensor | None) -> Any:
+        return None if tensor is None else array(tensor.contiguous())
+
+    d_state = (rows(dh), rows(dc)) if kind.has_c else rows(dh)
+    dx, initial, parameters = packs.stack().backward(
+        rows(x),
+        state_arrays(_present(h0, c0)),
+        None,
+        rows(y),
+        rows(tape),
+        rows(dy),
+        d_state,
+        (bool(wanted[0]), *map(bool, wanted[3:])),
+        torch.get_num_threads(),
+    )
+    dh0, *dc0 = states_of(initial)
+    none = x.new_empty
+    return (
+        none(0) if dx is None else _from_numpy(dx),
+        dh0 if wanted[1] else none(0),
+        dc0[0] if wanted[2] else none(0),
+        [none(0) if d is None else _from_numpy(d) for d in parameters],
+    )
+
+
+@torch.library.register_fake("rnnfast::backward")
+def _backward_fake(
+    dy: Tensor | None,
+    dh: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    tape: Tensor,
+    cell: str,
+    directions: int,
+    bias: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    def like(tensor: Tensor | None, want: bool) -> Tensor:
+        return x.new_empty(0) if tensor is None or not want else x.new_empty(tensor.shape)
+
+    of_weights = zip(weights, wanted[3:], strict=True)
+    dx, dh0, dc0 = map(like, (x, h0, c0), wanted[:3])
+    return dx, dh0, dc0, [like(weight, want) for weight, want in of_weights]
+
+
+def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, h0, c0, weights, *ctx.options, training = inputs
+    if not training:
+        raise RuntimeError("rnnfast::forward: expected training=True of a pass with gradients")
+    ctx.save_for_backward(x, h0, c0, output[0], output[3], *weights)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_of_forward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    x, h0, c0, y, tape, *weights = ctx.saved_tensors
+    cell, directions, bias = ctx.options
+    needs = ctx.needs_input_grad
+    wanted = [*needs[:3], *needs[3]]
+    dy, dh, dc = (None if g is None or g.numel() == 0 else g for g in gradients[:3])
+    dx, dh0, dc0, found = torch.ops.rnnfast.backward(
+        dy, dh, dc, x, h0, c0, weights, y, tape, cell, directions, bias, wanted
+    )
+    of_inputs = [g if want else None for g, want in zip((dx, dh0, dc0), wanted[:3], strict=True)]
+    of_weights = [g if want else None for g, want in zip(found, wanted[3:], strict=True)]
+    return (*of_inputs, of_weights, *[None] * (len(ctx.options) + 1))
+
+
+torch.library.register_autograd(
+    "rnnfast::forward", _backward_of_forward, setup_context=_setup_forward
+)
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    dy, dh, dc, x, h0, c0, weights, _, _, *ctx.options = inputs
+    ctx.save_for_backward(dy, dh, dc, x, h0, c0, *weights)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_of_backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+    dy, dh, dc, x, h0, c0, *weights = given = ctx.saved_tensors
+    cell, directions, bias, wanted = ctx.options
+    kind = kind_of_weights(cell, weights, directions, bias)
+    with torch.enable_grad():
+        own = [None if t is None else t.detach().requires_grad_() for t in given]
+        dstates = own[1:3] if kind.has_c else own[1:2]
+        found = differentiable.gradients(
+            kind, None, False, own[0], dstates, own[3], own[4], own[5], own[6:], wanted
+        )
+        pairs = [
+            (out, d)
+            for out, d in zip(found, [*gradients[:3], *(gradients[3] or ())], strict=False)
+            if out is not None and d is not None
+        ]
+        at = [t for t in own if t is not None]
+        second = iter(
+            torch.autograd.grad(
+                [out for out, _ in pairs], at, [d for _, d in pairs], allow_unused=True
+            )
+        )
+    all_found = [None if t is None else next(second) for t in own]
+    return (*all_found[:6], all_found[6:], None, None, *[None] * len(ctx.options))
+
+
+torch.library.register_autograd(
+    "rnnfast::backward", _backward_of_backward, setup_context=_setup_backward
+)

@@ -1,0 +1,219 @@
+"""Packed weights of torch parameters, kept while the parameters' contents stay."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rnnfast import _backend
+from rnnfast._cells import CELLS, Cell, Sizes, Weights, weight_shapes
+from rnnfast._locks import Lock
+from rnnfast._native_backend import NativeBackend
+
+if TYPE_CHECKING:
+    from rnnfast._native import Packed, Stack
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+_data_ptr = Tensor.data_ptr
+_is_contiguous = Tensor.is_contiguous
+
+
+class Kind(NamedTuple):
+    """What a recurrent module computes, whatever its weights.
+
+    cell : a name in `CELLS`; sizes : of the first layer; one_step : a cell module's, without T.
+    """
+
+    cell: str
+    sizes: Sizes
+    layers: int = 1
+    directions: int = 1
+    bias: bool = True
+    one_step: bool = False
+
+    @property
+    def has_c(self) -> bool:
+        """Whether its state is a pair (h, c)."""
+        return "c" in CELLS[self.cell].states
+
+    @property
+    def width(self) -> int:
+        """D*W, the width of the output."""
+        return self.directions * self.sizes.output
+
+    def sizes_of(self, layer: int) -> Sizes:
+        """Of `layer`: those above the first read D*W."""
+        return self.sizes if layer == 0 else self.sizes._replace(input=self.width)
+
+    def shapes(self) -> list[dict[str, tuple[int, ...]]]:
+        """The shapes of the parameters of each layer and direction, by their names in `Weights`."""
+        cell = CELLS[self.cell]
+        return [
+            weight_shapes(cell, self.sizes_of(layer), self.bias)
+            for layer in range(self.layers)
+            for _ in range(self.directions)
+        ]
+
+    def layer(self, layer: int) -> Kind:
+        """The same for one of its layers alone."""
+        return self._replace(sizes=self.sizes_of(layer), layers=1)
+
+
+def kind_of_weights(cell: str, weights: Sequence[Tensor], directions: int, bias: bool) -> Kind:
+    """The kind of the layer whose flat list of parameters `weights` is."""
+    gates, rows = len(CELLS[cell].gates), weights[0].shape[0]
+    hidden, width = rows // gates, weights[1].shape[1]
+    projected = width != hidden
+    sizes = Sizes(weights[0].shape[1], hidden, width if projected else 0)
+    layers = len(weights) // (directions * (2 + 2 * bias + projected))
+    return Kind(cell, sizes, layers, directions, bias)
+
+
+def native() -> NativeBackend | None:
+    """The compiled kernels, if they are the backend in use."""
+    backend = _backend.current()
+    return backend if isinstance(backend, NativeBackend) else None
+
+
+class Packs:
+    """The packed weights of every layer and direction, and the stacks that run them."""
+
+    def __init__(self, backend: NativeBackend, kind: Kind, arrays: Sequence[NDArray]) -> None:
+        cell = CELLS[kind.cell]
+        self._backend = backend
+        self._kind = kind
+        self._packs: list[Packed] = []
+        self._names: list[tuple[str | None, ...]] = []
+        given = iter(arrays)
+        for shapes in kind.shapes():
+            weights = Weights(**{name: next(given) for name in shapes})
+            self._packs.append(_pack(backend, cell, weights))
+            self._names.append(tuple(n if n in shapes else None for n in Weights._fields))
+        self._stacks: dict[bool | int, Stack] = {}
+
+    def stack(self, batch_first: bool = False) -> Stack:
+        """Of all layers."""
+        made = self._stacks.get(batch_first)
+        if made is None:
+            made = self._made(self._packs, self._names, batch_first)
+            self._stacks[batch_first] = made
+        return made
+
+    def layer(self, layer: int) -> Stack:
+        """Of one layer."""
+        directions = self._kind.directions
+        own = slice(layer * directions, (layer + 1) * directions)
+        return self._made(self._packs[own], self._names[own], False)
+
+    def _made(self, packs: list[Packed], names: list[Any], batch_first: bool) -> Stack:
+        kind = self._kind
+        return self._backend.stack(packs, names, kind.directions, kind.one_step, batch_first)
+
+
+def _pack(backend: NativeBackend, cell: Cell, weights: Weights) -> Packed:
+    return backend.pack(cell, weights)
+
+
+def as_array(tensor: Tensor) -> NDArray:
+    """The tensor's memory as an array, contiguous; a copy where it is not."""
+    return tensor.detach().contiguous().numpy()
+
+
+class _Entry(NamedTuple):
+    pointers: tuple[int, ...]
+    arrays: tuple[NDArray, ...]  # on the parameters' memory, which they keep
+    fingerprint: int
+    packs: Packs
+
+
+class PackCache:
+    """The packed weights of one module, as its parameters last were.
+
+    Torch does not tell when a parameter changes: `p.data.mul_(…)`, a view or another process may
+    change it and leave `_version` as it was. So the pack is used only where the memory of the
+    parameters is the same and has the fingerprint that it had. Neither copied nor pickled with its
+    module, and safe to use from several threads.
+    """
+
+    __slots__ = ("_entry", "frozen", "kind")
+
+    def __init__(self) -> None:
+        self._entry: _Entry | None = None
+        self.kind: Kind | None = None  # of the module, once it is known
+        self.frozen = False  # the user has promised that the contents stay
+
+    def __reduce__(self) -> tuple[type[PackCache], tuple[()]]:
+        return PackCache, ()
+
+    def __deepcopy__(self, memo: Any) -> PackCache:
+        return PackCache()
+
+    @staticmethod
+    def of(module: torch.nn.Module) -> PackCache:
+        """The module's own."""
+        own = module.__dict__
+        cache = own.get("_rnnfast")
+        return own.setdefault("_rnnfast", PackCache()) if cache is None else cache
+
+    def get(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> Packs | None:
+        """The packed weights; None where they do not have the kind's shapes, or one dtype."""
+        pointers = tuple(map(_data_ptr, weights))
+        entry = self._entry
+        if entry is not None and entry.pointers == pointers and all(map(_is_contiguous, weights)):
+            if self.frozen or backend.fingerprint(entry.arrays) == entry.fingerprint:
+                return entry.packs
+        if not fits(kind, weights):
+            return None
+        arrays = tuple(map(as_array, weights))
+        # Before packing: if they change meanwhile, the pack is taken for an old one.
+        seen = backend.fingerprint(arrays)
+        packs = Packs(backend, kind, arrays)
+        if all(map(_is_contiguous, weights)):
+            self._entry = _Entry(pointers, arrays, seen, packs)
+        return packs
+
+
+def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
+    """Whether the kernels take the weights: CPU tensors of one dtype, in the kind's shapes."""
+    shapes = [shape for own in kind.shapes() for shape in own.values()]
+    dtype = weights[0].dtype
+    return (
+        dtype in DTYPES
+        and len(shapes) == len(weights)
+        and all(
+            w.is_cpu and w.dtype is dtype and w.layout is torch.strided and w.shape == shape
+            for w, shape in zip(weights, shapes, strict=True)
+        )
+    )
+
+
+class ContentCache:
+    """The packed weights last used by the registered operators, found by their contents."""
+
+    _MOST = 8
+
+    def __init__(self) -> None:
+        self._packs: OrderedDict[Any, Packs] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> Packs:
+        """The packed weights, which fit the kind."""
+        arrays = tuple(map(as_array, weights))
+        key = (kind, weights[0].dtype, backend.fingerprint(arrays))
+        with self._lock:
+            packs = self._packs.get(key)
+            if packs is not None:
+                self._packs.move_to_end(key)
+                return packs
+        packs = Packs(backend, kind, arrays)
+        with self._lock:
+            self._packs[key] = packs
+            while len(self._packs) > self._MOST:
+                self._packs.popitem(last=False)
+        return packs
