@@ -1,4 +1,4 @@
-"""Passes with gradients: one `autograd.Function` over the compiled kernels."""
+"""Layers with gradients: one `autograd.Function` over the compiled kernels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnnfast.torch import differentiable
+from rnnfast.torch.arrays import (
+    States,
+    array,
+    contiguous,
+    from_numpy,
+    state_arrays,
+    states_of,
+    unit_stride,
+)
 from rnnfast.torch.packs import Kind
 
 if TYPE_CHECKING:
     from rnnfast._native import Stack
 
-States = tuple[Tensor, ...]  # (h,) or (h, c)
-
-_from_numpy = torch.from_numpy
 _get_num_threads = torch.get_num_threads
 
 
@@ -55,49 +61,26 @@ class Call(NamedTuple):
     batch_first: bool = False
 
 
-def array(tensor: Tensor) -> NDArray:
-    """The tensor's memory as an array of its shape and strides."""
-    return (tensor.detach() if tensor.requires_grad else tensor).numpy()
-
-
-def state_arrays(states: Sequence[Tensor] | None) -> Any:
-    """States as the native stack takes them."""
-    if states is None:
-        return None
-    if len(states) == 1:
-        return array(states[0])
-    return array(states[0]), array(states[1])
-
-
-def states_of(arrays: Any) -> States:
-    """What the native stack gives, as tensors."""
-    if isinstance(arrays, tuple):
-        return _from_numpy(arrays[0]), _from_numpy(arrays[1])
-    return (_from_numpy(arrays),)
-
-
 def infer(call: Call, x: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, States] | None:
     """Output and last states, without gradients; a cell's output is h. None: arguments don't fit."""
     ragged, lengths = call.ragged, None
     rows = array(x)
     if ragged is not None:
         rows, lengths = ragged.pad(rows), ragged.lengths
-    result = call.stack.infer(
-        rows, state_arrays(states), lengths, None, None, _get_num_threads()
-    )
+    result = call.stack.infer(rows, state_arrays(states), lengths, None, None, _get_num_threads())
     if result is NotImplemented:
         return None
     output, last = result
     own = states_of(last)
     if output is None:
         return own[0], own
-    return _from_numpy(output if ragged is None else ragged.unpad(output)), own
+    return from_numpy(output if ragged is None else ragged.unpad(output)), own
 
 
 def record(
     call: Call, x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, States] | None:
-    """The same, on torch's graph."""
+    """The same of a layer, on torch's graph."""
     ragged, lengths = call.ragged, None
     rows = array(x)
     if ragged is not None:
@@ -106,13 +89,10 @@ def record(
     if result is NotImplemented:
         return None
     output, last, tape = result
+    y = from_numpy(output if ragged is None else ragged.unpad(output))
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
-    own = states_of(last)
-    if output is None:
-        outputs = _Pass.apply(call, (*own, _from_numpy(tape)), x, h0, c0, *weights)
-        return outputs[0], outputs
-    y = _from_numpy(output if ragged is None else ragged.unpad(output))
-    outputs = _Pass.apply(call, (y, *own, _from_numpy(tape)), x, h0, c0, *weights)
+    results = (y, *states_of(last), from_numpy(tape))
+    outputs = _apply(call, results, x, h0, c0, *weights)
     return outputs[0], outputs[1:]
 
 
@@ -139,69 +119,47 @@ class _Pass(torch.autograd.Function):
         return results[:-1]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, dy: Tensor | None, *d_states: Tensor | None
+    ) -> tuple[Any, ...]:
         call: Call = ctx.call
         y, tape, x, h0, c0, *weights = ctx.saved_tensors
-        one_step = call.kind.one_step
-        dy, dstates = (None, gradients) if one_step else (gradients[0], gradients[1:])
         wanted = ctx.needs_input_grad[2:]
-        states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
         if torch.is_grad_enabled():  # create_graph
             found = differentiable.gradients(
-                call.kind, call.ragged, call.batch_first, dy, dstates, x, h0, c0, weights, wanted
+                call.kind, call.ragged, call.batch_first, dy, d_states, x, h0, c0, weights, wanted
             )
-        else:
-            found = _gradients(call, y, tape, x, states, dy, dstates, wanted)
-        return (None, None, *found)
+            return (None, None, *found)
+        ragged, lengths = call.ragged, None
+        rows, output = array(x), array(y)
+        d_output = None if dy is None else unit_stride(dy)
+        if ragged is not None:
+            rows, output, lengths = ragged.pad(rows), ragged.pad(output), ragged.lengths
+            d_output = None if d_output is None else ragged.pad(d_output)
+        at_states = [None if d is None else contiguous(d) for d in d_states]
+        dx, initial, parameters = call.stack.backward(
+            rows,
+            state_arrays(None if h0 is None else (h0,) if c0 is None else (h0, c0)),
+            lengths,
+            output,
+            array(tape),
+            d_output,
+            tuple(at_states) if len(at_states) == 2 else at_states[0],
+            (wanted[0], *wanted[3:]),
+            _get_num_threads(),
+        )
+        if dx is not None:
+            dx = from_numpy(dx if ragged is None else ragged.unpad(dx))
+        own = states_of(initial)
+        return (
+            None,
+            None,
+            dx,
+            own[0] if wanted[1] else None,
+            own[1] if wanted[2] else None,
+            *[None if d is None else from_numpy(d) for d in parameters],
+        )
 
 
-def _gradients(
-    call: Call,
-    y: Tensor,
-    tape: Tensor,
-    x: Tensor,
-    states: Sequence[Tensor] | None,
-    dy: Tensor | None,
-    dstates: Sequence[Tensor | None],
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """At x, h0, c0 and each weight; `wanted` tells which."""
-    ragged, lengths = call.ragged, None
-    rows, output = array(x), None if call.kind.one_step else array(y)
-    d_output = None if dy is None else _readable(dy)
-    if ragged is not None:
-        rows, output, lengths = ragged.pad(rows), ragged.pad(output), ragged.lengths
-        d_output = None if d_output is None else ragged.pad(d_output)
-    d_state: Any = tuple(None if d is None else _contiguous(d) for d in dstates)
-    dx, initial, parameters = call.stack.backward(
-        rows,
-        state_arrays(states),
-        lengths,
-        output,
-        array(tape),
-        d_output,
-        d_state if len(d_state) == 2 else d_state[0],
-        (wanted[0], *wanted[3:]),
-        _get_num_threads(),
-    )
-    if dx is not None:
-        dx = _from_numpy(dx if ragged is None else ragged.unpad(dx))
-    own = states_of(initial)
-    return (
-        dx,
-        own[0] if wanted[1] else None,
-        own[1] if wanted[2] else None,
-        *(None if d is None else _from_numpy(d) for d in parameters),
-    )
-
-
-def _contiguous(tensor: Tensor) -> NDArray:
-    return array(tensor.contiguous())
-
-
-def _readable(tensor: Tensor) -> NDArray:
-    """As an array whose last axis has unit stride; strides of zero, as of a sum's, may stay."""
-    last = tensor.dim() - 1
-    if tensor.stride(last) == 1 or tensor.size(last) == 1:
-        return array(tensor)
-    return _contiguous(tensor)
+# Without what Python's `apply` does for `torch.func`, which is not in force here: 2 us of 10.
+_apply = super(torch.autograd.Function, _Pass).apply

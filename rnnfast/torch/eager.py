@@ -15,7 +15,9 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast.torch.autograd import Call, Ragged, States, infer, record
+from rnnfast.torch import cells
+from rnnfast.torch.arrays import States, requires_grad
+from rnnfast.torch.autograd import Call, Ragged, infer, record
 from rnnfast.torch.packs import DTYPES, Kind, PackCache, Packs, native
 
 if TYPE_CHECKING:
@@ -106,21 +108,25 @@ def cell(
     packs = packs_of(module, kind, weights)
     if packs is None or weights[0].dtype is not x.dtype:
         return None
-    return _run(Call(packs.stack(), kind), x, states, weights)
+    if not _is_grad_enabled() or not needs_gradients(x, states, weights):
+        call = Call(packs.stack(), kind)
+        return infer(call, x, states) or infer(call, x.contiguous(), _contiguous(states))
+    holder = PackCache.of(module)
+    last = cells.record(holder, packs, kind, x, states, weights)
+    if last is None:
+        x, states = x.contiguous(), _contiguous(states)
+        last = cells.record(holder, packs, kind, x, states, weights)
+    return None if last is None else (last[0], last)
 
 
 def _run(
     call: Call, x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, States] | None:
     if not _is_grad_enabled() or not needs_gradients(x, states, weights):
-        result = infer(call, x, states)
-        if result is not None:
-            return result
-        return infer(call, x.contiguous(), _contiguous(states))
-    result = record(call, x, states, weights)
-    if result is not None:
-        return result
-    return record(call, x.contiguous(), _contiguous(states), weights)
+        return infer(call, x, states) or infer(call, x.contiguous(), _contiguous(states))
+    return record(call, x, states, weights) or record(
+        call, x.contiguous(), _contiguous(states), weights
+    )
 
 
 def needs_gradients(
@@ -128,9 +134,10 @@ def needs_gradients(
 ) -> bool:
     """Whether any of them takes part in differentiation."""
     return (
-        x.requires_grad
-        or any(w.requires_grad for w in weights)
-        or (states is not None and any(s.requires_grad for s in states))
+        weights[0].requires_grad
+        or x.requires_grad
+        or any(map(requires_grad, weights))
+        or (states is not None and any(map(requires_grad, states)))
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rnnfast.torch import differentiable
-from rnnfast.torch.autograd import array, state_arrays, states_of
+from rnnfast.torch.arrays import array, state_arrays, states_of
 from rnnfast.torch.packs import DTYPES, ContentCache, Kind, Packs, kind_of_weights, native
 
 _OPTIONS = "str cell, int directions, bool bias"

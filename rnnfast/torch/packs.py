@@ -141,11 +141,12 @@ class PackCache:
     module, and safe to use from several threads.
     """
 
-    __slots__ = ("_entry", "frozen", "kind")
+    __slots__ = ("_entry", "frozen", "kind", "shared")
 
     def __init__(self) -> None:
         self._entry: _Entry | None = None
         self.kind: Kind | None = None  # of the module, once it is known
+        self.shared: Any = None  # of a cell: what `rnnfast.torch.cells` keeps from step to step
         self.frozen = False  # the user has promised that the contents stay
 
     def __reduce__(self) -> tuple[type[PackCache], tuple[()]]:

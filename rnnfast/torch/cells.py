@@ -1,0 +1,259 @@
+"""Cells with gradients: the steps of a loop, whose weights' gradients are computed together.
+
+A step of its own would add an outer product to each weight's gradient: as much memory to write as
+all that its forward pass reads. So a step takes not the weights but a token that stands for them.
+Torch takes the token's node back after all steps that used it, which then are one batch.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnnfast.torch import differentiable
+from rnnfast.torch.arrays import (
+    States,
+    array,
+    from_numpy,
+    requires_grad,
+    state_arrays,
+    states_of,
+    version,
+)
+from rnnfast.torch.packs import Kind, Packs, native
+
+if TYPE_CHECKING:
+    from rnnfast._native import Stack
+
+
+class _Step(NamedTuple):
+    """What the gradients of the weights need of one step."""
+
+    x: Tensor
+    states: States | None
+    tape: Tensor
+    d_states: Sequence[Tensor | None]
+
+
+class _Weights:
+    """The weights as the steps of a graph share them, and what those steps left in backward."""
+
+    def __init__(self, packs: Packs, kind: Kind, weights: Sequence[Tensor]) -> None:
+        self.packs = packs
+        self.kind = kind
+        self.weights = tuple(weights)
+        self.needed = tuple(map(requires_grad, weights))
+        self.none_wanted = (False,) * len(weights)
+        self.used = False  # by a backward pass
+        self._versions = tuple(map(version, weights))
+        self._saved: Any = None  # the token's context, which has saved the weights
+        self._left: dict[int, list[_Step | tuple[Tensor | None, ...]]] = {}
+
+    def still_fit(self, packs: Packs, weights: Sequence[Tensor]) -> bool:
+        """Whether another step can share them: the graph is still growing, and they are the same."""
+        return (
+            not self.used
+            and packs is self.packs
+            and all(map(operator.is_, weights, self.weights))
+            and tuple(map(requires_grad, weights)) == self.needed
+        )
+
+    def new_token(self) -> Tensor | None:
+        """What stands for the weights; None: none of them needs a gradient."""
+        return _Token.apply(self, *self.weights) if any(self.needed) else None
+
+    def saved_by(self, ctx: Any) -> None:
+        """Saves the weights, for `check_unchanged`, in the context of the token."""
+        ctx.save_for_backward(*self.weights)
+        self._saved = weakref.ref(ctx)
+
+    def check_unchanged(self) -> None:
+        """Raises torch's error where a weight was changed in place since the forward pass."""
+        if tuple(map(version, self.weights)) != self._versions:
+            ctx = self._saved and self._saved()
+            if ctx is not None:
+                ctx.saved_tensors  # noqa: B018  raises
+            raise RuntimeError("a weight was modified by an inplace operation before backward")
+
+    def leave(self, step: _Step | tuple[Tensor | None, ...]) -> None:
+        """Leaves a step, or its gradients as far as they are there, for the token's backward."""
+        task = torch._C._current_graph_task_id()
+        left = self._left.get(task)
+        if left is None:
+            left = self._left[task] = []
+            # Where the token is not asked for, as when only gradients at inputs are wanted.
+            engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            engine.queue_callback(lambda: self._left.pop(task, None))
+        left.append(step)
+
+    def gradients(self, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+        """At each weight, of all that the present backward pass has left."""
+        self.used = True
+        left = self._left.pop(torch._C._current_graph_task_id(), [])
+        ready = [own for own in left if not isinstance(own, _Step)]
+        steps = [own for own in left if isinstance(own, _Step)]
+        if steps:
+            ready.append(self._of_steps(steps, wanted))
+        total: list[Tensor | None] = [None] * len(wanted)
+        for own in ready:
+            for k, found in enumerate(own):
+                if found is not None and wanted[k]:
+                    before = total[k]
+                    total[k] = found if before is None else before + found
+        return total
+
+    def _of_steps(self, steps: list[_Step], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        sizes, stack = self.kind.sizes, self.packs.stack()
+        x = _joined([step.x for step in steps], sizes.input)
+        rows = [step.x.numel() // sizes.input for step in steps]
+        widths = range(len(steps[0].d_states))
+        states = None
+        if any(step.states is not None for step in steps):
+            own = [[None if s.states is None else s.states[k] for s in steps] for k in widths]
+            states = tuple(_filled(parts, rows, x, sizes.hidden) for parts in own)
+        d_states = tuple(
+            _filled([step.d_states[k] for step in steps], rows, x, sizes.hidden) for k in widths
+        )
+        tape = steps[0].tape
+        if len(steps) > 1:
+            row, fixed = _tape_size(self.kind, x.dtype)
+            parts = [s.tape[: n * row] for s, n in zip(steps, rows, strict=True)]
+            tape = torch.cat([*parts, x.new_empty(fixed)])
+        _, _, found = stack.backward(
+            array(x),
+            state_arrays(states),
+            None,
+            None,
+            array(tape),
+            None,
+            state_arrays(d_states),
+            (False, *wanted),
+            torch.get_num_threads(),
+        )
+        return tuple(None if d is None else from_numpy(d) for d in found)
+
+
+def _joined(parts: list[Tensor], width: int) -> Tensor:
+    """The rows of tensors (B, ·) or (·,), one below another."""
+    rows = [part.reshape(-1, width) for part in parts]
+    return rows[0].contiguous() if len(rows) == 1 else torch.cat(rows)
+
+
+def _filled(parts: list[Tensor | None], rows: list[int], x: Tensor, width: int) -> Tensor:
+    """The same, with zeros for those that are None."""
+    pairs = zip(parts, rows, strict=True)
+    return _joined([x.new_zeros((n, width)) if p is None else p for p, n in pairs], width)
+
+
+def _tape_size(kind: Kind, dtype: torch.dtype) -> tuple[int, int]:
+    backend = native()
+    assert backend is not None
+    name = str(dtype).removeprefix("torch.")
+    return backend.tape_size(kind.cell, name, *kind.sizes, kind.layers, kind.directions)
+
+
+class _Token(torch.autograd.Function):
+    """Stands for the weights on the graph of their steps."""
+
+    @staticmethod
+    def forward(ctx: Any, own: _Weights, *weights: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.own = own
+        ctx.set_materialize_grads(False)
+        own.saved_by(ctx)
+        return weights[0].new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, _: None) -> tuple[Any, ...]:  # type: ignore[override]
+        return (None, *ctx.own.gradients(ctx.needs_input_grad[1:]))
+
+
+def record(
+    holder: Any, packs: Packs, kind: Kind, x: Tensor, states: States | None, weights: Sequence[Tensor]
+) -> States | None:
+    """One step on torch's graph: (h,) or (h, c). None: the arguments do not fit.
+
+    holder : has an attribute `shared`, where the `_Weights` of the module's last step are kept,
+        and their token.
+    """
+    stack = packs.stack()
+    result = stack.forward(array(x), state_arrays(states), None, torch.get_num_threads())
+    if result is NotImplemented:
+        return None
+    _, last, tape = result
+    own, token = holder.shared or (None, None)
+    if own is None or not own.still_fit(packs, weights):
+        own = _Weights(packs, kind, weights)
+        token = own.new_token()
+        holder.shared = own, token
+    h0, c0 = (None, None) if states is None else (*states, None)[:2]
+    results = (*states_of(last), from_numpy(tape))
+    return _apply(own, stack, results, token, x, h0, c0)
+
+
+class _StepFunction(torch.autograd.Function):
+    """A step that has run: `results` are its outputs, and its tape, which no output is."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        own: _Weights,
+        stack: Stack,
+        results: tuple[Tensor, ...],
+        token: Tensor | None,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        ctx.own, ctx.stack = own, stack
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(results[-1], x, h0, c0)
+        return results[:-1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        own: _Weights = ctx.own
+        tape, x, h0, c0 = ctx.saved_tensors
+        own.check_unchanged()
+        _, _, _, at_weights, *wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # create_graph
+            found = differentiable.gradients(
+                own.kind, None, False, None, gradients, x, h0, c0, own.weights, [*wanted, *own.needed]
+            )
+            if at_weights:
+                own.leave(found[3:])
+            return (None, None, None, None, *found[:3])
+        states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
+        d_states = [None if d is None else d.contiguous() for d in gradients]
+        arrays = [None if d is None else array(d) for d in d_states]
+        dx, initial, _ = ctx.stack.backward(
+            array(x),
+            state_arrays(states),
+            None,
+            None,
+            array(tape),
+            None,
+            tuple(arrays) if len(arrays) == 2 else arrays[0],
+            (wanted[0], *own.none_wanted),
+            torch.get_num_threads(),
+        )
+        if at_weights:
+            own.leave(_Step(x, states, tape, d_states))
+        at_states = states_of(initial)
+        return (
+            None,
+            None,
+            None,
+            None,
+            None if dx is None else from_numpy(dx),
+            at_states[0] if wanted[1] else None,
+            at_states[1] if wanted[2] else None,
+        )
+
+
+# Without what Python's `apply` does for `torch.func`, which is not in force here: 2 us of 10.
+_apply = super(torch.autograd.Function, _StepFunction).apply
