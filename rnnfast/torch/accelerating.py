@@ -165,7 +165,7 @@ def _left(module: Module) -> str:
 def _by_torch(module: Layer | Cell) -> str:
     if native() is None:
         return "runs by torch: rnnfast's compiled kernels are not in use"
-    weight = module._weights()[0]
+    weight = module._parameter(0)
     if weight.device.type != "cpu":
         return f"runs by torch: on {weight.device}"
     if weight.dtype not in DTYPES:

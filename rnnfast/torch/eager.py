@@ -1,13 +1,14 @@
-"""How a module's call is run: by the kernels where they cover it, else not at all.
+"""How a module's call is run outside of compilers and transforms: by the kernels, or not at all.
 
 What returns None leaves the call to torch's own implementation, which either covers it or raises
-torch's own error.
+torch's own error. A call of a small layer takes about as long here as in its kernel, so what is
+asked for in each call is asked once, and by what takes least.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfast.torch import cells
 from rnnfast.torch.arrays import States, requires_grad
 from rnnfast.torch.autograd import Call, Ragged, infer, record
-from rnnfast.torch.packs import DTYPES, Kind, PackCache, Packs, native
+from rnnfast.torch.packs import DTYPES, Kind, PackCache, Packs
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Cell, Layer
@@ -27,44 +28,27 @@ _TENSORS = frozenset({Tensor, Parameter})
 _DTYPES = frozenset(DTYPES)
 
 _is_grad_enabled = torch.is_grad_enabled
-_is_autocast_enabled = torch.is_autocast_enabled
-_is_tracing = torch._C._get_tracing_state
-_transforms_active = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
 
 
-def is_transformed() -> bool:
-    """Whether tensors stand for others, as under `torch.func` and tracers of operators."""
-    return _transforms_active() or _dispatch_modes() > 0
-
-
-def is_plain(input: Tensor) -> bool:
-    """Whether the kernels take such input, as far as that shows without its shape."""
+def _is_plain(x: Any) -> bool:
+    """Whether the kernels take such a tensor, as far as that shows without its shape."""
     return (
-        type(input) in _TENSORS
-        and input.dtype in _DTYPES
-        and input.is_cpu
-        and input.layout is torch.strided
-        and input.numel() > 0
-        and not input.is_neg()
-        and _is_tracing() is None
+        type(x) in _TENSORS
+        and x.dtype in _DTYPES
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_neg()
+    )
+
+
+def _runs_here(x: Any) -> bool:
+    return (
+        _is_plain(x)
+        and x.numel() > 0
+        and _tracing_state() is None
         and forward_ad._current_level < 0
     )
-
-
-def are_plain(states: Sequence[Any] | None, dtype: torch.dtype) -> bool:
-    """The same of states (h,) or (h, c)."""
-    return states is None or all(
-        type(s) in _TENSORS and s.dtype is dtype and s.is_cpu and not s.is_neg() for s in states
-    )
-
-
-def packs_of(module: Layer | Cell, kind: Kind, weights: Sequence[Tensor]) -> Packs | None:
-    """The module's packed weights; None where they are none that the kernels take."""
-    backend = native()
-    if backend is None:
-        return None
-    return PackCache.of(module).get(backend, kind, weights)
 
 
 def layer(
@@ -74,62 +58,67 @@ def layer(
 
     states : (h,) or (h, c), in the order of the input's sequences.
     """
-    kind = module._kind()
-    weights = module._weights()
     ragged = None
-    x = input
+    x: Any = input
     if isinstance(input, PackedSequence):
         x = input.data
-        if x.dim() != 2 or not is_plain(x) or x.shape[1] != kind.sizes.input:
+    elif type(input) in _TENSORS and input.dim() not in (2, 3):
+        return None
+    if not _runs_here(x):
+        return None
+    cache = PackCache.of(module)
+    kind = cache.kind or module._kind()
+    weights = module._weights(cache)
+    packs = cache.get(kind, weights)
+    if packs is None or not _have_dtype(x, states, weights):
+        return None
+    if x is not input:
+        if x.dim() != 2 or x.shape[1] != kind.sizes.input:
             return None
-        ragged = Ragged(input.batch_sizes)
-    elif not is_plain(x) or x.dim() not in (2, 3):
-        return None
-    if not are_plain(states, x.dtype):
-        return None
-    packs = packs_of(module, kind, weights)
-    if packs is None or weights[0].dtype is not x.dtype:
-        return None
-    if module.training and module.dropout and kind.layers > 1:
+        ragged = Ragged(input.batch_sizes)  # type: ignore[union-attr]
+    if kind.layers > 1 and module.training and module.dropout:
         return _with_dropout(module, kind, packs, x, ragged, states, weights)
     batch_first = module.batch_first and ragged is None
-    call = Call(packs.stack(batch_first), kind, ragged, batch_first)
-    return _run(call, x, states, weights)
+    return _run(Call(packs.stack(batch_first), kind, ragged, batch_first), x, states, weights)
 
 
-def cell(
-    module: Cell, x: Tensor, states: Sequence[Tensor] | None
-) -> tuple[Tensor, States] | None:
-    """h, and the states (h,) or (h, c), of a cell."""
-    if not is_plain(x) or not are_plain(states, x.dtype):
+def cell(module: Cell, x: Any, states: Sequence[Tensor] | None) -> States | None:
+    """The states (h,) or (h, c) of a cell after its step."""
+    if not _runs_here(x):
         return None
-    weights = module._weights()
-    kind = module._kind()
-    packs = packs_of(module, kind, weights)
-    if packs is None or weights[0].dtype is not x.dtype:
+    cache = PackCache.of(module)
+    kind = cache.kind or module._kind()
+    weights = module._weights(cache)
+    packs = cache.get(kind, weights)
+    if packs is None or not _have_dtype(x, states, weights):
         return None
-    if not _is_grad_enabled() or not needs_gradients(x, states, weights):
+    if not _is_grad_enabled() or not _need_gradients(x, states, weights):
         call = Call(packs.stack(), kind)
-        return infer(call, x, states) or infer(call, x.contiguous(), _contiguous(states))
-    holder = PackCache.of(module)
-    last = cells.record(holder, packs, kind, x, states, weights)
-    if last is None:
-        x, states = x.contiguous(), _contiguous(states)
-        last = cells.record(holder, packs, kind, x, states, weights)
-    return None if last is None else (last[0], last)
+        result = infer(call, x, states) or infer(call, x.contiguous(), _contiguous(states))
+        return None if result is None else result[1]
+    return cells.record(cache, packs, kind, x, states, weights) or cells.record(
+        cache, packs, kind, x.contiguous(), _contiguous(states), weights
+    )
+
+
+def _have_dtype(x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> bool:
+    dtype = x.dtype
+    if weights[0].dtype is not dtype:
+        return False
+    return states is None or all(_is_plain(s) and s.dtype is dtype for s in states)
 
 
 def _run(
     call: Call, x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, States] | None:
-    if not _is_grad_enabled() or not needs_gradients(x, states, weights):
+    if not _is_grad_enabled() or not _need_gradients(x, states, weights):
         return infer(call, x, states) or infer(call, x.contiguous(), _contiguous(states))
     return record(call, x, states, weights) or record(
         call, x.contiguous(), _contiguous(states), weights
     )
 
 
-def needs_gradients(
+def _need_gradients(
     x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]
 ) -> bool:
     """Whether any of them takes part in differentiation."""

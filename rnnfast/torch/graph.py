@@ -24,6 +24,8 @@ _forward = operators.forward
 
 def layer(module: Layer, input: Any, hx: Any) -> Any:
     """The call of a layer."""
+    if torch.is_autocast_enabled("cpu"):
+        return _with_autocast(module, input, hx)
     states = module._states(hx)
     if isinstance(input, PackedSequence) or not _covers(input, states):
         return module._torch_forward(input, hx)
@@ -46,6 +48,8 @@ def layer(module: Layer, input: Any, hx: Any) -> Any:
 
 def cell(module: Cell, input: Any, hx: Any) -> Any:
     """The call of a cell: a layer's over one step."""
+    if torch.is_autocast_enabled("cpu"):
+        return _with_autocast(module, input, hx)
     states = module._states(hx)
     if not _covers(input, states) or input.dim() not in (1, 2):
         return module._torch_forward(input, hx)
@@ -66,7 +70,7 @@ def cell(module: Cell, input: Any, hx: Any) -> Any:
     return tuple(last) if len(last) == 2 else last[0]
 
 
-def with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
+def _with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
     """The call of either under autocast: computed in float32, given in the dtype of torch's."""
     states = module._states(hx)
     x = input.data if isinstance(input, PackedSequence) else input

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,9 @@ from rnnfast.torch.packs import Kind, PackCache
 _CELL_OF_MODE = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 _is_compiling = torch.compiler.is_compiling
+_is_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_transformed = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 class Layer(torch_rnn.RNNBase):
@@ -35,27 +39,32 @@ class Layer(torch_rnn.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch.nn's module of the same name."""
-        if torch.is_autocast_enabled("cpu"):
-            return graph.with_autocast(self, input, hx)
-        if _is_compiling():
+        if _is_compiling() or _is_autocast_enabled() or _is_transformed() or _dispatch_modes():
             return graph.layer(self, input, hx)
-        if eager.is_transformed():
-            return graph.layer(self, input, hx)
-        packed = isinstance(input, PackedSequence)
         states = self._states(hx)
-        if states is not _OTHER:
-            if packed and states is not None:
-                states = [self._permuted(s, input.sorted_indices) for s in states]
-            result = eager.layer(self, input, states)
-            if result is not None:
-                output, last = result
-                if packed:
-                    last = tuple(self._permuted(s, input.unsorted_indices) for s in last)
-                    output = PackedSequence(
-                        output, input.batch_sizes, input.sorted_indices, input.unsorted_indices
-                    )
-                return output, (last if self.mode == "LSTM" else last[0])
-        return self._torch_forward(input, hx)
+        if isinstance(input, PackedSequence):
+            result = self._packed(input, states)
+        else:
+            result = None if states is _OTHER else eager.layer(self, input, states)
+        if result is None:
+            return self._torch_forward(input, hx)
+        output, last = result
+        return output, (last if self.mode == "LSTM" else last[0])
+
+    def _packed(self, input: PackedSequence, states: Any) -> Any:
+        if states is _OTHER:
+            return None
+        if states is not None and input.sorted_indices is not None:
+            if any(s.dim() != 3 for s in states):
+                return None
+            states = [s.index_select(1, input.sorted_indices) for s in states]
+        result = eager.layer(self, input, states)
+        if result is None:
+            return None
+        data, last = result
+        if input.unsorted_indices is not None:
+            last = tuple(s.index_select(1, input.unsorted_indices) for s in last)
+        return PackedSequence(data, *input[1:]), last
 
     def _torch_forward(self, input: Any, hx: Any) -> Any:
         """By torch's own implementation, which also has the errors."""
@@ -69,16 +78,13 @@ class Layer(torch_rnn.RNNBase):
             return (hx,) if isinstance(hx, Tensor) else _OTHER
         return hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
 
-    @staticmethod
-    def _permuted(state: Tensor, order: Tensor | None) -> Tensor:
-        return state if order is None else state.index_select(1, order)
-
-    def _weights(self) -> Sequence[Tensor]:
+    def _weights(self, cache: PackCache) -> Sequence[Tensor]:
         """The flat list of parameters, as they are now: parametrized, or swapped by a caller."""
-        parameters = self.__dict__["_parameters"]
         names = self.__dict__["_flat_weights_names"]
+        if cache.select is None:
+            cache.select = operator.itemgetter(*names)
         try:
-            return [parameters[name] for name in names]
+            return cache.select(self.__dict__["_parameters"])
         except KeyError:
             return [getattr(self, name) for name in names]
 
@@ -131,17 +137,13 @@ class Cell(torch_rnn.RNNCellBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch.nn's module of the same name."""
-        if torch.is_autocast_enabled("cpu"):
-            return graph.with_autocast(self, input, hx)
-        if _is_compiling():
-            return graph.cell(self, input, hx)
-        if eager.is_transformed():
+        if _is_compiling() or _is_autocast_enabled() or _is_transformed() or _dispatch_modes():
             return graph.cell(self, input, hx)
         states = self._states(hx)
-        if states is not _OTHER and isinstance(input, Tensor):
-            result = eager.cell(self, input, states)
-            if result is not None:
-                return result[1] if isinstance(self, LSTMCell) else result[0]
+        if states is not _OTHER:
+            last = eager.cell(self, input, states)
+            if last is not None:
+                return last if len(last) == 2 else last[0]
         return self._torch_forward(input, hx)
 
     def _states(self, hx: Any) -> Any:
@@ -151,11 +153,12 @@ class Cell(torch_rnn.RNNCellBase):
             return (hx,) if isinstance(hx, Tensor) else _OTHER
         return hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
 
-    def _weights(self) -> Sequence[Tensor]:
-        parameters = self.__dict__["_parameters"]
+    def _weights(self, cache: PackCache) -> Sequence[Tensor]:
         names = _CELL_NAMES if self.bias else _CELL_NAMES[:2]
+        if cache.select is None:
+            cache.select = operator.itemgetter(*names)
         try:
-            return [parameters[name] for name in names]
+            return cache.select(self.__dict__["_parameters"])
         except KeyError:
             return [getattr(self, name) for name in names]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -126,6 +126,7 @@ def as_array(tensor: Tensor) -> NDArray:
 
 
 class _Entry(NamedTuple):
+    backend: NativeBackend
     pointers: tuple[int, ...]
     arrays: tuple[NDArray, ...]  # on the parameters' memory, which they keep
     fingerprint: int
@@ -141,11 +142,13 @@ class PackCache:
     module, and safe to use from several threads.
     """
 
-    __slots__ = ("_entry", "frozen", "kind", "shared")
+    __slots__ = ("_entry", "frozen", "kind", "select", "shared")
 
     def __init__(self) -> None:
         self._entry: _Entry | None = None
         self.kind: Kind | None = None  # of the module, once it is known
+        # From the dict of the module's parameters, those of its flat list.
+        self.select: Callable[[Any], tuple[Tensor, ...]] | None = None
         self.shared: Any = None  # of a cell: what `rnnfast.torch.cells` keeps from step to step
         self.frozen = False  # the user has promised that the contents stay
 
@@ -162,21 +165,27 @@ class PackCache:
         cache = own.get("_rnnfast")
         return own.setdefault("_rnnfast", PackCache()) if cache is None else cache
 
-    def get(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> Packs | None:
-        """The packed weights; None where they do not have the kind's shapes, or one dtype."""
+    def get(self, kind: Kind, weights: Sequence[Tensor]) -> Packs | None:
+        """The packed weights; None where the kernels do not take them, or not in this process."""
         pointers = tuple(map(_data_ptr, weights))
         entry = self._entry
-        if entry is not None and entry.pointers == pointers and all(map(_is_contiguous, weights)):
-            if self.frozen or backend.fingerprint(entry.arrays) == entry.fingerprint:
-                return entry.packs
-        if not fits(kind, weights):
+        if (
+            entry is not None
+            and entry.pointers == pointers
+            and all(map(_is_contiguous, weights))
+            and entry.backend is _backend.current()
+            and (self.frozen or entry.backend.fingerprint(entry.arrays) == entry.fingerprint)
+        ):
+            return entry.packs
+        backend = native()
+        if backend is None or not fits(kind, weights):
             return None
         arrays = tuple(map(as_array, weights))
         # Before packing: if they change meanwhile, the pack is taken for an old one.
         seen = backend.fingerprint(arrays)
         packs = Packs(backend, kind, arrays)
         if all(map(_is_contiguous, weights)):
-            self._entry = _Entry(pointers, arrays, seen, packs)
+            self._entry = _Entry(backend, pointers, arrays, seen, packs)
         return packs
 
 
