@@ -1,0 +1,67 @@
+"""The promise of `freeze` that parameters stay, and what it saves."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch_models import H, by_torch, packs_made, run  # noqa: E402  after torch is known to be there
+
+import rnnfast.torch as rt  # noqa: E402
+from rnnfast import _backend  # noqa: E402
+
+# Only the compiled kernels have packs to freeze.
+pytestmark = pytest.mark.usefixtures("native")
+
+
+@pytest.fixture
+def layer():
+    """Two layers of an RNN, and what they read."""
+    torch.manual_seed(0)
+    return rt.RNN(H, H, 2)
+
+
+def test_freeze_promises_and_unfreeze_takes_back(layer, monkeypatch):
+    packed = packs_made(monkeypatch)
+    assert rt.freeze(layer) is layer
+    before = run(layer)
+    layer.weight_hh_l0.data.mul_(2)
+    assert torch.equal(run(layer), before)  # by contract: nobody looks
+    assert len(packed) == 2
+    assert rt.unfreeze(layer) is layer
+    torch.testing.assert_close(run(layer), by_torch(layer))
+    assert not torch.equal(run(layer), before)
+
+
+def test_freeze_reads_no_parameter(layer, monkeypatch):
+    run(rt.freeze(layer))
+    read, backend = [], _backend.current()
+    fingerprint = backend.fingerprint
+    monkeypatch.setattr(backend, "fingerprint", lambda *args: read.append(1) or fingerprint(*args))
+    run(layer)
+    assert not read
+    run(rt.unfreeze(layer))
+    assert read
+
+
+def test_freeze_holds_for_this_memory_alone(layer):
+    run(rt.freeze(layer))
+    layer.weight_hh_l0.data = torch.eye(H)
+    torch.testing.assert_close(run(layer), by_torch(layer))
+    run(rt.freeze(layer.double()).float())
+    torch.testing.assert_close(run(layer), by_torch(layer))
+
+
+def test_freeze_of_a_model_and_its_copies():
+    torch.manual_seed(0)
+    model = rt.freeze(torch.nn.Sequential(torch.nn.Linear(H, H), rt.RNN(H, H)))
+    before = run(model)
+    other = copy.deepcopy(model)
+    run(other)
+    for own in (model, other):
+        own[1].weight_hh_l0.data.mul_(2)
+    assert torch.equal(run(model), before)
+    assert not torch.equal(run(other), before)
