@@ -25,6 +25,8 @@ def blocks(language: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("heading", blocks("python"))
 def test_python_runs(heading: str, keep_backend, tmp_path, monkeypatch) -> None:
+    if heading == "PyTorch":
+        pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     threads = rnnfast.get_num_threads()
     try:
@@ -41,7 +43,8 @@ def test_the_example_learns(capsys) -> None:
 
 
 def test_every_use_has_an_example() -> None:
-    assert list(blocks("python")) == ["Use", "Training", "Lengths and resets", "Configuration"]
+    headings = ["Use", "Training", "Lengths and resets", "PyTorch", "Configuration"]
+    assert list(blocks("python")) == headings
     assert TEXT.count("```python\n") == len(blocks("python"))
 
 
