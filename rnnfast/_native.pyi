@@ -164,10 +164,11 @@ def tape_size(
 ) -> tuple[int, int]:
     """The size of a tape of `Stack.forward`: for each row of T*B, and beside them."""
 
-def fingerprint(arrays: tuple[NDArray, ...], /) -> int:
+def fingerprint(arrays: tuple[NDArray, ...], threads: int = ..., /) -> int:
     """A number of 64 bits for the contents of contiguous arrays: another one when they change.
 
     Not the same on every ISA, and no defence against whoever means to deceive.
+    threads : no more than so many, if above 0.
     """
 
 def isas() -> list[str]:

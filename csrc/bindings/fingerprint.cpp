@@ -1,10 +1,13 @@
 #include "bindings/fingerprint.h"
 
+#include <algorithm>
+#include <climits>
 #include <optional>
 #include <vector>
 
 #include "bindings/ndarray.h"
 #include "dispatch/fingerprint.h"
+#include "dispatch/threads.h"
 
 namespace rnnfast {
 namespace {
@@ -12,11 +15,15 @@ namespace {
 // Reading less keeps the GIL: it takes 5 us.
 constexpr ptrdiff_t kReleasingPays = ptrdiff_t(256) << 10;
 
-PyObject* fingerprint_of(PyObject*, PyObject* arrays) {
-    if (!PyTuple_CheckExact(arrays)) {
-        PyErr_SetString(PyExc_TypeError, "arrays: expected a tuple, got another object");
+PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (count < 1 || count > 2 || !PyTuple_CheckExact(args[0])) {
+        PyErr_SetString(PyExc_TypeError,
+                        "fingerprint: expected a tuple of arrays, and perhaps threads, got another");
         return nullptr;
     }
+    PyObject* const arrays = args[0];
+    const long threads = count > 1 ? PyLong_AsLong(args[1]) : 0;
+    if (threads == -1 && PyErr_Occurred()) return nullptr;
     try {
         using api = py::detail::npy_api;
         std::vector<Bytes> views;
@@ -32,6 +39,7 @@ PyObject* fingerprint_of(PyObject*, PyObject* arrays) {
         }
         uint64_t result;
         {
+            const ThreadLimit limit(int(std::clamp<long>(threads, 0, INT_MAX)));
             std::optional<py::gil_scoped_release> release;
             if (all >= kReleasingPays) release.emplace();
             result = fingerprint(views);
@@ -48,7 +56,9 @@ PyObject* fingerprint_of(PyObject*, PyObject* arrays) {
 }  // namespace
 
 void add_fingerprint(py::module_& module) {
-    static PyMethodDef methods[] = {{"fingerprint", &fingerprint_of, METH_O, nullptr}, {}};
+    // By way of a function without arguments: compilers take other casts for mistakes.
+    const auto plain = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fingerprint_of));
+    static PyMethodDef methods[] = {{"fingerprint", plain, METH_FASTCALL, nullptr}, {}};
     if (PyModule_AddFunctions(module.ptr(), methods) < 0) throw py::error_already_set();
 }
 

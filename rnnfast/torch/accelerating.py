@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.nn import Module
 from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils import parametrize
 
+from rnnfast._locks import Lock
 from rnnfast.torch.modules import TWINS, Cell, Layer
 from rnnfast.torch.packs import DTYPES, PackCache, native
 
@@ -101,17 +101,17 @@ def report(model: Module) -> Report:
     return found
 
 
-_patched = threading.RLock()
+_patched = Lock()
 
 
 @contextmanager
 def patch() -> Iterator[None]:
     """Within it, `torch.nn.LSTM(…)` and the others make rnnfast's modules.
 
-    It replaces the names in `torch.nn` for the whole process; names imported from there before
-    stay torch's. Within it, `isinstance(module, torch.nn.LSTM)` holds for rnnfast's LSTM.
+    It replaces the names in `torch.nn` and `torch.nn.modules` for the whole process; names
+    imported from there before stay torch's. Within it, `isinstance(module, torch.nn.LSTM)` holds for rnnfast's LSTM.
     """
-    places = (torch.nn, torch.nn.modules, torch_rnn)
+    places = (torch.nn, torch.nn.modules)  # and not where pickle looks torch's classes up
     with _patched:
         before = [(place, t.__name__, getattr(place, t.__name__)) for t in TWINS for place in places]
         try:

@@ -112,11 +112,6 @@ def _to(result: Any, dtype: torch.dtype) -> Any:
     return tuple(_to(part, dtype) for part in result)
 
 
-@torch.compiler.assume_constant_result
-def _has_kernels() -> bool:
-    return native() is not None
-
-
 def _is_transformed() -> bool:
     """Whether a transform of `torch.func` is in force. Those that `torch.compile` traces are its."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
@@ -132,7 +127,7 @@ def _covers(input: Any, states: Any) -> bool:
     right = input.dtype in (torch.float32, torch.float64)
     for tensor in given:
         right = right and tensor.device.type == "cpu" and tensor.dtype == input.dtype
-    return right and _has_kernels() and not (_is_transformed() and transforms.has_forward_mode())
+    return right and native() is not None and not (_is_transformed() and transforms.has_forward_mode())
 
 
 def _fit(

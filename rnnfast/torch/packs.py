@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,6 +23,8 @@ DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 _data_ptr = Tensor.data_ptr
 _is_contiguous = Tensor.is_contiguous
+_shape = Tensor.shape.__get__  # type: ignore[attr-defined]
+_get_num_threads = torch.get_num_threads
 
 
 class Kind(NamedTuple):
@@ -120,14 +123,18 @@ def _pack(backend: NativeBackend, cell: Cell, weights: Weights) -> Packed:
     return backend.pack(cell, weights)
 
 
-def as_array(tensor: Tensor) -> NDArray:
-    """The tensor's memory as an array, contiguous; a copy where it is not."""
-    return tensor.detach().contiguous().numpy()
+def _as_array(tensor: Tensor) -> NDArray:
+    """The memory of a detached tensor as an array, contiguous; a copy where it is not.
+
+    Not by its `numpy`, after which torch would refuse to resize its storage, as FSDP does.
+    """
+    return np.from_dlpack(tensor.contiguous())
 
 
 class _Entry(NamedTuple):
     backend: NativeBackend
     pointers: tuple[int, ...]
+    shapes: tuple[torch.Size, ...]
     arrays: tuple[NDArray, ...]  # on the parameters' memory, which they keep
     fingerprint: int
     packs: Packs
@@ -167,25 +174,30 @@ class PackCache:
 
     def get(self, kind: Kind, weights: Sequence[Tensor]) -> Packs | None:
         """The packed weights; None where the kernels do not take them, or not in this process."""
-        pointers = tuple(map(_data_ptr, weights))
         entry = self._entry
         if (
             entry is not None
-            and entry.pointers == pointers
+            and entry.pointers == tuple(map(_data_ptr, weights))
+            and entry.shapes == tuple(map(_shape, weights))
             and all(map(_is_contiguous, weights))
             and entry.backend is _backend.current()
-            and (self.frozen or entry.backend.fingerprint(entry.arrays) == entry.fingerprint)
+            and (
+                self.frozen
+                or entry.backend.fingerprint(entry.arrays, _get_num_threads()) == entry.fingerprint
+            )
         ):
             return entry.packs
         backend = native()
         if backend is None or not fits(kind, weights):
             return None
-        arrays = tuple(map(as_array, weights))
-        # Before packing: if they change meanwhile, the pack is taken for an old one.
-        seen = backend.fingerprint(arrays)
+        held = [w.detach() for w in weights]  # another thread may give a weight other memory
+        arrays = tuple(map(_as_array, held))
+        seen = backend.fingerprint(arrays, _get_num_threads())
         packs = Packs(backend, kind, arrays)
-        if all(map(_is_contiguous, weights)):
-            self._entry = _Entry(backend, pointers, arrays, seen, packs)
+        # Kept if nothing changed while it was packed; and a copy does not show later changes.
+        if all(map(_is_contiguous, held)) and backend.fingerprint(arrays, _get_num_threads()) == seen:
+            pointers, shapes = tuple(map(_data_ptr, held)), tuple(map(_shape, held))
+            self._entry = _Entry(backend, pointers, shapes, arrays, seen, packs)
         return packs
 
 
@@ -214,8 +226,8 @@ class ContentCache:
 
     def get(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> Packs:
         """The packed weights, which fit the kind."""
-        arrays = tuple(map(as_array, weights))
-        key = (kind, weights[0].dtype, backend.fingerprint(arrays))
+        arrays = tuple(_as_array(w.detach()) for w in weights)
+        key = (kind, weights[0].dtype, backend.fingerprint(arrays, _get_num_threads()))
         with self._lock:
             packs = self._packs.get(key)
             if packs is not None:
