@@ -30,9 +30,11 @@ PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
         ptrdiff_t all = 0;
         for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arrays); ++i) {
             PyObject* const object = PyTuple_GET_ITEM(arrays, i);
-            const bool fits = Py_TYPE(object) == api::get().PyArray_Type_ &&
-                              (py::detail::array_proxy(object)->flags & api::NPY_ARRAY_C_CONTIGUOUS_);
-            if (!fits) throw py::type_error("arrays: expected contiguous arrays, got another object");
+            const bool fits =
+                Py_TYPE(object) == api::get().PyArray_Type_ &&
+                (py::detail::array_proxy(object)->flags & api::NPY_ARRAY_C_CONTIGUOUS_);
+            if (!fits)
+                throw py::type_error("arrays: expected contiguous arrays, got another object");
             const auto array = py::reinterpret_borrow<py::array>(object);
             views.push_back({static_cast<const unsigned char*>(array.data()), array.nbytes()});
             all += array.nbytes();

@@ -160,9 +160,11 @@ py::object new_run(const Stack& stack, std::unique_ptr<const Run> run) {
 }
 
 void add_stack(py::module_& module) {
-    static PyMethodDef of_stack[] = {method("infer", &infer), method("record", &record),
+    static PyMethodDef of_stack[] = {method("infer", &infer),
+                                     method("record", &record),
                                      method("forward", &forward),
-                                     method("backward", &backward), {}};
+                                     method("backward", &backward),
+                                     {}};
     static PyMethodDef of_run[] = {method("backward", &run_backward), {}};
     const py::object stack_type = add_type<Stack>(module, "rnnfast._native.Stack", of_stack);
     const py::object run_type = add_type<Run>(module, "rnnfast._native.Run", of_run);
