@@ -24,7 +24,7 @@ uint64_t fingerprint(const std::vector<Bytes>& arrays) {
         for (ptrdiff_t at = 0; at == 0 || at < array.count; at += kBlock)
             blocks.push_back({array.data + at, std::min(kBlock, array.count - at)});
     }
-    std::vector<uint64_t> seen(blocks.size());
+    std::vector<uint64_t> seen(blocks.size());  // of each block
     const auto take = [&](std::atomic<size_t>& next) {
         for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < blocks.size();)
             seen[i] = of_block(blocks[i].data, blocks[i].count);
@@ -37,6 +37,8 @@ uint64_t fingerprint(const std::vector<Bytes>& arrays) {
     } else {
         take(next);
     }
+    // The arrays' sizes, too: two whole blocks in one array are not the same in two.
+    for (const Bytes& array : arrays) seen.push_back(uint64_t(array.count));
     const auto* const data = reinterpret_cast<const unsigned char*>(seen.data());
     return of_block(data, ptrdiff_t(seen.size() * sizeof(uint64_t)));
 }

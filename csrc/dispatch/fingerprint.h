@@ -12,8 +12,8 @@ struct Bytes {
     ptrdiff_t count;
 };
 
-// Of the arrays' contents, in their order: other contents have another, but for one in 2^64. The
-// same for any number of threads; it differs between ISAs.
+// Of the arrays' contents and sizes, in their order: others have another, except by chance. The same
+// for any number of threads; it differs between ISAs.
 uint64_t fingerprint(const std::vector<Bytes>& arrays);
 
 }  // namespace rnnfast

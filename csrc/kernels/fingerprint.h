@@ -15,16 +15,18 @@ constexpr int kFingerprintChains = 8;
 constexpr uint64_t kFingerprintFactor = 0x9e3779b97f4a7c15;  // odd: multiplying loses nothing
 
 // What was seen, and then `word`. Bijective in either: one word that changes always shows. The shift
-// brings high bits, which the product moves nowhere, down to where the next product spreads them.
+// brings the high bits down, which the product moves nowhere, so that it spreads them, too, before
+// another word could undo the change. Shifted by 32, the signs of both float32 in a word would meet.
 template <class W>
 RNNFAST_INLINE W fingerprint_step(W seen, W word) {
-    const W product = (seen ^ word) * kFingerprintFactor;
-    return product ^ (product >> 32);
+    const W both = seen ^ word;
+    return (both ^ (both >> 29)) * kFingerprintFactor;
 }
 
 RNNFAST_INLINE uint64_t fingerprint(const unsigned char* data, ptrdiff_t bytes) {
     Words chain[kFingerprintChains];
-    for (int i = 0; i < kFingerprintChains; ++i) chain[i] = Words{} + uint64_t(i + 1);
+    for (int i = 0; i < kFingerprintChains; ++i)
+        chain[i] = Words{} + uint64_t(i + 1) * kFingerprintFactor;
     const auto word = [&](ptrdiff_t at) {
         return Words(*reinterpret_cast<const WordsAnywhere*>(data + at));
     };
@@ -37,12 +39,12 @@ RNNFAST_INLINE uint64_t fingerprint(const unsigned char* data, ptrdiff_t bytes) 
     }
     for (; at + kVectorBytes <= bytes; at += kVectorBytes)
         chain[0] = fingerprint_step(chain[0], word(at));
+    for (int i = 1; i < kFingerprintChains; ++i) chain[0] = fingerprint_step(chain[0], chain[i]);
     uint64_t seen = uint64_t(bytes);
     for (; at < bytes; ++at) seen = fingerprint_step(seen, uint64_t(data[at]));
-    for (const Words& own : chain)
-        for (int lane = 0; lane < kVectorBytes / 8; ++lane)
-            seen = fingerprint_step(seen, own[lane]);
-    return seen;
+    for (int lane = 0; lane < kVectorBytes / 8; ++lane)
+        seen = fingerprint_step(seen, uint64_t(chain[0][lane]));
+    return fingerprint_step(seen, seen >> 32);  // the low bits, too, depend on all
 }
 
 }  // namespace
