@@ -129,11 +129,11 @@ public:
     void forward() const { run_forward_stack(jobs_.data(), layers_.layers(), layers_.directions); }
     void backward(const PassGradients<T>& grads) const;
 
-    // Of the tape of a pass of so many rows, T*B.
+    // Of the tape of a pass of so many rows, T*B; throws where no memory could hold it.
     static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
-        const auto [row, fixed] =
-            tape_size(layers.kernels(), layers.packs[0]->sizes(), layers.layers(), layers.directions);
-        return rows * row + fixed;
+        const auto [row, fixed] = tape_size(layers.kernels(), layers.packs[0]->sizes(),
+                                            layers.layers(), layers.directions);
+        return element_count<T>({{rows, row}, 2}) + fixed;
     }
     // The same by row, and beside the rows.
     static std::pair<ptrdiff_t, ptrdiff_t> tape_size(const CellKernels<T>& kernels,

@@ -176,6 +176,8 @@ py::object StackOf<T>::backward(PyObject* const* args) const {
     const Py_ssize_t gradients_of = 1 + parameters();
     if (!PyTuple_CheckExact(args[7]) || PyTuple_GET_SIZE(args[7]) != gradients_of)
         return not_implemented();
+    for (Py_ssize_t i = 0; i < gradients_of; ++i)
+        if (!PyBool_Check(PyTuple_GET_ITEM(args[7], i))) return not_implemented();
     // The pass has run: of its memory, backward only reads.
     const auto only_read = [](const T* data) { return const_cast<T*>(data); };
     const PassOutputs<T> out{{only_read(y.data), y.step, y.row}, nullptr, nullptr};
