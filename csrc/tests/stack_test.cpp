@@ -1,12 +1,16 @@
-// Stacks of layers under each schedule that needs several jobs, without Python: for the sanitizers.
-// Whatever one thread computes, three threads must compute to the bit.
+// Stacks of layers under each schedule that needs several jobs, with all gradients and with some, and
+// fingerprints, without Python: for the sanitizers. Whatever one thread computes, three threads must
+// compute to the bit.
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <deque>
 #include <random>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
+#include "dispatch/fingerprint.h"
 #include "dispatch/registry.h"
 #include "dispatch/schedule.h"
 #include "dispatch/stack.h"
@@ -27,20 +31,30 @@ Floats1D normal(size_t n, float scale) {
     return a;
 }
 
+// Some gradients: at the lowest x, and those of each layer's parameters.
+enum Wanted { kDx = 1, kWeightIh = 2, kWeightHh = 4, kBiasIh = 8, kBiasHh = 16, kAll = 31 };
+
 // One layer in one direction, and all that its two passes write.
 struct Layer {
     Sizes sizes;
     Floats1D w_ih, w_hh, b_ih, b_hh, hn, cn, dw_ih, dw_hh, db_ih, db_hh, dh0, dc0, saved, y, dx;
-    std::vector<const Floats1D*> results() const {
-        return {&hn, &cn, &dw_ih, &dw_hh, &db_ih, &db_hh, &dh0, &dc0, &y, &dx};
+    std::vector<const Floats1D*> results(int listed) const {
+        std::vector<const Floats1D*> all{&hn, &cn, &dh0, &dc0, &y};
+        if (listed & kDx) all.push_back(&dx);
+        if (listed & kWeightIh) all.push_back(&dw_ih);
+        if (listed & kWeightHh) all.push_back(&dw_hh);
+        if (listed & kBiasIh) all.push_back(&db_ih);
+        if (listed & kBiasHh) all.push_back(&db_hh);
+        return all;
     }
 };
 
 constexpr ptrdiff_t kSteps = 50, kBatch = 5, kInput = 20, kHidden = 70;
 constexpr int kLayers = 3;
 
-// Forward and backward of a stack; returns everything written, in one list.
-Floats1D run(CellId cell, int directions, const int64_t* lengths) {
+// Forward and backward of a stack, of the gradients that are `wanted`; returns everything written, in
+// one list, of gradients those that are `listed`.
+Floats1D run(CellId cell, int directions, const int64_t* lengths, int wanted, int listed) {
     generator.seed(5);
     const CellKernels<float>& kernels = active_kernels_for<float>().cells[int(cell)];
     const size_t gates = size_t(kernels.gates * kHidden), states = size_t(kBatch * kHidden);
@@ -85,19 +99,53 @@ Floats1D run(CellId cell, int directions, const int64_t* lengths) {
         BackwardArgs<float> grads{};
         grads.dy = (above < layers.size() ? layers[above].dx.data() : dy.data()) + d * kHidden;
         grads.dy_step = kBatch * ptrdiff_t(output), grads.dy_row = ptrdiff_t(output);
-        grads.dx = a.dx.data(), grads.dx_step = kBatch * a.sizes.input;
-        grads.dx_row = a.sizes.input;
+        const bool lowest = i < size_t(directions);
+        const auto masked = [wanted](Wanted which, Floats1D& gradient) {
+            return wanted & which ? gradient.data() : nullptr;
+        };
+        grads.dx = lowest ? masked(kDx, a.dx) : a.dx.data();
+        grads.dx_step = kBatch * a.sizes.input, grads.dx_row = a.sizes.input;
         grads.dh0 = a.dh0.data(), grads.dc0 = kernels.has_c ? a.dc0.data() : nullptr;
-        grads.weights = {a.dw_ih.data(), a.dw_hh.data(), a.db_ih.data(), a.db_hh.data(), nullptr};
+        grads.weights = {masked(kWeightIh, a.dw_ih), masked(kWeightHh, a.dw_hh),
+                         masked(kBiasIh, a.db_ih), masked(kBiasHh, a.db_hh), nullptr};
         grads.assign = true;
         backward.push_back({&packs[i], forward[i].args, grads, &plans[d]});
     }
     run_backward_stack(backward.data(), kLayers, directions);
     Floats1D all;
     for (const Floats1D& y : outputs) all.insert(all.end(), y.begin(), y.end());
-    for (const Layer& a : layers)
-        for (const Floats1D* part : a.results()) all.insert(all.end(), part->begin(), part->end());
+    for (size_t i = 0; i < layers.size(); ++i)
+        for (const Floats1D* part :
+             layers[i].results(i < size_t(directions) ? listed : listed | kDx))
+            all.insert(all.end(), part->begin(), part->end());
     return all;
+}
+
+// The fingerprint of 2 MiB in two arrays, in pieces that threads take as they come.
+uint64_t fingerprint_of_two() {
+    static const Floats1D a = normal(400000, 1), b = normal(124288, 1);
+    const auto bytes = [](const Floats1D& array) {
+        return Bytes{reinterpret_cast<const unsigned char*>(array.data()),
+                     ptrdiff_t(array.size() * sizeof(float))};
+    };
+    return fingerprint({bytes(a), bytes(b)});
+}
+
+// Of three threads that call at the same time, one of them under a limit: those that are not as one
+// thread has it.
+int wrong_fingerprints() {
+    set_num_threads(1);
+    const uint64_t want = fingerprint_of_two();
+    set_num_threads(3);
+    std::atomic<int> wrong{0};
+    const auto call = [&](int most) {
+        const ThreadLimit limit(most);
+        for (int i = 0; i < 20; ++i) wrong += fingerprint_of_two() != want;
+    };
+    std::thread second(call, 0), third(call, 1);
+    call(2);
+    second.join(), third.join();
+    return wrong;
 }
 
 }  // namespace
@@ -116,19 +164,26 @@ int main() {
             for (Forced schedule :
                  {Forced::layers, Forced::directions, Forced::shards, Forced::units}) {
                 const int directions = schedule == Forced::directions ? 2 : 1;
-                set_num_threads(1);
-                force_schedule(Forced::none);
-                const Floats1D want = run(CellId(cell), directions, some);
-                set_num_threads(3);
-                force_schedule(schedule);
-                const Floats1D got = run(CellId(cell), directions, some);
-                const bool same =
-                    got.size() == want.size() &&
-                    !std::memcmp(got.data(), want.data(), want.size() * sizeof(float));
-                if (same) continue;
-                std::printf("cell %d, schedule %d: other bits\n", cell, int(schedule));
-                ++failures;
+                for (int wanted : {int(kAll), kWeightHh | kBiasIh, kDx | kWeightIh | kBiasHh, 0}) {
+                    set_num_threads(1);
+                    force_schedule(Forced::none);
+                    const Floats1D want = run(CellId(cell), directions, some, kAll, wanted);
+                    set_num_threads(3);
+                    force_schedule(schedule);
+                    const Floats1D got = run(CellId(cell), directions, some, wanted, wanted);
+                    const bool same =
+                        got.size() == want.size() &&
+                        !std::memcmp(got.data(), want.data(), want.size() * sizeof(float));
+                    if (same) continue;
+                    std::printf("cell %d, schedule %d, gradients %d: other bits\n", cell,
+                                int(schedule), wanted);
+                    ++failures;
+                }
             }
+    force_schedule(Forced::none);
+    const int wrong = wrong_fingerprints();
+    if (wrong) std::printf("%d fingerprints of several threads: others\n", wrong);
+    failures += wrong;
     std::printf("%d failed\n", failures);
     return failures != 0;
 }
