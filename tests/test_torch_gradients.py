@@ -93,7 +93,7 @@ def test_create_graph(kind):
         assert_same_results(a, b, "float64", "backward")
 
 
-def test_create_graph_where_torchs_lstm_has_none():
+def test_create_graph_where_torchs_lstm_has_none(native):
     (ours, _), (_, precise) = twins("lstm"), twins("lstm", dtype=F64)
     precise.load_state_dict(ours.state_dict())
     tensors = inputs_for(precise)
@@ -170,7 +170,7 @@ def changed_after_forward(change, kind, index=None):
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("what", ["input", "weight", "output"])
-def test_what_changes_before_backward_raises(kind, what):
+def test_what_changes_before_backward_raises(kind, what, native):
     changes = {
         "input": lambda x, weight, results: x.mul_(2),
         "weight": lambda x, weight, results: weight.mul_(2),

@@ -102,7 +102,7 @@ def test_checkpoint(kind, reentrant):
 
 
 @pytest.mark.parametrize("kind", MODULES)
-def test_saved_tensors_hooks(kind):
+def test_saved_tensors_hooks(kind, native):
     ours, theirs = twins(kind, dtype=F64)
     tensors = inputs_for(theirs)
     _, d_want = gradients(theirs, tensors)
