@@ -1,0 +1,251 @@
+"""`torch.autocast` on the CPU, and half-precision inputs outside of it, against torch.nn's own."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tolerances import assert_close  # noqa: E402
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence  # noqa: E402
+from torch_twins import (  # noqa: E402
+    CELLS,
+    INPUT,
+    LAYERS,
+    as_array,
+    flat,
+    loss,
+    normal,
+    state_for,
+    twins,
+)
+
+STEPS, BATCH = 4, 3
+HALVES = [torch.bfloat16, torch.float16]
+CASES = [
+    *((kind, {}, "padded") for kind in [*LAYERS, *CELLS]),
+    *((kind, {}, "packed") for kind in LAYERS),
+    *((kind, {"num_layers": 2, "bidirectional": True}, "padded") for kind in LAYERS),
+    ("lstm", {"batch_first": True}, "padded"),
+    ("gru", {"batch_first": True}, "packed"),
+]
+
+# Half an ULP of a result that is rounded once: 2**-9 in bfloat16 and 2**-12 in float16, and as much
+# again where h0 or a packed x is rounded on its way.
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 1e-5}
+# Gradients reach x through bfloat16's rounding of the cotangents alone.
+GRADIENT = 2.0**-7
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
+
+
+def attempt(run):
+    """The result, or the error in its place."""
+    try:
+        return run()
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        return error
+
+
+def to(value, dtype):
+    if value is None or isinstance(value, (torch.Tensor, PackedSequence)):
+        return None if value is None else value.to(dtype)
+    return tuple(to(part, dtype) for part in value)
+
+
+def call(kind, theirs, form, batch=BATCH):
+    """x in one of its forms, in float32 but with values that all dtypes hold, and a state."""
+    steps = () if kind in CELLS else (STEPS,)
+    x = normal(*steps, batch, INPUT)
+    if getattr(theirs, "batch_first", False):
+        x = x.transpose(0, 1)
+    state = state_for(theirs, batch)
+    if form == "packed":
+        lengths = [STEPS, 2, 1]
+        x = pack_padded_sequence(x, lengths, batch_first=theirs.batch_first)
+    return to(to(x, torch.bfloat16), torch.float32), to(to(state, torch.bfloat16), torch.float32)
+
+
+def tensors(result):
+    """Of a result in which sequences may be packed."""
+    if isinstance(result, PackedSequence):
+        return [result.data]
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [tensor for part in result for tensor in tensors(part)]
+
+
+def assert_same_or_right(got, want, exact):
+    """In torch.nn's dtypes and near the result in float32; or refused as torch.nn refuses it."""
+    if isinstance(got, Exception):
+        assert isinstance(want, Exception), got
+        assert type(got) is type(want) and str(got) == str(want)
+        return
+    if not isinstance(want, Exception):
+        assert [t.dtype for t in tensors(got)] == [t.dtype for t in tensors(want)]
+    for a, b in zip(tensors(got), tensors(exact), strict=True):
+        assert_close(as_array(a), as_array(b), ROUNDING[a.dtype])
+
+
+@pytest.mark.parametrize("lower", HALVES, ids=str)
+@pytest.mark.parametrize(("kind", "options", "form"), CASES, ids=str)
+def test_results(kind, options, form, lower):
+    """For x and the states in each dtype, and no states: torch.nn's dtype, float32's values."""
+    ours, theirs = twins(kind, **options)
+    x, state = call(kind, theirs, form)
+    for of_x in (torch.float32, *HALVES):
+        for of_state in (None, torch.float32, *HALVES):
+            given = [to(x, of_x), None if of_state is None else to(state, of_state)]
+            with torch.no_grad():
+                exact = theirs(x, None if of_state is None else state)
+                with torch.autocast("cpu", dtype=lower):
+                    got, want = (attempt(lambda m=m: m(*given)) for m in (ours, theirs))  # noqa: B023
+            assert_same_or_right(got, want, exact)
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+def test_gradients(kind):
+    """In the parameters' dtype, and near those of float32."""
+    ours, theirs = twins(kind)
+    x, state = call(kind, theirs, "padded")
+    x.requires_grad_()
+    want = torch.autograd.grad(loss(theirs(x, state)), [x, *theirs.parameters()])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = ours(x, state)
+    value = loss([t.float() for t in flat(result)])
+    got = torch.autograd.grad(value, [x, *ours.parameters()])
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == torch.float32
+        assert_close(as_array(a), as_array(b), GRADIENT)
+
+
+def test_gradient_of_bfloat16_input():
+    ours, theirs = twins("lstm")
+    x, _ = call("lstm", theirs, "padded")
+    leaf = x.bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = ours(leaf)
+    y.float().pow(2).sum().backward()
+    x.requires_grad_()
+    theirs(x)[0].pow(2).sum().backward()
+    assert leaf.grad.dtype == torch.bfloat16
+    assert_close(as_array(leaf.grad), as_array(x.grad), 2 * GRADIENT)
+
+
+def test_a_training_step_beside_torch_nn():
+    """A model under autocast with a layer before and one after: losses stay together."""
+    losses = []
+    for recurrent in twins("lstm", num_layers=2):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleList(
+            [torch.nn.Linear(INPUT, INPUT), recurrent, torch.nn.Linear(recurrent.hidden_size, 1)]
+        )
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        x = normal(STEPS, BATCH, INPUT)
+        own = []
+        for _ in range(4):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                y = model[2](model[1](model[0](x))[0])
+                value = torch.nn.functional.mse_loss(y.float(), normal(*y.shape, seed=9))
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            own.append(value.item())
+        losses.append(own)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm_cell"])
+def test_hooks_run_once(kind):
+    """Autocast is no second call of the module."""
+    ours, theirs = twins(kind)
+    x, _ = call(kind, theirs, "padded")
+    for module in (ours, theirs):
+        calls = []
+        module.register_forward_pre_hook(lambda *_, calls=calls: calls.append("before"))
+        module.register_forward_hook(lambda *_, calls=calls: calls.append("after"))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            module(x)
+        assert calls == ["before", "after"]
+
+
+def test_float64_stays_torch_s():
+    """Autocast leaves float64 alone in torch.nn's layers or refuses it; so do these."""
+    ours, theirs = twins("gru", dtype=torch.float64)
+    x = normal(STEPS, BATCH, INPUT, dtype=torch.float64)
+    exact = theirs(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, want = (attempt(lambda m=m: m(x)) for m in (ours, theirs))
+    if isinstance(want, Exception):
+        assert type(got) is type(want) and str(got) == str(want)
+    else:
+        for a, b, c in zip(flat(got), flat(want), flat(exact), strict=True):
+            assert a.dtype == b.dtype
+            assert_close(as_array(a), as_array(c), 2e-2)
+
+
+@pytest.mark.parametrize("wrong", ["width", "dimensions", "state", "list"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "gru_cell"])
+def test_errors_are_torch_s(kind, wrong):
+    ours, theirs = twins(kind)
+    x, state = call(kind, theirs, "padded")
+    given = {
+        "width": (x[..., 1:],),
+        "dimensions": (x[None, None],),
+        "state": (x, tuple(s[..., 1:] for s in state) if kind == "lstm" else state[..., 1:]),
+        "list": (x, [state, state, state]),
+    }[wrong]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, want = (attempt(lambda m=m: m(*given)) for m in (ours, theirs))
+    assert isinstance(want, Exception)
+    assert type(got) is type(want) and str(got) == str(want)
+
+
+def test_disabled_inside_and_nested():
+    ours, theirs = twins("gru")
+    x, _ = call("gru", theirs, "padded")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            assert ours(x)[0].dtype == theirs(x)[0].dtype == torch.float32
+        assert ours(x)[0].dtype == theirs(x)[0].dtype
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "lstm_cell"])
+def test_under_compile(kind):
+    ours, theirs = twins(kind)
+    x, state = call(kind, theirs, "padded")
+    x.requires_grad_()
+    exact = theirs(x, state)
+    want_gradients = torch.autograd.grad(loss(exact), [x, *theirs.parameters()])
+    torch.compiler.reset()
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, want = compiled(x, state), theirs(x, state)
+    assert_same_or_right(got, want, exact)
+    value = loss([t.float() for t in flat(got)])
+    for a, b in zip(
+        torch.autograd.grad(value, [x, *ours.parameters()]), want_gradients, strict=True
+    ):
+        assert a.dtype == torch.float32
+        assert_close(as_array(a), as_array(b), GRADIENT)
+
+
+@pytest.mark.parametrize("lower", HALVES, ids=str)
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+def test_half_precision_without_autocast(kind, lower):
+    """Modules in half precision, and modules in float32 given such an x: as torch.nn's."""
+    ours, theirs = twins(kind)
+    x, state = call(kind, theirs, "padded")
+    for module_dtype in (torch.float32, lower):
+        ours.to(module_dtype), theirs.to(module_dtype)
+        for given in ((to(x, lower),), (to(x, lower), to(state, lower)), (x, to(state, lower))):
+            got, want = (attempt(lambda m=m: m(*given)) for m in (ours, theirs))  # noqa: B023
+            if isinstance(want, Exception):
+                assert type(got) is type(want) and str(got) == str(want)
+                continue
+            for a, b in zip(flat(got), flat(want), strict=True):
+                assert a.dtype == b.dtype
+                torch.testing.assert_close(a, b, rtol=0, atol=0)

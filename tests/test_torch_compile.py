@@ -1,0 +1,409 @@
+"""`torch.compile(fullgraph=True)` and `torch.export`, with torch's configuration as it is."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from subprocesses import python  # noqa: E402
+from torch._dynamo.backends.registry import lookup_backend  # noqa: E402
+from torch.export import Dim  # noqa: E402
+from torch_twins import (  # noqa: E402
+    CELLS,
+    GRADIENT,
+    HIDDEN,
+    INPUT,
+    LAYERS,
+    OUTPUT,
+    assert_like,
+    flat,
+    gradients,
+    normal,
+    state_for,
+    twins,
+)
+
+import rnnfast.torch as rt  # noqa: E402
+
+# On other backends torch.compile meets torch.nn's own implementation, which it refuses to trace.
+pytestmark = [
+    pytest.mark.usefixtures("native", "_fresh"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:.*is deprecated"),
+]
+
+# Sizes that are equal where tracing sees them are one size to torch: T, B, I and H differ.
+STEPS, BATCH = 6, 2
+VALUE, DERIVATIVE = OUTPUT[torch.float32], GRADIENT[torch.float32]
+SHAPES = [(6, 2), (3, 8), (7, 3), (2, 2), (4, 5), (9, 4)]  # T, B; a size of 1 compiles anew
+
+
+@pytest.fixture
+def _fresh():
+    """No test meets what another has compiled."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def compiled(module, backend="aot_eager", **options):
+    return torch.compile(module, backend=backend, fullgraph=True, **options)
+
+
+def inputs(kind, steps=STEPS, batch=BATCH, seed=3):
+    return normal(*(() if kind in CELLS else (steps,)), batch, INPUT, seed=seed)
+
+
+def assert_trains_alike(run, ours, theirs, *given, within=lambda module: module):
+    """Results and all gradients of the compiled `run` are those of torch.nn's module.
+
+    within : what `run` does with the module besides.
+    """
+    given = [x.clone().requires_grad_() if isinstance(x, torch.Tensor) else x for x in given]
+    at = [x for x in given if isinstance(x, torch.Tensor)]
+    got, want = run(*given), within(theirs)(*given)
+    assert_like(got, want, VALUE)
+    assert_like(gradients(ours, got, at), gradients(theirs, want, at), DERIVATIVE)
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+def test_training(kind):
+    ours, theirs = twins(kind)
+    run = compiled(ours)
+    assert_trains_alike(run, ours, theirs, inputs(kind), state_for(theirs, BATCH))
+
+
+@pytest.mark.parametrize("kind", ["rnn_relu", "gru", "lstm_projected", "lstm_cell"])
+def test_inference(kind):
+    """Without states, and without gradients: by `no_grad`, or as nothing requires any."""
+    ours, theirs = twins(kind)
+    x = inputs(kind)
+    run = compiled(ours)
+    with torch.no_grad():
+        assert_like(run(x), theirs(x), VALUE)
+    ours.requires_grad_(False)
+    got = run(x)
+    assert_like(got, theirs(x), VALUE)
+    assert not any(part.requires_grad for part in flat(got))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("lstm_projected", {"num_layers": 2, "bidirectional": True}),
+        ("gru", {"batch_first": True, "bidirectional": True}),
+        ("lstm", {"bias": False, "num_layers": 2, "batch_first": True}),
+    ],
+    ids=str,
+)
+def test_options(kind, options):
+    ours, theirs = twins(kind, **options)
+    x = inputs(kind)
+    x = x.transpose(0, 1) if theirs.batch_first else x
+    assert_trains_alike(compiled(ours), ours, theirs, x, state_for(theirs, BATCH))
+
+
+def test_float64():
+    ours, theirs = twins("gru", dtype=torch.float64)
+    x = normal(STEPS, BATCH, INPUT, dtype=torch.float64)
+    got, want = compiled(ours)(x), theirs(x)
+    assert_like(got, want, OUTPUT[torch.float64])
+    assert_like(gradients(ours, got), gradients(theirs, want), GRADIENT[torch.float64])
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru_cell"])
+def test_unbatched(kind):
+    ours, theirs = twins(kind)
+    x = inputs(kind)
+    x = x[0] if kind in CELLS else x[:, 0]
+    assert_trains_alike(compiled(ours), ours, theirs, x, state_for(theirs, None))
+
+
+def test_frozen_parameters():
+    """Gradients of those that require them alone; the others' stay None."""
+    pair = twins("lstm")
+    for module in pair:
+        module.weight_ih_l0.requires_grad_(False)
+        module.bias_hh_l0.requires_grad_(False)
+        run = compiled(module) if module is pair[0] else module
+        run(inputs("lstm"))[0].pow(2).sum().backward()
+    for got, want in zip(*(module.parameters() for module in pair), strict=True):
+        assert (got.grad is None) == (want.grad is None)
+        if want.grad is not None:
+            assert_like(got.grad, want.grad, DERIVATIVE)
+
+
+def test_dropout():
+    """New masks in each call, the same from the same seed, gradients of the pass that ran."""
+    ours, theirs = twins("lstm", num_layers=2, dropout=0.5)
+    run, x = compiled(ours), inputs("lstm")
+
+    def seeded(run):
+        torch.manual_seed(1)
+        return run(x)
+
+    first = seeded(run)
+    assert_like(seeded(run), first, 0.0)
+    assert not torch.equal(run(x)[0], first[0])
+    want = seeded(theirs)
+    assert_like(first, want, VALUE)
+    assert_like(gradients(ours, first), gradients(theirs, want), DERIVATIVE)
+    ours.eval(), theirs.eval()
+    assert_like(run(x), theirs(x), VALUE)
+
+
+@pytest.fixture
+def counted():
+    """A function that compiles, and the list of the graphs that it has made."""
+    graphs = []
+
+    def backend(graph, examples):
+        if any(node.op == "call_function" for node in graph.graph.nodes):
+            graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, examples)
+
+    def run(module, **options):
+        return compiled(module, backend, **options)
+
+    return run, graphs
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_dynamic_shapes_compile_once(kind, counted):
+    """With `dynamic=True` one graph serves every T and B, in training."""
+    compile_counted, graphs = counted
+    ours, theirs = twins(kind)
+    run = compile_counted(ours, dynamic=True)
+    after_first = None
+    for steps, batch in SHAPES:
+        x = inputs(kind, steps, batch)
+        assert_trains_alike(run, ours, theirs, x, state_for(theirs, batch))
+        after_first = after_first or len(graphs)
+    # In its first call torch traces twice: it restarts once it has found I to be no size of a call.
+    assert len(graphs) == after_first <= 2
+
+
+def test_shapes_that_change_compile_few_times(counted):
+    """Without being told, torch compiles once for the first T and B, and once for changing ones."""
+    compile_counted, graphs = counted
+    ours, theirs = twins("gru")
+    run = compile_counted(ours)
+    for steps, batch in SHAPES:
+        x = inputs("gru", steps, batch)
+        assert_like(run(x), theirs(x), VALUE)
+    assert len(graphs) == 2
+
+
+def test_neither_t_nor_b_is_specialised():
+    """`mark_dynamic` raises where tracing has fixed a size that it says is not."""
+    ours, theirs = twins("lstm", num_layers=2, bidirectional=True)
+    x = inputs("lstm")
+    torch._dynamo.mark_dynamic(x, 0)
+    torch._dynamo.mark_dynamic(x, 1)
+    with torch.no_grad():
+        assert_like(compiled(ours)(x), theirs(x), VALUE)
+
+
+def test_weights_and_grad_mode_compile_no_more(counted):
+    """A training loop with an evaluation in each step: two graphs, whatever the weights become."""
+    ours, theirs = twins("gru")
+    compile_counted, graphs = counted
+    run, x = compile_counted(ours), inputs("gru")
+    optimisers = [torch.optim.SGD(m.parameters(), lr=0.5) for m in (ours, theirs)]
+    for _ in range(4):
+        for call in (run, theirs):
+            call(x)[0].pow(2).sum().backward()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        with torch.no_grad():
+            assert_like(run(x), theirs(x), VALUE)
+    assert len(graphs) == 2
+
+
+class Decoder(torch.nn.Module):
+    """A loop of Python over a cell, whose output is its next input."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+        self.head = torch.nn.Linear(HIDDEN, INPUT)
+
+    def forward(self, x, state):
+        outputs = []
+        for _ in range(STEPS):
+            state = self.cell(x, state)
+            x = self.head(state[0] if isinstance(state, tuple) else state)
+            outputs.append(x)
+        return torch.stack(outputs), state
+
+
+@pytest.mark.parametrize("kind", ["gru_cell", "lstm_cell"])
+def test_a_loop_over_a_cell(kind):
+    pair = []
+    for cell in twins(kind):
+        torch.manual_seed(0)
+        pair.append(Decoder(cell))
+    x, state = inputs(kind), state_for(pair[1].cell, BATCH)
+    assert_trains_alike(compiled(pair[0]), *pair, x, state)
+
+
+class Tagger(torch.nn.Module):
+    """An encoder of torch.nn's layers, nested in other modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.ModuleDict({"rnn": torch.nn.GRU(INPUT, HIDDEN, bidirectional=True)})
+        self.outer = torch.nn.LSTM(2 * HIDDEN, HIDDEN, num_layers=2)
+        self.head = torch.nn.Sequential(torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.ReLU())
+
+    def forward(self, x):
+        y, _ = self.inner["rnn"](torch.tanh(x))
+        y, (h, c) = self.outer(y * 2)
+        return self.head(y).mean(0), h, c
+
+
+def taggers():
+    """An accelerated model and the same of torch.nn."""
+    pair = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        pair.append(Tagger())
+    return rt.accelerate(pair[0]), pair[1]
+
+
+def test_an_accelerated_model():
+    ours, theirs = taggers()
+    assert_trains_alike(compiled(ours), ours, theirs, inputs("gru"))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler")
+def test_inductor():
+    """The default backend, which plans memory and strides; here with operations that it fuses."""
+    ours, theirs = twins("lstm", batch_first=True)
+
+    def around(module):
+        return lambda x: torch.tanh(module(x * 2)[0].transpose(0, 1)) + 1
+
+    run = torch.compile(around(ours), fullgraph=True)
+    assert_trains_alike(run, ours, theirs, inputs("lstm"), within=around)
+
+
+def test_module_compile_and_its_copy():
+    """`module.compile()`, of torch.nn.Module; the state dict stays torch.nn's."""
+    ours, theirs = twins("gru")
+    ours.compile(backend="aot_eager", fullgraph=True)
+    x = inputs("gru")
+    assert_like(ours(x), theirs(x), VALUE)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_wrong_arguments_raise():
+    """What torch refuses is refused, by whatever class torch.compile wraps an error in."""
+    ours, _ = twins("gru")
+    run = compiled(ours)
+    for x in (normal(STEPS, BATCH, INPUT + 1), normal(2, STEPS, BATCH, INPUT)):
+        with pytest.raises(Exception, match=r"(?i)input|expected"):
+            run(x)
+    with pytest.raises(Exception, match=r"(?i)hidden|expected"):
+        run(inputs("gru"), normal(1, BATCH + 1, HIDDEN))
+
+
+def test_packed_sequences_without_fullgraph():
+    """Torch.compile leaves them to Python."""
+    ours, theirs = twins("lstm")
+    packed = torch.nn.utils.rnn.pack_sequence([inputs("lstm")[:n, 0] for n in (4, 3, 1)])
+    run = torch.compile(ours, backend="aot_eager")
+    got, want = run(packed), theirs(packed)
+    assert_like([got[0].data, got[1]], [want[0].data, want[1]], VALUE)
+
+
+@pytest.mark.parametrize("of", ["vmap", "grad"])
+def test_transforms_inside(of):
+    """Of `torch.func`, in what is compiled."""
+    ours, theirs = twins("gru")
+    x = normal(2, STEPS, BATCH, INPUT)
+
+    def transformed(module):
+        if of == "vmap":
+            return torch.func.vmap(lambda x: module(x)[0])
+        return torch.func.grad(lambda x: module(x)[0].pow(2).sum())
+
+    given = x if of == "vmap" else x[0]
+    want = torch.stack([theirs(own)[0] for own in x]) if of == "vmap" else transformed(theirs)(x[0])
+    assert_like(compiled(transformed(ours))(given), want, DERIVATIVE)
+
+
+def saved_and_loaded(program):
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    return torch.export.load(buffer).module()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm_projected"])
+def test_export(kind, strict):
+    """For any T and B, by a file and back."""
+    ours, theirs = twins(kind, num_layers=2, bidirectional=True)
+    ours.eval(), theirs.eval()
+    shapes = ({0: Dim("T", min=2), 1: Dim("B", min=2)},)
+    program = torch.export.export(ours, (inputs(kind),), dynamic_shapes=shapes, strict=strict)
+    for run in (program.module(), saved_and_loaded(program)):
+        for steps, batch in SHAPES[:3]:
+            x = inputs(kind, steps, batch)
+            assert_like(run(x), theirs(x), VALUE)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_a_cell_and_of_a_model(strict):
+    ours, theirs = twins("lstm_cell")
+    x, state = inputs("lstm_cell"), state_for(theirs, BATCH)
+    run = saved_and_loaded(torch.export.export(ours, (x, state), strict=strict))
+    assert_like(run(x, state), theirs(x, state), VALUE)
+    ours, theirs = taggers()
+    x = inputs("gru")
+    program = torch.export.export(
+        ours, (x,), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO},), strict=strict
+    )
+    x = inputs("gru", 6, 2)
+    assert_like(saved_and_loaded(program)(x), theirs(x), VALUE)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_program_exported_without_gradients_runs_with_them_enabled(strict):
+    """As a user exports, by `no_grad`, and calls it later; and the other way round."""
+    ours, theirs = twins("gru")
+    x = inputs("gru")
+    with torch.no_grad():
+        program = torch.export.export(ours, (x,), strict=strict)
+    assert_like(program.module()(x), theirs(x), VALUE)
+    program = torch.export.export(ours, (x,), strict=strict)
+    run = program.module()
+    with torch.no_grad():
+        assert_like(run(x), theirs(x), VALUE)
+    run(x)[0].sum().backward()
+    theirs(x)[0].sum().backward()
+    for (name, got), (_, want) in zip(
+        run.named_parameters(), theirs.named_parameters(), strict=True
+    ):
+        assert_like(got.grad, want.grad, DERIVATIVE, name)
+
+
+def test_dynamo_is_imported_by_its_users_alone():
+    """It takes seconds. Neither importing rnnfast.torch nor training by it asks for it."""
+    found = python(
+        "import sys, torch, rnnfast.torch as rt\n"
+        "before = 'torch._dynamo' in sys.modules\n"
+        "m = rt.accelerate(torch.nn.LSTM(3, 4))\n"
+        "m(torch.zeros(2, 1, 3))[0].sum().backward()\n"
+        "with torch.no_grad(): m(torch.zeros(2, 1, 3))\n"
+        "c = rt.GRUCell(3, 4)\n"
+        "with torch.autocast('cpu'): c(torch.zeros(1, 3))\n"
+        "print(before, 'torch._dynamo' in sys.modules)"
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["False", "False"]

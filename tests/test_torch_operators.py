@@ -1,0 +1,337 @@
+"""The registered operators `rnnfast::forward` and `rnnfast::backward`, called by their names."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch_twins import LAYERS, OUTPUT, assert_like, flat, normal, state_for, twins  # noqa: E402
+
+from rnnfast.torch.packs import DTYPES  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("native")
+
+STEPS, BATCH = 3, 2
+
+# The options that change how many weights there are, and of which shapes.
+OPTIONS = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"bias": False, "bidirectional": True},
+    {"bias": False, "num_layers": 2},
+]
+
+
+def forward(*args):
+    return torch.ops.rnnfast.forward(*args)
+
+
+def backward(*args):
+    return torch.ops.rnnfast.backward(*args)
+
+
+def sample(kind, options, dtype=torch.float32, with_states=True, requires_grad=False):
+    """The arguments of `forward` for a layer of `kind`, and torch.nn's result for them."""
+    _, theirs = twins(kind, dtype=dtype, **options)
+    x = normal(STEPS, BATCH, theirs.input_size, dtype=dtype)
+    state = state_for(theirs, BATCH, dtype) if with_states else None
+    h0, c0 = (*flat(() if state is None else state), None, None)[:2]
+    cell = kind.removesuffix("_projected")
+    directions = 1 + theirs.bidirectional
+    weights = [w.detach().clone() for w in theirs._flat_weights]
+    tensors = [t for t in (x, h0, c0, *weights) if t is not None]
+    with torch.no_grad():
+        want = theirs(x, state)
+    for tensor in tensors:
+        tensor.requires_grad_(requires_grad)
+    return (x, h0, c0, weights, cell, directions, theirs.bias), want
+
+
+def backward_sample(kind, options, dtype=torch.float32, with_states=True, wanted=None):
+    """The arguments of `backward` for the same."""
+    args, _ = sample(kind, options, dtype, with_states)
+    y, h, c, tape = forward(*args, True)
+    x, h0, c0, weights, *own = args
+    ends = [normal(*end.shape, dtype=dtype, seed=30 + i) for i, end in enumerate((y, h))]
+    dc = normal(*c.shape, dtype=dtype, seed=32) if c.numel() else None
+    wanted = [t is not None for t in (x, h0, c0, *weights)] if wanted is None else wanted
+    return (*ends, dc, x, h0, c0, weights, y, tape, *own, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_values_are_those_of_torch_nn(kind, options, dtype):
+    for with_states in (False, True):
+        args, want = sample(kind, options, dtype, with_states)
+        for training in (False, True):
+            y, h, c, tape = forward(*args, training)
+            got = [y, h, c] if c.numel() else [y, h]
+            assert_like(got, want, OUTPUT[dtype])
+            assert (tape.numel() > 0) is training
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [*((kind, OPTIONS[1]) for kind in LAYERS), ("lstm", OPTIONS[3])], ids=str
+)
+def test_opcheck_of_forward(kind, options):
+    """Schema, fake implementation, gradients, and static and dynamic shapes under AOT dispatch."""
+    args, _ = sample(kind, options, requires_grad=True)
+    torch.library.opcheck(torch.ops.rnnfast.forward.default, (*args, True))
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm_projected"])
+def test_opcheck_of_inference(kind):
+    args, _ = sample(kind, {}, with_states=False)
+    torch.library.opcheck(torch.ops.rnnfast.forward.default, (*args, False))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_same_arguments_give_the_same_bits(kind):
+    """In the tape as well: nothing in it is what happened to lie in memory."""
+    args, _ = sample(kind, {"num_layers": 2})
+    first = [result.clone() for result in forward(*args, True)]
+    for size in {result.numel() for result in first}:
+        torch.full((16, size), float("nan"))  # freed at once: memory that the next call may take
+    for a, b in zip(forward(*args, True), first, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm_projected"])
+def test_opcheck_of_backward(kind):
+    args = backward_sample(kind, OPTIONS[1])
+    torch.library.opcheck(torch.ops.rnnfast.backward.default, args)
+
+
+def test_opcheck_of_backward_with_gradients_of_some_results():
+    args = list(backward_sample("lstm", {}, with_states=False))
+    args[0] = args[2] = None
+    torch.library.opcheck(torch.ops.rnnfast.backward.default, tuple(args))
+
+
+@pytest.mark.parametrize("unwanted", range(7))
+def test_an_unwanted_gradient_has_no_elements_and_the_others_stay(unwanted):
+    every = flat(backward(*backward_sample("lstm", {})))
+    wanted = [i != unwanted for i in range(7)]
+    got = flat(backward(*backward_sample("lstm", {}, wanted=wanted)))
+    assert got[unwanted].numel() == 0
+    for index, (a, b) in enumerate(zip(got, every, strict=True)):
+        if index != unwanted:
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_gradients_of_gradients():
+    """`gradgradcheck` of the operator: `rnnfast::backward` is differentiable in all it is given."""
+    for kind in ("gru", "lstm_projected"):
+        args, _ = sample(kind, {}, torch.float64, requires_grad=True)
+        x, h0, c0, weights, *own = args
+        given = [t for t in (x, h0, c0, *weights) if t is not None]
+
+        def run(*tensors, has_c=c0 is not None, own=tuple(own)):
+            x, h0, *rest = tensors
+            c0 = rest.pop(0) if has_c else None
+            results = forward(x, h0, c0, rest, *own, True)
+            return results[: 2 + has_c]
+
+        assert torch.autograd.gradcheck(run, given)
+        assert torch.autograd.gradgradcheck(run, given)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_results_share_no_memory(kind, training):
+    args, _ = sample(kind, {"num_layers": 2})
+    results = forward(*args, training)
+    _share_nothing([*flat(args[:3]), *args[3]], results)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_share_no_memory(kind):
+    args = backward_sample(kind, {"num_layers": 2})
+    _share_nothing(flat([part for part in args[:9] if part is not None]), flat(backward(*args)))
+
+
+def _share_nothing(given, results):
+    filled = [t for t in results if t.numel()]
+    seen = {t.untyped_storage().data_ptr() for t in given}
+    for tensor in filled:
+        assert tensor.untyped_storage().data_ptr() not in seen
+        seen.add(tensor.untyped_storage().data_ptr())
+        assert tensor.is_contiguous()
+
+
+def test_strided_arguments():
+    """Views of any strides give what their contiguous copies give."""
+    args, _ = sample("lstm", {})
+    x, h0, c0, weights, *own = args
+    views = [t.mT.contiguous().mT if t.dim() > 1 else t for t in (x, h0, c0, *weights)]
+    assert not views[0].is_contiguous() and not views[3].is_contiguous()
+    got = forward(*views[:3], views[3:], *own, True)
+    for a, b in zip(got[:3], forward(*args, True)[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    arguments = backward_sample("lstm", {})
+    strided = [t.mT.contiguous().mT if isinstance(t, torch.Tensor) else t for t in arguments[:8]]
+    for a, b in zip(
+        flat(backward(*strided, *arguments[8:])), flat(backward(*arguments)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_weights_changed_in_place_are_seen():
+    """What `_version` does not tell: packs are found by the weights' contents."""
+    args, _ = sample("gru", {})
+    before = forward(*args, False)[0].clone()
+    args[3][1].data.mul_(0.5)
+    after = forward(*args, False)[0]
+    assert not torch.equal(before, after)
+    copies = [w.clone() for w in args[3]]
+    torch.testing.assert_close(forward(*args[:3], copies, *args[4:], False)[0], after)
+
+
+# What a caller of the operator may get wrong: changes to its arguments, by their names. Nothing
+# here is checked by torch, which knows the operator's schema alone.
+NAMES = ("x", "h0", "c0", "weights", "cell", "directions", "bias", "training")
+WEIGHTS = [(20, 4), (20, 5), (20,), (20,)]
+
+
+def weights_of(*shapes, dtype=torch.float32, device="cpu"):
+    return [normal(*shape, dtype=dtype).to(device) for shape in shapes]
+
+
+WRONG_FORWARD = {
+    "no weights": {"weights": []},
+    "one weight": {"weights": weights_of(*WEIGHTS[:1])},
+    "no biases": {"weights": weights_of(*WEIGHTS[:2])},
+    "one bias": {"weights": weights_of(*WEIGHTS[:3])},
+    "a weight too many": {"weights": weights_of(*WEIGHTS, (3,))},
+    "biases not said": {"bias": False},
+    "one H in weight_ih, another in weight_hh": {
+        "weights": weights_of(WEIGHTS[0], (24, 6), *WEIGHTS[2:])
+    },
+    "rows of weight_hh": {"weights": weights_of(WEIGHTS[0], (24, 5), *WEIGHTS[2:])},
+    "rows of no whole gate": {"weights": weights_of((21, 4), (21, 5), (21,), (21,))},
+    "a short bias": {"weights": weights_of(*WEIGHTS[:3], (19,))},
+    "weights without dimensions": {"weights": weights_of((), (), (), ())},
+    "weights of one dimension": {"weights": weights_of((20,), (20,), (20,), (20,))},
+    "H of 0": {"weights": weights_of((0, 4), (0, 0), (0,), (0,))},
+    "a second layer that reads another width": {"weights": weights_of(*WEIGHTS, *WEIGHTS)},
+    "weights in float64": {"weights": weights_of(*WEIGHTS, dtype=torch.float64)},
+    "one weight in float64": {
+        "weights": [*weights_of(*WEIGHTS[:3]), normal(20, dtype=torch.float64)]
+    },
+    "weights on meta": {"weights": weights_of(*WEIGHTS, device="meta")},
+    "one weight on meta": {"weights": [*weights_of(*WEIGHTS[:3]), normal(20).to("meta")]},
+    "an unknown cell": {"cell": "mgu"},
+    "another cell": {"cell": "gru"},
+    "directions of 0": {"directions": 0},
+    "directions of -1": {"directions": -1},
+    "directions of 2 for one": {"directions": 2},
+    "directions of 3": {"directions": 3, "weights": weights_of(*WEIGHTS * 3)},
+    "directions of 2**62": {"directions": 2**62},
+    "I": {"x": normal(3, 2, 7)},
+    "x of one dimension": {"x": normal(4)},
+    "x of two dimensions": {"x": normal(3, 4)},
+    "x of four dimensions": {"x": normal(3, 2, 4, 1)},
+    "x in float16": {"x": normal(3, 2, 4, dtype=torch.float16)},
+    "all in float16": {
+        "x": normal(3, 2, 4, dtype=torch.float16),
+        "weights": weights_of(*WEIGHTS, dtype=torch.float16),
+    },
+    "all in bfloat16": {
+        "x": normal(3, 2, 4, dtype=torch.bfloat16),
+        "weights": weights_of(*WEIGHTS, dtype=torch.bfloat16),
+    },
+    "x of integers": {"x": torch.ones(3, 2, 4, dtype=torch.int64)},
+    "x in float64": {"x": normal(3, 2, 4, dtype=torch.float64)},
+    "the states' B": {"h0": normal(1, 3, 5), "c0": normal(1, 3, 5)},
+    "the states' H": {"h0": normal(1, 2, 6), "c0": normal(1, 2, 6)},
+    "the states' L": {"h0": normal(2, 2, 5), "c0": normal(2, 2, 5)},
+    "states in float64": {
+        "h0": normal(1, 2, 5, dtype=torch.float64),
+        "c0": normal(1, 2, 5, dtype=torch.float64),
+    },
+    "states on meta": {"h0": normal(1, 2, 5).to("meta"), "c0": normal(1, 2, 5).to("meta")},
+    "h0 without c0": {"h0": normal(1, 2, 5)},
+    "c0 without h0": {"c0": normal(1, 2, 5)},
+    "c0 of a GRU": {
+        "c0": normal(1, 2, 5),
+        "cell": "gru",
+        "weights": weights_of((15, 4), (15, 5), (15,), (15,)),
+    },
+}
+
+
+def right_forward():
+    return dict(
+        zip(
+            NAMES,
+            (normal(3, 2, 4), None, None, weights_of(*WEIGHTS), "lstm", 1, True, True),
+            strict=True,
+        )
+    )
+
+
+@pytest.mark.parametrize("what", WRONG_FORWARD)
+def test_forward_refuses(what):
+    """With a sentence that says what it expected; never a wrong result, and never a crash."""
+    arguments = {**right_forward(), **WRONG_FORWARD[what]}
+    with pytest.raises((RuntimeError, TypeError, ValueError), match="expected"):
+        forward(*arguments.values())
+
+
+WRONG_BACKWARD = {
+    "an empty tape": {"tape": torch.empty(0)},
+    "a short tape": {"tape": torch.zeros(3)},
+    "a long tape": {"tape": torch.zeros(100_000)},
+    "a tape in float64": {"tape": torch.zeros(495, dtype=torch.float64)},
+    "a tape on meta": {"tape": torch.zeros(495, device="meta")},
+    "a tape of two dimensions": {"tape": torch.zeros(3, 165)},
+    "y of another T": {"y": normal(2, 2, 5)},
+    "y of another width": {"y": normal(3, 2, 4)},
+    "an empty y": {"y": torch.empty(0)},
+    "y in float64": {"y": normal(3, 2, 5, dtype=torch.float64)},
+    "y on meta": {"y": normal(3, 2, 5).to("meta")},
+    "dy of another T": {"dy": normal(4, 2, 5)},
+    "dy of another width": {"dy": normal(3, 2, 6)},
+    "dy in float64": {"dy": normal(3, 2, 5, dtype=torch.float64)},
+    "dy on meta": {"dy": normal(3, 2, 5).to("meta")},
+    "dh of another H": {"dh": normal(1, 2, 6)},
+    "dh in float64": {"dh": normal(1, 2, 5, dtype=torch.float64)},
+    "dc of another B": {"dc": normal(1, 3, 5)},
+    "x of another T": {"x": normal(30, 2, 4)},
+    "x of another B": {"x": normal(3, 20, 4)},
+    "x of another I": {"x": normal(3, 2, 7)},
+    "weights of another H": {"weights": weights_of((200, 4), (200, 50), (200,), (200,))},
+    "no weights": {"weights": [], "wanted": [True] * 3},
+    "another cell": {"cell": "gru"},
+    "an unknown cell": {"cell": "mgu"},
+    "directions of -1": {"directions": -1},
+    "directions of 0": {"directions": 0},
+    "directions of 2 for one": {"directions": 2},
+    "nothing wanted": {"wanted": []},
+    "wanted without the weights": {"wanted": [True] * 3},
+    "wanted of one too few": {"wanted": [True] * 6},
+    "wanted of one too many": {"wanted": [True] * 8},
+    "states of another B": {"h0": normal(1, 5, 5), "c0": normal(1, 5, 5)},
+    "h0 without c0": {"h0": normal(1, 2, 5)},
+}
+
+
+@pytest.mark.parametrize("what", WRONG_BACKWARD)
+def test_backward_refuses(what):
+    right = right_forward()
+    y, h, c, tape = forward(*right.values())
+    arguments = {
+        "dy": normal(*y.shape),
+        "dh": normal(*h.shape),
+        "dc": normal(*c.shape),
+        **{name: right[name] for name in NAMES[:4]},
+        "y": y,
+        "tape": tape,
+        **{name: right[name] for name in NAMES[4:7]},
+        "wanted": [True, False, False, True, True, True, True],
+    }
+    arguments.update(WRONG_BACKWARD[what])
+    with pytest.raises((RuntimeError, TypeError, ValueError), match="expected"):
+        backward(*arguments.values())
