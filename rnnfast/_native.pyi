@@ -152,7 +152,7 @@ def stack(
     batch_first : x and the output are (B, T, ·), unless they are unbatched.
     """
 
-def tape_size(
+def tape_row(
     cell: str,
     dtype: str,
     input_size: int,
@@ -161,8 +161,8 @@ def tape_size(
     layers: int,
     directions: int,
     /,
-) -> tuple[int, int]:
-    """The size of a tape of `Stack.forward`: for each row of T*B, and beside them."""
+) -> int:
+    """How much of a tape of `Stack.forward` each row of T*B takes."""
 
 def fingerprint(arrays: tuple[NDArray, ...], threads: int = ..., /) -> int:
     """A number of 64 bits for the contents of contiguous arrays: another one when they change.

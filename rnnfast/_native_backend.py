@@ -22,7 +22,7 @@ class NativeBackend:
         self._module = module
         # Of `rnnfast._native`, which describes them; without a method's cost in between.
         self.fingerprint = module.fingerprint
-        self.tape_size = module.tape_size
+        self.tape_row = module.tape_row
 
     def pack(self, cell: Cell, weights: Weights) -> Any:
         """A private copy of the weights in panels, for the ISA in use."""

@@ -72,9 +72,8 @@ void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>
 }
 
 template <class T>
-std::pair<ptrdiff_t, ptrdiff_t> tape_size(CellId cell, const Sizes& sizes, int layers,
-                                          int directions) {
-    return Pass<T>::tape_size(active_kernels_for<T>().cells[int(cell)], sizes, layers, directions);
+ptrdiff_t tape_row(CellId cell, const Sizes& sizes, int layers, int directions) {
+    return Pass<T>::tape_row(active_kernels_for<T>().cells[int(cell)], sizes, layers, directions);
 }
 
 // In the order of `Forced`.
@@ -148,11 +147,11 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
             {dy, dhn, dcn, dx, dh0, dc0, {weight_ih, weight_hh, bias_ih, bias_hh, weight_hr}});
     });
     add_stack(m);
-    m.def("tape_size", [](const std::string& cell, const std::string& dtype, ptrdiff_t input,
+    m.def("tape_row", [](const std::string& cell, const std::string& dtype, ptrdiff_t input,
                           ptrdiff_t hidden, ptrdiff_t projection, int layers, int directions) {
         const Sizes sizes{input, hidden, projection};
 #define DTYPE(name, type) \
-    if (dtype == #name) return tape_size<type>(find_cell(cell), sizes, layers, directions);
+    if (dtype == #name) return tape_row<type>(find_cell(cell), sizes, layers, directions);
 #include "core/dtypes.inc"
 #undef DTYPE
         throw py::value_error("dtype: expected a name in dtypes.inc, got " + dtype);

@@ -67,8 +67,8 @@ public:
         return (count + line - 1) / line * line;
     }
 
-    // On the caller's memory.
-    explicit Arena(T* memory) : next_(memory) {}
+    // On the caller's memory, and without gaps.
+    explicit Arena(T* memory) : gaps_(false), next_(memory) {}
     explicit Arena(ptrdiff_t count) : memory_{nullptr, count} {
         if (!count) return;
         Memory& spare = thread_spare();
@@ -83,9 +83,11 @@ public:
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
 
+    // What an array of so many takes of it.
+    ptrdiff_t size_of(ptrdiff_t count) const { return gaps_ ? whole_lines(count) : count; }
     T* take(ptrdiff_t count) {
         T* const taken = next_;
-        next_ += whole_lines(count);
+        next_ += size_of(count);
         return taken;
     }
 
@@ -100,6 +102,7 @@ private:
     }
 
     Memory memory_;
+    bool gaps_ = true;
     T* next_ = nullptr;
 };
 
@@ -131,17 +134,14 @@ public:
 
     // Of the tape of a pass of so many rows, T*B; throws where no memory could hold it.
     static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
-        const auto [row, fixed] = tape_size(layers.kernels(), layers.packs[0]->sizes(),
-                                            layers.layers(), layers.directions);
-        return element_count<T>({{rows, row}, 2}) + fixed;
+        const ptrdiff_t row =
+            tape_row(layers.kernels(), layers.packs[0]->sizes(), layers.layers(), layers.directions);
+        return element_count<T>({{rows, row}, 2});
     }
-    // The same by row, and beside the rows.
-    static std::pair<ptrdiff_t, ptrdiff_t> tape_size(const CellKernels<T>& kernels,
-                                                     const Sizes& sizes, int layers,
-                                                     int directions) {
-        const ptrdiff_t inner = layers - 1, jobs = ptrdiff_t(layers) * directions;
-        return {inner * directions * sizes.width() + jobs * kernels.saved_row(sizes),
-                (inner + jobs) * (Arena<T>::whole_lines(1) - 1)};
+    // Of one of its rows.
+    static ptrdiff_t tape_row(const CellKernels<T>& kernels, const Sizes& sizes, int layers,
+                              int directions) {
+        return directions * (layers * kernels.saved_row(sizes) + (layers - 1) * sizes.width());
     }
 
 private:
@@ -211,9 +211,13 @@ template <class T>
 void Pass<T>::lay_out(const PassInputs<T>& in, const PassOutputs<T>& out, bool training) {
     const ptrdiff_t width = layers_.width(), hidden = layers_.hidden();
     const ptrdiff_t output = rows() * layers_.output();
-    T* const inner = arena_.take(inner_ * Arena<T>::whole_lines(output));
+    // What is saved comes first: its rows are whole vectors, and stay aligned without gaps.
+    const ptrdiff_t saved_stride = arena_.size_of(saved_size());
+    T* const saved = training ? arena_.take(layers_.jobs() * saved_stride) : nullptr;
+    const ptrdiff_t inner_stride = arena_.size_of(output);
+    T* const inner = arena_.take(inner_ * inner_stride);
     const auto inner_y = [&](int layer) {
-        return dense(inner + layer % inner_ * Arena<T>::whole_lines(output), layers_.output());
+        return dense(inner + layer % inner_ * inner_stride, layers_.output());
     };
     Rows<const T> x = in.x;
     for (int layer = 0; layer < layers_.layers(); ++layer) {
@@ -233,7 +237,7 @@ void Pass<T>::lay_out(const PassInputs<T>& in, const PassOutputs<T>& out, bool t
             args.y = own.data, args.y_step = own.step, args.y_row = own.row;
             args.hn = out.hn ? out.hn + k * batch_ * width : nullptr;
             args.cn = out.cn ? out.cn + k * batch_ * hidden : nullptr;
-            args.saved = training ? arena_.take(saved_size()) : nullptr;
+            args.saved = training ? saved + k * saved_stride : nullptr;
         }
         x = {y.data, y.step, y.row};
     }

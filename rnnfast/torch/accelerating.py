@@ -113,7 +113,8 @@ def patch() -> Iterator[None]:
     """
     places = (torch.nn, torch.nn.modules)  # and not where pickle looks torch's classes up
     with _patched:
-        before = [(place, t.__name__, getattr(place, t.__name__)) for t in TWINS for place in places]
+        names = [theirs.__name__ for theirs in TWINS]
+        before = [(place, name, getattr(place, name)) for name in names for place in places]
         try:
             for theirs, ours in TWINS.items():
                 for place in places:

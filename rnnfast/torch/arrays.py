@@ -12,9 +12,11 @@ from torch import Tensor
 States = tuple[Tensor, ...]  # (h,) or (h, c)
 
 from_numpy = torch.from_numpy
+# Whether a tensor stands for several, as gradients do with `is_grads_batched`.
+is_batched = torch._C._functorch.is_legacy_batchedtensor
 # As functions, for `map`.
-requires_grad = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
-version = Tensor._version.__get__  # type: ignore[attr-defined]
+requires_grad = Tensor.requires_grad.__get__
+version = Tensor._version.__get__
 
 
 def array(tensor: Tensor) -> NDArray:

@@ -16,6 +16,7 @@ from rnnfast.torch.arrays import (
     array,
     contiguous,
     from_numpy,
+    is_batched,
     state_arrays,
     states_of,
     unit_stride,
@@ -62,7 +63,7 @@ class Call(NamedTuple):
 
 
 def infer(call: Call, x: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, States] | None:
-    """Output and last states, without gradients; a cell's output is h. None: arguments don't fit."""
+    """Output (a cell's: h) and last states, without gradients. None: the arguments don't fit."""
     ragged, lengths = call.ragged, None
     rows = array(x)
     if ragged is not None:
@@ -104,7 +105,7 @@ class _Pass(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         call: Call,
         results: tuple[Tensor, ...],
@@ -119,13 +120,13 @@ class _Pass(torch.autograd.Function):
         return results[:-1]
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, dy: Tensor | None, *d_states: Tensor | None
-    ) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *d_states: Tensor | None) -> tuple[Any, ...]:
         call: Call = ctx.call
         y, tape, x, h0, c0, *weights = ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():  # create_graph
+        d_outputs = (dy, *d_states)
+        # With create_graph; or for gradients in batches, which NumPy has no arrays for.
+        if torch.is_grad_enabled() or any(d is not None and is_batched(d) for d in d_outputs):
             found = differentiable.gradients(
                 call.kind, call.ragged, call.batch_first, dy, d_states, x, h0, c0, weights, wanted
             )

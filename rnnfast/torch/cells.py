@@ -20,12 +20,13 @@ from rnnfast.torch.arrays import (
     States,
     array,
     from_numpy,
+    is_batched,
     requires_grad,
     state_arrays,
     states_of,
     version,
 )
-from rnnfast.torch.packs import Kind, Packs, native
+from rnnfast.torch.packs import Kind, Packs
 
 if TYPE_CHECKING:
     from rnnfast._native import Stack
@@ -35,7 +36,7 @@ class _Step(NamedTuple):
     """What the gradients of the weights need of one step."""
 
     x: Tensor
-    states: States | None
+    states: Sequence[Tensor] | None
     tape: Tensor
     d_states: Sequence[Tensor | None]
 
@@ -55,7 +56,7 @@ class _Weights:
         self._left: dict[int, list[_Step | tuple[Tensor | None, ...]]] = {}
 
     def still_fit(self, packs: Packs, weights: Sequence[Tensor]) -> bool:
-        """Whether another step can share them: the graph is still growing, and they are the same."""
+        """Whether another step can share them: the graph still grows, and they are the same."""
         return (
             not self.used
             and packs is self.packs
@@ -87,7 +88,7 @@ class _Weights:
         if left is None:
             left = self._left[task] = []
             # Where the token is not asked for, as when only gradients at inputs are wanted.
-            engine: Any = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            engine: Any = torch.autograd.Variable._execution_engine
             engine.queue_callback(lambda: self._left.pop(task, None))
         left.append(step)
 
@@ -121,9 +122,7 @@ class _Weights:
         )
         tape = steps[0].tape
         if len(steps) > 1:
-            row, fixed = _tape_size(self.kind, x.dtype)
-            parts = [s.tape[: n * row] for s, n in zip(steps, rows, strict=True)]
-            tape = torch.cat([*parts, x.new_empty(fixed)])
+            tape = torch.cat([step.tape for step in steps])
         _, _, found = stack.backward(
             array(x),
             state_arrays(states),
@@ -150,30 +149,28 @@ def _filled(parts: list[Tensor | None], rows: list[int], x: Tensor, width: int) 
     return _joined([x.new_zeros((n, width)) if p is None else p for p, n in pairs], width)
 
 
-def _tape_size(kind: Kind, dtype: torch.dtype) -> tuple[int, int]:
-    backend = native()
-    assert backend is not None
-    name = str(dtype).removeprefix("torch.")
-    return backend.tape_size(kind.cell, name, *kind.sizes, kind.layers, kind.directions)
-
-
 class _Token(torch.autograd.Function):
     """Stands for the weights on the graph of their steps."""
 
     @staticmethod
-    def forward(ctx: Any, own: _Weights, *weights: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, own: _Weights, *weights: Tensor) -> Tensor:
         ctx.own = own
         ctx.set_materialize_grads(False)
         own.saved_by(ctx)
         return weights[0].new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, _: None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, _: None) -> tuple[Any, ...]:
         return (None, *ctx.own.gradients(ctx.needs_input_grad[1:]))
 
 
 def record(
-    holder: Any, packs: Packs, kind: Kind, x: Tensor, states: States | None, weights: Sequence[Tensor]
+    holder: Any,
+    packs: Packs,
+    kind: Kind,
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
 ) -> States | None:
     """One step on torch's graph: (h,) or (h, c). None: the arguments do not fit.
 
@@ -199,7 +196,7 @@ class _StepFunction(torch.autograd.Function):
     """A step that has run: `results` are its outputs, and its tape, which no output is."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         own: _Weights,
         stack: Stack,
@@ -215,14 +212,24 @@ class _StepFunction(torch.autograd.Function):
         return results[:-1]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         own: _Weights = ctx.own
         tape, x, h0, c0 = ctx.saved_tensors
         own.check_unchanged()
         _, _, _, at_weights, *wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph
+        # With create_graph; or for gradients in batches, which NumPy has no arrays for.
+        if torch.is_grad_enabled() or any(d is not None and is_batched(d) for d in gradients):
             found = differentiable.gradients(
-                own.kind, None, False, None, gradients, x, h0, c0, own.weights, [*wanted, *own.needed]
+                own.kind,
+                None,
+                False,
+                None,
+                gradients,
+                x,
+                h0,
+                c0,
+                own.weights,
+                [*wanted, *own.needed],
             )
             if at_weights:
                 own.leave(found[3:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ def forward(
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Output and last states of a layer, x (T, B, I); the states alone of a cell, x (B, I)."""
-    rows = (kind.layers * kind.directions,) if not kind.one_step else ()
+    jobs = kind.layers * kind.directions
+    rows = () if kind.one_step else (jobs,)
     widths = (kind.sizes.output, kind.sizes.hidden)[: len(CELLS[kind.cell].states)]
     batch = x.shape[-2]
     states = [
@@ -35,7 +36,7 @@ def forward(
     ]
     if kind.one_step:
         return tuple(_step(kind, x, states, weights))
-    per_job = len(weights) // rows[0]
+    per_job = len(weights) // jobs
     ends: list[States] = []
     for layer in range(kind.layers):
         outputs = []
@@ -79,7 +80,7 @@ def _packed(
     c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """`forward` for packed x (N, I), by torch's kernel for it, which consists of such operations."""
+    """`forward` for packed x (N, I), by torch's kernel, which consists of such operations."""
     rows, sizes = kind.layers * kind.directions, kind.sizes
     batch = int(batch_sizes[0])
     h = x.new_zeros((rows, batch, sizes.output)) if h0 is None else h0
@@ -110,19 +111,18 @@ def gradients(
     given = (x, h0, c0, *weights)
     with torch.enable_grad():
         # Views, or the gradient at x would hold what reaches x through an h0 made from it.
-        own = [None if tensor is None else tensor.view_as(tensor) for tensor in given]
-        x_own, unbatched = own[0], x.dim() == (1 if kind.one_step else 2) and ragged is None
-        states = own[1:3]
-        if batch_first and not unbatched:
-            x_own = x_own.transpose(0, 1)
+        own: list[Any] = [None if t is None else t.view_as(t) for t in given]
+        x, h0, c0, *weights = own
+        axis = 0 if kind.one_step else 1  # of B, where there is one
+        unbatched = ragged is None and x.dim() == axis + 1
         if unbatched:
-            axis = 0 if kind.one_step else 1
-            x_own = x_own.unsqueeze(axis)
-            states = [None if s is None else s.unsqueeze(axis) for s in states]
+            x, h0, c0 = (None if t is None else t.unsqueeze(axis) for t in (x, h0, c0))
+        elif batch_first:
+            x = x.transpose(0, 1)
         if ragged is None:
-            outputs = forward(kind, x_own, *states, own[3:])
+            outputs = forward(kind, x, h0, c0, weights)
         else:
-            outputs = _packed(kind, ragged.batch_sizes, x_own, *states, own[3:])
+            outputs = _packed(kind, ragged.batch_sizes, x, h0, c0, weights)
         if unbatched:
             outputs = tuple(out.squeeze(axis) for out in outputs)
         elif batch_first:

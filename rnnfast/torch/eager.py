@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast.torch import cells
 from rnnfast.torch.arrays import States, requires_grad
 from rnnfast.torch.autograd import Call, Ragged, infer, record
-from rnnfast.torch.packs import DTYPES, Kind, PackCache, Packs
+from rnnfast.torch.packs import DTYPES, TENSORS, Kind, PackCache, Packs
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Cell, Layer
 
-_TENSORS = frozenset({Tensor, Parameter})
 _DTYPES = frozenset(DTYPES)
 
 _is_grad_enabled = torch.is_grad_enabled
@@ -34,7 +32,7 @@ _tracing_state = torch._C._get_tracing_state
 def _is_plain(x: Any) -> bool:
     """Whether the kernels take such a tensor, as far as that shows without its shape."""
     return (
-        type(x) in _TENSORS
+        type(x) in TENSORS
         and x.dtype in _DTYPES
         and x.is_cpu
         and x.layout is torch.strided
@@ -51,6 +49,15 @@ def _runs_here(x: Any) -> bool:
     )
 
 
+def _is_ragged(batch_sizes: Tensor, rows: int) -> bool:
+    """Whether they are of so many rows of packed data; a PackedSequence made by hand may not be."""
+    if batch_sizes.dtype is not torch.int64 or not batch_sizes.is_cpu or batch_sizes.dim() != 1:
+        return False
+    sizes = batch_sizes.numpy()
+    falls = bool((sizes[1:] <= sizes[:-1]).all())
+    return len(sizes) > 0 and falls and bool(sizes[-1] > 0) and int(sizes.sum()) == rows
+
+
 def layer(
     module: Layer, input: Tensor | PackedSequence, states: Sequence[Tensor] | None
 ) -> tuple[Tensor, States] | None:
@@ -62,12 +69,12 @@ def layer(
     x: Any = input
     if isinstance(input, PackedSequence):
         x = input.data
-    elif type(input) in _TENSORS and input.dim() not in (2, 3):
+    elif type(input) in TENSORS and input.dim() not in (2, 3):
         return None
     if not _runs_here(x):
         return None
     cache = PackCache.of(module)
-    kind = cache.kind or module._kind()
+    kind = module._kind(cache)
     weights = module._weights(cache)
     packs = cache.get(kind, weights)
     if packs is None or not _have_dtype(x, states, weights):
@@ -75,7 +82,9 @@ def layer(
     if x is not input:
         if x.dim() != 2 or x.shape[1] != kind.sizes.input:
             return None
-        ragged = Ragged(input.batch_sizes)  # type: ignore[union-attr]
+        if not _is_ragged(input.batch_sizes, len(x)):
+            return None
+        ragged = Ragged(input.batch_sizes)
     if kind.layers > 1 and module.training and module.dropout:
         return _with_dropout(module, kind, packs, x, ragged, states, weights)
     batch_first = module.batch_first and ragged is None
@@ -87,7 +96,7 @@ def cell(module: Cell, x: Any, states: Sequence[Tensor] | None) -> States | None
     if not _runs_here(x):
         return None
     cache = PackCache.of(module)
-    kind = cache.kind or module._kind()
+    kind = module._kind(cache)
     weights = module._weights(cache)
     packs = cache.get(kind, weights)
     if packs is None or not _have_dtype(x, states, weights):
@@ -118,9 +127,7 @@ def _run(
     )
 
 
-def _need_gradients(
-    x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]
-) -> bool:
+def _need_gradients(x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> bool:
     """Whether any of them takes part in differentiation."""
     return (
         weights[0].requires_grad

@@ -83,25 +83,30 @@ def _with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
         for tensor in given
     ):
         return module._torch_forward(input, hx)
-    dtype = _autocast_result(module, input, x.dtype if states is None else states[0].dtype)
+    state = x.dtype if states is None else states[-1].dtype
+    dtype = _autocast_result(module, input, state)
     if states is not None:
         states = [s.float() for s in states]
         hx = tuple(states) if len(states) == 2 else states[0]
     with torch.autocast("cpu", enabled=False):
-        result = module(input.to(torch.float32), hx)
+        result = module.forward(input.to(torch.float32), hx)
+    if getattr(module, "proj_size", 0):  # of which c is not projected
+        output, (h, c) = result
+        return _to(output, dtype), (_to(h, dtype), c.to(torch.promote_types(dtype, state)))
     return _to(result, dtype)
 
 
 def _autocast_result(module: Layer | Cell, input: Any, state: torch.dtype) -> torch.dtype:
     """Torch's: products in the dtype of autocast, and what its kernels make of them."""
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype: torch.dtype = torch.get_autocast_dtype("cpu")
     name = module._cell()
     padded_lstm = name == "lstm" and not isinstance(input, PackedSequence)
     is_layer = hasattr(module, "mode")
-    # An RNN has no product with its state but by weights; oneDNN's LSTM has one dtype for all.
-    if name.startswith("rnn") or (
-        padded_lstm and is_layer and not module.proj_size and input.dtype != torch.float16
-    ):
+    # An RNN, and a projection, end in products or what has their dtype; oneDNN's LSTM has one
+    # dtype for all.
+    if name.startswith("rnn") or bool(getattr(module, "proj_size", 0)):
+        return dtype
+    if padded_lstm and is_layer and input.dtype != torch.float16:
         return dtype
     return torch.promote_types(dtype, state)
 
@@ -113,8 +118,8 @@ def _to(result: Any, dtype: torch.dtype) -> Any:
 
 
 def _is_transformed() -> bool:
-    """Whether a transform of `torch.func` is in force. Those that `torch.compile` traces are its."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    """Whether `torch.func` needs rules of ours; what `torch.compile` traces is the compiler's."""
+    return not torch.compiler.is_compiling() and transforms.need_rules()
 
 
 def _covers(input: Any, states: Any) -> bool:
@@ -127,7 +132,9 @@ def _covers(input: Any, states: Any) -> bool:
     right = input.dtype in (torch.float32, torch.float64)
     for tensor in given:
         right = right and tensor.device.type == "cpu" and tensor.dtype == input.dtype
-    return right and native() is not None and not (_is_transformed() and transforms.has_forward_mode())
+    if not torch.compiler.is_compiling() and transforms.has_forward_mode():
+        return False
+    return right and native() is not None
 
 
 def _fit(

@@ -72,6 +72,8 @@ class Layer(torch_rnn.RNNBase):
 
     def _states(self, hx: Any) -> Any:
         """`hx` as (h,) or (h, c); None: zeros; `_OTHER`: something else."""
+        if self.mode not in _CELL_OF_MODE:  # torch's to refuse
+            return _OTHER
         if hx is None:
             return None
         if self.mode != "LSTM":
@@ -91,13 +93,15 @@ class Layer(torch_rnn.RNNBase):
     def _parameter(self, index: int) -> Tensor:
         return getattr(self, self._flat_weights_names[index])
 
-    def _kind(self) -> Kind:
-        cache = PackCache.of(self)
-        if cache.kind is None:
+    def _kind(self, cache: PackCache) -> Kind:
+        name = self._cell()
+        kind = cache.kinds.get(name)
+        if kind is None:
             sizes = Sizes(self.input_size, self.hidden_size, self.proj_size)
             directions = 2 if self.bidirectional else 1
-            cache.kind = Kind(self._cell(), sizes, self.num_layers, directions, self.bias)
-        return cache.kind
+            kind = Kind(name, sizes, self.num_layers, directions, self.bias)
+            cache.kinds[name] = kind
+        return kind
 
     def _cell(self) -> str:
         return _CELL_OF_MODE[self.mode]
@@ -165,12 +169,13 @@ class Cell(torch_rnn.RNNCellBase):
     def _parameter(self, index: int) -> Tensor:
         return getattr(self, _CELL_NAMES[index])
 
-    def _kind(self) -> Kind:
-        cache = PackCache.of(self)
-        if cache.kind is None:
+    def _kind(self, cache: PackCache) -> Kind:
+        name = self._cell()
+        kind = cache.kinds.get(name)
+        if kind is None:
             sizes = Sizes(self.input_size, self.hidden_size, 0)
-            cache.kind = Kind(self._cell(), sizes, bias=self.bias, one_step=True)
-        return cache.kind
+            kind = cache.kinds[name] = Kind(name, sizes, bias=self.bias, one_step=True)
+        return kind
 
     def _cell(self) -> str:
         raise NotImplementedError

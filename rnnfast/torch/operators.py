@@ -12,32 +12,48 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rnnfast.torch import differentiable
-from rnnfast.torch.arrays import array, state_arrays, states_of
-from rnnfast.torch.packs import DTYPES, ContentCache, Kind, Packs, kind_of_weights, native
+from rnnfast.torch.arrays import array, from_numpy, state_arrays, states_of
+from rnnfast.torch.operator_checks import check, checked_kind
+from rnnfast.torch.packs import DTYPES, ContentCache, Kind, Packs, native
 
 _OPTIONS = "str cell, int directions, bool bias"
 _STATES = "Tensor? h0, Tensor? c0, Tensor[] weights"
 
 _packs = ContentCache()
 
-_from_numpy = torch.from_numpy
 
-
-def _kind_and_packs(
-    cell: str, weights: Sequence[Tensor], directions: int, bias: bool
-) -> tuple[Kind, Packs]:
+def _packed(kind: Kind, weights: Sequence[Tensor]) -> Packs:
     backend = native()
     if backend is None:
         raise RuntimeError("rnnfast: expected the backend native, got another")
-    kind = kind_of_weights(cell, weights, directions, bias)
-    return kind, _packs.get(backend, kind, weights)
+    return _packs.get(backend, kind, weights)
 
 
 def _present(*states: Tensor | None) -> list[Tensor] | None:
     given = [state.contiguous() for state in states if state is not None]
     return given or None
+
+
+# Tapes have the size that they have with the widest vectors of any ISA, 64 bytes: compilers keep it
+# in files, which may be loaded where vectors are shorter.
+_LANES = {torch.float32: 16, torch.float64: 8}
+
+
+def _tape_row(kind: Kind, dtype: torch.dtype, lanes: int) -> int:
+    backend = native()
+    if backend is None:
+        raise RuntimeError("rnnfast: expected the backend native, got another")
+    width, hidden, projection = (int(size) for size in kind.sizes)
+    hidden, projection = (-(-size // lanes) * lanes for size in (hidden, projection))
+    sizes = width, hidden, projection
+    return backend.tape_row(kind.cell, DTYPES[dtype], *sizes, kind.layers, kind.directions)
+
+
+def _tape_shape(kind: Kind, x: Tensor) -> tuple[Any]:
+    return (x.shape[0] * x.shape[1] * _tape_row(kind, x.dtype, _LANES[x.dtype]),)
 
 
 @torch.library.custom_op(
@@ -57,17 +73,17 @@ def forward(
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output (T, B, D*W), h (L*D, B, W), c (L*D, B, H), and the tape."""
-    kind, packs = _kind_and_packs(cell, weights, directions, bias)
-    stack, threads = packs.stack(), torch.get_num_threads()
+    kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
+    stack, threads = _packed(kind, weights).stack(), torch.get_num_threads()
     rows, states = array(x.contiguous()), state_arrays(_present(h0, c0))
     tape = x.new_empty(0)
     if training:
         y, last, kept = stack.forward(rows, states, None, threads)
-        tape = _from_numpy(kept)
+        tape = pad(from_numpy(kept), (0, _tape_shape(kind, x)[0] - len(kept)))
     else:
         y, last = stack.infer(rows, states, None, None, None, threads)
     h, *c = states_of(last)
-    return _from_numpy(y), h, c[0] if c else x.new_empty(0), tape
+    return from_numpy(y), h, c[0] if c else x.new_empty(0), tape
 
 
 @torch.library.register_fake("rnnfast::forward")
@@ -81,21 +97,14 @@ def _forward_fake(
     bias: bool,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kind = kind_of_weights(cell, weights, directions, bias)
+    kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
     steps, batch = x.shape[:2]
     rows, sizes = kind.layers * directions, kind.sizes
-    tape = 0
-    if training:
-        backend = native()
-        assert backend is not None
-        own = [int(size) for size in sizes]
-        row, fixed = backend.tape_size(cell, DTYPES[x.dtype], *own, kind.layers, directions)
-        tape = steps * batch * row + fixed
     return (
         x.new_empty(steps, batch, kind.width),
         x.new_empty(rows, batch, sizes.output),
         x.new_empty(rows, batch, sizes.hidden) if kind.has_c else x.new_empty(0),
-        x.new_empty(tape),
+        x.new_empty(_tape_shape(kind, x) if training else (0,)),
     )
 
 
@@ -122,30 +131,34 @@ def backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The gradients at x, h0, c0 and each parameter; `wanted` tells which, in this order."""
-    kind, packs = _kind_and_packs(cell, weights, directions, bias)
+    kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
+    _check_backward(kind, dy, dh, dc, x, y, tape, len(weights), wanted)
 
     def rows(tensor: Tensor | None) -> Any:
         return None if tensor is None else array(tensor.contiguous())
 
-    d_state = (rows(dh), rows(dc)) if kind.has_c else rows(dh)
-    dx, initial, parameters = packs.stack().backward(
-        rows(x),
-        state_arrays(_present(h0, c0)),
-        None,
-        rows(y),
-        rows(tape),
-        rows(dy),
-        d_state,
-        (bool(wanted[0]), *map(bool, wanted[3:])),
-        torch.get_num_threads(),
+    dx, initial, parameters = (
+        _packed(kind, weights)
+        .stack()
+        .backward(
+            rows(x),
+            state_arrays(_present(h0, c0)),
+            None,
+            rows(y),
+            array(tape)[: x.shape[0] * x.shape[1] * _tape_row(kind, x.dtype, 1)],
+            rows(dy),
+            (rows(dh), rows(dc)) if kind.has_c else rows(dh),
+            (bool(wanted[0]), *map(bool, wanted[3:])),
+            torch.get_num_threads(),
+        )
     )
     dh0, *dc0 = states_of(initial)
     none = x.new_empty
     return (
-        none(0) if dx is None else _from_numpy(dx),
+        none(0) if dx is None else from_numpy(dx),
         dh0 if wanted[1] else none(0),
         dc0[0] if wanted[2] else none(0),
-        [none(0) if d is None else _from_numpy(d) for d in parameters],
+        [none(0) if d is None else from_numpy(d) for d in parameters],
     )
 
 
@@ -165,6 +178,9 @@ def _backward_fake(
     bias: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
+    _check_backward(kind, dy, dh, dc, x, y, tape, len(weights), wanted)
+
     def like(tensor: Tensor | None, want: bool) -> Tensor:
         return x.new_empty(0) if tensor is None or not want else x.new_empty(tensor.shape)
 
@@ -173,15 +189,39 @@ def _backward_fake(
     return dx, dh0, dc0, [like(weight, want) for weight, want in of_weights]
 
 
+def _check_backward(
+    kind: Kind,
+    dy: Tensor | None,
+    dh: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    tape: Tensor,
+    weights: int,
+    wanted: Sequence[bool],
+) -> None:
+    steps, batch = x.shape[:2]
+    rows, sizes = kind.layers * kind.directions, kind.sizes
+    check("y", y, x, (steps, batch, kind.width))
+    check("tape", tape, x, _tape_shape(kind, x))
+    check("dy", dy, x, (steps, batch, kind.width))
+    check("dh", dh, x, (rows, batch, sizes.output))
+    if dc is not None and not kind.has_c:
+        raise ValueError(f"dc: expected None for {kind.cell}, got a tensor")
+    check("dc", dc, x, (rows, batch, sizes.hidden))
+    if len(wanted) != 3 + weights:
+        raise ValueError(f"wanted: expected {3 + weights} entries, got {len(wanted)}")
+
+
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h0, c0, weights, *ctx.options, training = inputs
-    if not training:
-        raise RuntimeError("rnnfast::forward: expected training=True of a pass with gradients")
+    x, h0, c0, weights, *ctx.options, ctx.training = inputs
     ctx.save_for_backward(x, h0, c0, output[0], output[3], *weights)
     ctx.set_materialize_grads(False)
 
 
 def _backward_of_forward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    if not ctx.training:
+        raise RuntimeError("rnnfast::forward: expected training=True of a pass with gradients")
     x, h0, c0, y, tape, *weights = ctx.saved_tensors
     cell, directions, bias = ctx.options
     needs = ctx.needs_input_grad
@@ -207,14 +247,14 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) 
 
 
 def _backward_of_backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    dy, dh, dc, x, h0, c0, *weights = given = ctx.saved_tensors
+    given = ctx.saved_tensors
     cell, directions, bias, wanted = ctx.options
-    kind = kind_of_weights(cell, weights, directions, bias)
+    kind = checked_kind(given[3], given[4], given[5], given[6:], cell, directions, bias)
     with torch.enable_grad():
         own = [None if t is None else t.detach().requires_grad_() for t in given]
-        dstates = own[1:3] if kind.has_c else own[1:2]
+        d_states = own[1:3] if kind.has_c else own[1:2]
         found = differentiable.gradients(
-            kind, None, False, own[0], dstates, own[3], own[4], own[5], own[6:], wanted
+            kind, None, False, own[0], d_states, own[3], own[4], own[5], own[6:], wanted
         )
         pairs = [
             (out, d)

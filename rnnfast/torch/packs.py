@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
+# Subclasses mean something of their own.
+TENSORS = frozenset({Tensor, torch.nn.Parameter})
+
 _data_ptr = Tensor.data_ptr
 _is_contiguous = Tensor.is_contiguous
-_shape = Tensor.shape.__get__  # type: ignore[attr-defined]
+_shape = Tensor.shape.__get__
 _get_num_threads = torch.get_num_threads
 
 
@@ -68,16 +71,6 @@ class Kind(NamedTuple):
         return self._replace(sizes=self.sizes_of(layer), layers=1)
 
 
-def kind_of_weights(cell: str, weights: Sequence[Tensor], directions: int, bias: bool) -> Kind:
-    """The kind of the layer whose flat list of parameters `weights` is."""
-    gates, rows = len(CELLS[cell].gates), weights[0].shape[0]
-    hidden, width = rows // gates, weights[1].shape[1]
-    projected = width != hidden
-    sizes = Sizes(weights[0].shape[1], hidden, width if projected else 0)
-    layers = len(weights) // (directions * (2 + 2 * bias + projected))
-    return Kind(cell, sizes, layers, directions, bias)
-
-
 def native() -> NativeBackend | None:
     """The compiled kernels, if they are the backend in use."""
     backend = _backend.current()
@@ -90,7 +83,7 @@ class Packs:
     def __init__(self, backend: NativeBackend, kind: Kind, arrays: Sequence[NDArray]) -> None:
         cell = CELLS[kind.cell]
         self._backend = backend
-        self._kind = kind
+        self.kind = kind
         self._packs: list[Packed] = []
         self._names: list[tuple[str | None, ...]] = []
         given = iter(arrays)
@@ -110,12 +103,12 @@ class Packs:
 
     def layer(self, layer: int) -> Stack:
         """Of one layer."""
-        directions = self._kind.directions
+        directions = self.kind.directions
         own = slice(layer * directions, (layer + 1) * directions)
         return self._made(self._packs[own], self._names[own], False)
 
     def _made(self, packs: list[Packed], names: list[Any], batch_first: bool) -> Stack:
-        kind = self._kind
+        kind = self.kind
         return self._backend.stack(packs, names, kind.directions, kind.one_step, batch_first)
 
 
@@ -149,11 +142,11 @@ class PackCache:
     module, and safe to use from several threads.
     """
 
-    __slots__ = ("_entry", "frozen", "kind", "select", "shared")
+    __slots__ = ("_entry", "frozen", "kinds", "select", "shared")
 
     def __init__(self) -> None:
         self._entry: _Entry | None = None
-        self.kind: Kind | None = None  # of the module, once it is known
+        self.kinds: dict[str, Kind] = {}  # of the module, by its cell, which users may change
         # From the dict of the module's parameters, those of its flat list.
         self.select: Callable[[Any], tuple[Tensor, ...]] | None = None
         self.shared: Any = None  # of a cell: what `rnnfast.torch.cells` keeps from step to step
@@ -175,9 +168,14 @@ class PackCache:
     def get(self, kind: Kind, weights: Sequence[Tensor]) -> Packs | None:
         """The packed weights; None where the kernels do not take them, or not in this process."""
         entry = self._entry
+        try:
+            pointers = tuple(map(_data_ptr, weights))
+        except TypeError:  # one is None
+            return None
         if (
             entry is not None
-            and entry.pointers == tuple(map(_data_ptr, weights))
+            and entry.pointers == pointers
+            and entry.packs.kind is kind
             and entry.shapes == tuple(map(_shape, weights))
             and all(map(_is_contiguous, weights))
             and entry.backend is _backend.current()
@@ -195,9 +193,12 @@ class PackCache:
         seen = backend.fingerprint(arrays, _get_num_threads())
         packs = Packs(backend, kind, arrays)
         # Kept if nothing changed while it was packed; and a copy does not show later changes.
-        if all(map(_is_contiguous, held)) and backend.fingerprint(arrays, _get_num_threads()) == seen:
-            pointers, shapes = tuple(map(_data_ptr, held)), tuple(map(_shape, held))
-            self._entry = _Entry(backend, pointers, shapes, arrays, seen, packs)
+        if (
+            all(map(_is_contiguous, held))
+            and backend.fingerprint(arrays, _get_num_threads()) == seen
+        ):
+            places = tuple(map(_data_ptr, held)), tuple(map(_shape, held))
+            self._entry = _Entry(backend, *places, arrays, seen, packs)
         return packs
 
 
@@ -209,7 +210,11 @@ def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
         dtype in DTYPES
         and len(shapes) == len(weights)
         and all(
-            w.is_cpu and w.dtype is dtype and w.layout is torch.strided and w.shape == shape
+            type(w) in TENSORS
+            and w.is_cpu
+            and w.dtype is dtype
+            and w.layout is torch.strided
+            and w.shape == shape
             for w, shape in zip(weights, shapes, strict=True)
         )
     )

@@ -11,19 +11,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rnnfast.torch import differentiable
-from rnnfast.torch.packs import kind_of_weights
+from rnnfast.torch.operator_checks import checked_kind
 
+_Type = torch._C._functorch.TransformType
 Options = tuple[str, int, bool]  # cell, directions, bias
 _Dims = Sequence[Any]
 _Tensors = tuple[Any, ...]  # of Tensor or None
 
 
+def _in_force() -> set[Any]:
+    """The kinds of the transforms in force."""
+    return {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
+
+
 def has_forward_mode() -> bool:
-    """Whether a transform in force differentiates forward, which the operators do not."""
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in levels)
+    """Whether what is in force differentiates forward, which the operators do not."""
+    return forward_ad._current_level >= 0 or _Type.Jvp in _in_force()
+
+
+def need_rules() -> bool:
+    """Whether what is in force needs the rules here; for others the operators suffice."""
+    return not _in_force().isdisjoint({_Type.Grad, _Type.Vmap})
 
 
 def forward(
@@ -40,7 +51,7 @@ def forward(
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         options: Options, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor
     ) -> _Tensors:
         return torch.ops.rnnfast.forward(x, h0, c0, weights, *options, True)
@@ -54,7 +65,7 @@ class _Forward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> _Tensors:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor | None) -> _Tensors:
         wanted = ctx.needs_input_grad[1:]
         dy, dh, dc = gradients[:3]
         dc = None if ctx.options[0] != "lstm" else dc
@@ -79,7 +90,7 @@ class _Backward(torch.autograd.Function):
     """Of `wanted`, the gradients at x, h0, c0 and each weight."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         options: Options,
         wanted: tuple[bool, ...],
         dy: Tensor | None,
@@ -103,9 +114,9 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(dy, dh, dc, x, h0, c0, *weights)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> _Tensors:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> _Tensors:
         given, wanted = ctx.saved_tensors, ctx.wanted
-        kind = kind_of_weights(ctx.options[0], given[6:], *ctx.options[1:])
+        kind = checked_kind(given[3], given[4], given[5], given[6:], *ctx.options)
         present = [t is not None for t in given]
 
         def first(*own: Tensor) -> _Tensors:
@@ -143,7 +154,9 @@ class _Backward(torch.autograd.Function):
         batch = info.batch_size
         folded = dims[6] is not None and dims[7] is None  # y and the tape, as _Forward leaves them
         if not folded or any(wanted[3:]):
-            return _one_by_one(info, dims, tensors, lambda *own: _again(options, wanted, folded, own))
+            return _one_by_one(
+                info, dims, tensors, lambda *own: _again(options, wanted, folded, own)
+            )
         own = [_folded(t, dim, batch) for t, dim in zip(tensors[:7], dims[:7], strict=True)]
         found = _Backward.apply(options, wanted, *own, *tensors[7:])
         at = [_unfolded(d, batch) if want else d for d, want in zip(found, wanted, strict=True)]
@@ -154,7 +167,7 @@ def _again(options: Options, wanted: tuple[bool, ...], folded: bool, given: _Ten
     """The gradients for one sample; where the tape is of all together, by a new pass for it."""
     dy, dh, dc, x, h0, c0, y, tape, *weights = given
     if folded:
-        y, _, _, tape = torch.ops.rnnfast.forward(x, h0, c0, weights, *options, True)
+        y, _, _, tape = _Forward.apply(options, x, h0, c0, *weights)
     return _Backward.apply(options, wanted, dy, dh, dc, x, h0, c0, y, tape, *weights)
 
 

@@ -1,0 +1,90 @@
+"""Checks of what is given to the registered operators, which anyone may call.
+
+The same for real tensors and for those that compilers trace with, whose sizes may be symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rnnfast._cells import CELLS, Sizes
+from rnnfast.torch.packs import DTYPES, Kind
+
+# Without a reset before the product, which torch does not have and `differentiable` does not know.
+_CELLS = tuple(name for name in CELLS if name != "gru_reset_before")
+
+
+def check(name: str, tensor: Tensor | None, x: Tensor, shape: Sequence[Any]) -> None:
+    """That a tensor, if there is one, has `shape`, and the dtype and device of x."""
+    if tensor is None:
+        return
+    if tensor.dtype != x.dtype or tensor.device != x.device:
+        got = f"{tensor.dtype} on {tensor.device}"
+        raise TypeError(f"{name}: expected {x.dtype} on {x.device}, got {got}")
+    if tensor.dim() != len(shape) or any(
+        size != want for size, want in zip(tensor.shape, shape, strict=True)
+    ):
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
+def checked_kind(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    cell: str,
+    directions: int,
+    bias: bool,
+) -> Kind:
+    """What is to be computed, once all of it fits together.
+
+    Raises
+    ------
+    TypeError : a dtype or device that is not that of x, or none of the kernels'.
+    ValueError : a shape, a number of weights, or an option that does not fit.
+    """
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x: expected {' or '.join(DTYPES.values())}, got {x.dtype}")
+    if x.dim() != 3:
+        raise ValueError(f"x: expected shape (T, B, I), got {tuple(x.shape)}")
+    if cell not in _CELLS:
+        raise ValueError(f"cell: expected one of {', '.join(_CELLS)}, got {cell!r}")
+    if directions not in (1, 2):
+        raise ValueError(f"directions: expected 1 or 2, got {directions}")
+    kind = _kind(weights, cell, directions, bias)
+    shapes = [shape for own in kind.shapes() for shape in own.values()]
+    for k, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+        check(f"weights[{k}]", weight, x, shape)
+    steps, batch = x.shape[:2]
+    check("x", x, x, (steps, batch, kind.sizes.input))
+    rows, sizes = kind.layers * directions, kind.sizes
+    if not kind.has_c and c0 is not None:
+        raise ValueError(f"c0: expected None for {cell}, got a tensor")
+    if kind.has_c and (h0 is None) != (c0 is None):
+        raise ValueError("c0: expected both states or none, got one")
+    check("h0", h0, x, (rows, batch, sizes.output))
+    check("c0", c0, x, (rows, batch, sizes.hidden))
+    return kind
+
+
+def _kind(weights: Sequence[Tensor], cell: str, directions: int, bias: bool) -> Kind:
+    """The kind of layers that the first two weights and the number of all tell."""
+    if len(weights) < 2 or any(w.dim() != 2 for w in weights[:2]):
+        raise ValueError("weights: expected (G*H, I) and (G*H, H or P) first, got others")
+    gates = len(CELLS[cell].gates)
+    rows, width = weights[0].shape[0], weights[1].shape[1]
+    hidden = rows // gates
+    if hidden * gates != rows or hidden == 0 or width == 0:
+        raise ValueError(f"weights[0]: expected G*H = {gates}*H rows, got {rows}")
+    projected = CELLS[cell].projects and width < hidden
+    per_job = 2 + 2 * bias + projected
+    layers, rest = divmod(len(weights), directions * per_job)
+    if rest or not layers:
+        raise ValueError(
+            f"weights: expected {per_job} for each layer and direction, got {len(weights)} in all"
+        )
+    sizes = Sizes(weights[0].shape[1], hidden, width if projected else 0)
+    return Kind(cell, sizes, layers, directions, bias)
