@@ -11,13 +11,14 @@ from typing import Any
 
 from bench import ROOT, floors, records, runs
 from bench.compare import compare
-from bench.peers import BASELINE, PEERS
-from bench.shapes import CELLS, PRESETS, SHAPES
+from bench.peers import BASELINE, DROPIN, PEERS
+from bench.shapes import CELLS, LOOPS, PRESETS, SHAPES
 
 DEFAULT_OUT = Path("rnnfast-bench.json")
 EPILOG = """examples:
   python -m bench                                   the quick preset, two minutes
   python -m bench --preset full --out full.json --check --report
+  python -m bench --preset torch --check            rnnfast.torch beside torch.nn
   python -m bench --cells lstm --shapes 100-1-128-128 --threads 1
   python -m bench --load full.json --report         docs/BENCHMARKS.md and its pictures
   python -m bench --compare before.json after.json
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--shapes",
-        type=_list_of(SHAPES),
+        type=_list_of({**SHAPES, **LOOPS}),
         default=(),
         metavar="SHAPE,...",
         help="T-B-I-H, instead of the preset's; --list-shapes tells them all",
@@ -128,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parse.parse_args(argv)
     try:
         if options.list_shapes:
-            print("\n".join(f"{s.name:22} {s.use} ({', '.join(s.cells)})" for s in SHAPES.values()))
+            shapes = (*SHAPES.values(), *LOOPS.values())
+            print("\n".join(f"{s.name:22} {s.use} ({', '.join(s.cells)})" for s in shapes))
             return 0
         if options.compare:
             print("\n".join(compare(*map(records.load, options.compare))))
@@ -168,10 +170,12 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         )
     )
     records.save(record, options.out)
-    for row in records.rows(record):
+    for row in records.rows(record) + records.rows(record, "cell_loops"):
         ratios = ", ".join(f"{name} {ratio['median']:.2f}" for name, ratio in row.ratios.items())
         fraction = "" if row.fraction is None else f"  {row.fraction:.2f} of the bound"
-        print(f"{row.case!s:42} {row.mode:9} {row.ours:12.1f} µs  × {ratios}{fraction}")
+        speedup = row.dropin_speedup
+        dropin = "" if speedup is None else f"  {DROPIN} × torch {speedup['median']:.2f}"
+        print(f"{row.case!s:42} {row.mode:9} {row.ours:12.1f} µs  × {ratios}{fraction}{dropin}")
     if records.disturbed(record):
         print(records.disturbed(record), file=sys.stderr)
     print(f"wrote {options.out} after {record['seconds']} s", file=sys.stderr)

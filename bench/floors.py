@@ -10,6 +10,8 @@ from bench import peers, records
 from bench.records import Row, memory_ratios
 from bench.shapes import CELLS
 
+# The shape that shows what a call costs by itself.
+SHORTEST = "1-1-64-64"
 # A figure, and what it is of.
 Figures = list[tuple[str, float]]
 
@@ -34,8 +36,8 @@ class Floor:
 class Verdict:
     """What a record says of a floor.
 
-    mean : the geometric mean of the figures; worst : the figure nearest to failing, or furthest
-    beyond; both None where nothing was measured.
+    mean : the geometric mean of the figures, None where one is not positive; worst : the figure
+    nearest to failing, or furthest beyond; both None where nothing was measured.
     failures : a sentence for each thing that fails.
     """
 
@@ -47,13 +49,16 @@ class Verdict:
 
 
 def of_rows(
-    figure: Callable[[Row], float | None], **wanted: Any
+    figure: Callable[[Row], float | None], section: str = "results", **wanted: Any
 ) -> Callable[[dict[str, Any]], Figures]:
-    """The figures of the float32 rows that have one and whose cell, mode and threads are wanted."""
+    """The figures of the float32 rows that have one and whose cell, mode and threads are wanted.
+
+    section : of the record, as `records.rows` has it.
+    """
 
     def figures(record: dict[str, Any]) -> Figures:
         found = []
-        for row in records.rows(record):
+        for row in records.rows(record, section):
             is_about = {
                 "cell": row.case.cell,
                 "mode": row.mode,
@@ -98,6 +103,55 @@ def _memory(contender: str) -> Callable[[dict[str, Any]], Figures]:
     return lambda record: [
         (" ".join(key), ratio) for key, ratio in memory_ratios(record, contender).items()
     ]
+
+
+def _speedup(row: Row) -> float | None:
+    """Of rnnfast.torch over torch.nn."""
+    return None if row.dropin_speedup is None else row.dropin_speedup["median"]
+
+
+def _speedup_of_one_step(row: Row) -> float | None:
+    return _speedup(row) if row.case.shape.T == row.case.shape.B == 1 else None
+
+
+def _dropin_cost(row: Row) -> float | None:
+    """Where it is most of the time, and no noise of a long one."""
+    return row.dropin_cost if row.case.shape.name == SHORTEST else None
+
+
+def _of_dropin(threads: int) -> Iterator[Floor]:
+    """What `rnnfast.torch` is for: speed beside torch.nn, and little of its own beside ours."""
+    name = f"{peers.DROPIN}, {'one thread' if threads == 1 else f'{threads} threads'}"
+    training = {"mode": "training", "threads": threads}
+    yield Floor(
+        f"{name}: LSTM at T = B = 1, inference, against torch.nn",
+        of_rows(_speedup_of_one_step, cell="lstm", mode="inference", threads=threads),
+        each=10.0,
+    )
+    for cell, mean in (("rnn", 4.0), ("gru", 4.0), ("lstm", 1.6)):
+        yield Floor(
+            f"{name}: {cell.upper()} training, against torch.nn",
+            of_rows(_speedup, cell=cell, **training),
+            each=1.0,
+            mean=mean,
+        )
+    yield Floor(
+        f"{name}: PackedSequence, training, against torch.nn",
+        of_rows(_speedup, ragged=True, **training),
+        each=4.0,
+    )
+    yield Floor(
+        f"{name}: a loop of LSTMCell, training, against torch.nn",
+        of_rows(_speedup, "cell_loops", cell="lstm", **training),
+        each=3.0,
+    )
+    for mode, most in (("inference", 8.0), ("training", 45.0)):
+        yield Floor(
+            f"{name}: µs of its own, {mode}",
+            of_rows(_dropin_cost, mode=mode, threads=threads),
+            each=most,
+            at_most=True,
+        )
 
 
 # Of a library that only --yardstick names.
@@ -175,6 +229,8 @@ FLOORS = (
     Floor(
         "peak memory with recompute, over torch's", _memory(peers.RECOMPUTE), each=0.4, at_most=True
     ),
+    *_of_dropin(threads=1),
+    *_of_dropin(threads=2),
 )
 
 
@@ -183,14 +239,15 @@ def judge(floor: Floor, record: dict[str, Any]) -> Verdict:
     figures = floor.figures(record)
     if not figures:
         return Verdict(floor, 0, None, None, [])
-    mean = records.geometric_mean([value for _, value in figures])
+    values = [value for _, value in figures]
+    mean = records.geometric_mean(values) if min(values) > 0 else None
     worst = (max if floor.at_most else min)(figures, key=lambda figure: figure[1])
     failures = []
     for what, value in sorted(figures, key=lambda figure: figure[1], reverse=floor.at_most):
         if floor.each is not None and (value > floor.each if floor.at_most else value < floor.each):
             limit = "at most" if floor.at_most else "at least"
             failures.append(f"{what}: {value:.3f}, expected {limit} {floor.each:g}")
-    if floor.mean is not None and mean < floor.mean:
+    if floor.mean is not None and mean is not None and mean < floor.mean:
         failures.append(f"geometric mean: {mean:.3f}, expected at least {floor.mean:g}")
     return Verdict(floor, len(figures), mean, worst, failures)
 
@@ -218,9 +275,10 @@ def describe(verdicts: list[Verdict], problems: list[str]) -> Iterator[str]:
             continue
         assert verdict.worst is not None
         state = "FAILS" if verdict.failures else "holds"
+        mean = "" if verdict.mean is None else f"geometric mean {verdict.mean:.2f}, "
         yield (
-            f"{state:12}  {verdict.floor.name}: {verdict.count} figures, geometric mean "
-            f"{verdict.mean:.2f}, worst {verdict.worst[1]:.2f} ({verdict.worst[0]})"
+            f"{state:12}  {verdict.floor.name}: {verdict.count} figures, {mean}"
+            f"worst {verdict.worst[1]:.2f} ({verdict.worst[0]})"
         )
         yield from (f"{'':14}  {failure}" for failure in verdict.failures)
     yield from (f"ERROR         {problem}" for problem in problems)

@@ -20,6 +20,7 @@ PEER_STYLES = {
     peers.YARDSTICK: ("yardstick", "#000000", "|"),
 }
 CELL_COLOURS = {"rnn": "#D55E00", "gru": "#009E73", "lstm": "#0072B2"}
+CELL_MARKERS = {"rnn": "o", "gru": "^", "lstm": "s"}
 MODE_STYLES = {"inference": ("#0072B2", "o"), "training": ("#E69F00", "D")}
 GREY = "#595959"
 DPI = 130
@@ -81,6 +82,42 @@ def speedup(record: dict[str, Any]) -> Figure | None:
         line[1].set_xlabel(
             "time of the other library over ours, and its quartiles (right of 1: we are faster)"
         )
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def dropin(record: dict[str, Any]) -> Figure | None:
+    """rnnfast.torch's speed over torch.nn's, a panel for each mode; None without rows."""
+    found = [(row, row.dropin_speedup) for row in _one_thread(record) if row.dropin_speedup]
+    names = _shapes([row for row, _ in found])
+    if not found:
+        return None
+    figure = Figure(figsize=(10, 1.6 + 0.26 * len(names)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(MODES), sharex=True, sharey=True, squeeze=False)[0]
+    handles: dict[str, Any] = {}
+    for axes, mode in zip(panels, MODES, strict=True):
+        _label_shapes(axes, names)
+        axes.axvline(1, color=GREY, linewidth=1)
+        axes.set_xscale("log")
+        _label_powers(axes.xaxis)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.set_title(mode, loc="left", fontsize=10)
+        for cell, colour in CELL_COLOURS.items():
+            points = [
+                (*speedup.values(), names.index(row.case.shape.name))
+                for row, speedup in found
+                if row.case.cell == cell and row.mode == mode
+            ]
+            if points:
+                median, q1, q3, place = zip(*points, strict=True)
+                axes.hlines(place, q1, q3, color=colour, linewidth=1.2)
+                style = {"color": colour, "marker": CELL_MARKERS[cell], "s": 26}
+                handles[cell.upper()] = axes.scatter(median, place, **style)
+    figure.supxlabel(
+        "time of torch.nn's module over rnnfast.torch's, and its quartiles (right of 1: ours is "
+        "faster)",
+        fontsize=10,
+    )
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
     return figure
 

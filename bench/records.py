@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.peers import BASELINE, ONE_THREAD
+from bench.peers import BASELINE, DROPIN, ONE_THREAD
 from bench.shapes import Case
 
 FORMAT = 1
+SECTIONS = ("results", "scaling", "cell_loops")  # those that hold rows
 MOSTLY = 0.5
 
 
@@ -49,7 +50,8 @@ class Row:
     """One case in one mode: what a line of a table says.
 
     times : microseconds by contender; ratios : a contender's time over ours. Each is a mapping of
-    median, q1 and q3. bound : microseconds, None where it was not measured.
+    median, q1 and q3. bound : microseconds; dropin_speedup : torch.nn's time over rnnfast.torch's,
+    a mapping like those; both None where they were not measured.
     """
 
     case: Case
@@ -58,6 +60,7 @@ class Row:
     ratios: dict[str, dict[str, float]]
     errors: dict[str, str]
     bound: float | None
+    dropin_speedup: dict[str, float] | None
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -86,13 +89,19 @@ class Row:
         return self.ratio(ONE_THREAD)
 
     @property
+    def dropin_cost(self) -> float | None:
+        """Microseconds that rnnfast.torch takes beyond ours; None where it was not timed."""
+        found = self.times.get(DROPIN)
+        return None if found is None else found["median"] - self.ours
+
+    @property
     def fraction(self) -> float | None:
         """The bound over the time: 1 is the machine's limit."""
         return None if self.bound is None else self.bound / self.ours
 
 
 def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
-    """The rows of a section of a record: `results` or `scaling`."""
+    """The rows of a section of a record, one of `SECTIONS`; none where the record lacks it."""
     return [
         Row(
             Case.from_dict(entry["case"]),
@@ -101,22 +110,23 @@ def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
             entry["ratios"],
             entry["errors"],
             entry.get("bound_us"),
+            entry.get("dropin_speedup"),
         )
-        for entry in record[section]
+        for entry in record.get(section, [])
     ]
 
 
 def errors(record: dict[str, Any]) -> list[str]:
     """What went wrong: workers that failed, and peers whose answer was not ours."""
     found = [f"{error['task']}: {error['error']}" for error in record["errors"]]
-    for row in rows(record) + rows(record, "scaling"):
+    for row in (row for section in SECTIONS for row in rows(record, section)):
         found += [f"{row.case} {row.mode}: {peer}: {e}" for peer, e in row.errors.items()]
     return found
 
 
 def disturbed(record: dict[str, Any]) -> str | None:
     """A sentence where other processes took the core from most rounds of some measurements."""
-    entries = record["results"] + record["scaling"]
+    entries = [entry for section in SECTIONS for entry in record.get(section, [])]
     count = sum(entry["disturbed"] > MOSTLY for entry in entries)
     if not count:
         return None

@@ -13,6 +13,7 @@ from bench.shapes import CELLS, MODES, SHAPES, Case
 PAGE = "BENCHMARKS.md"
 PICTURES = {
     "bench-speedup.png": (pictures.speedup, "How many times as long the other libraries take"),
+    "bench-torch.png": (pictures.dropin, "How many times as fast rnnfast.torch is as torch.nn"),
     "bench-roofline.png": (pictures.roofline, "The fraction of the machine's limit"),
     "bench-scaling.png": (pictures.scaling, "Time against T, B and H on log axes"),
 }
@@ -27,9 +28,10 @@ NAMES = {
 }
 HOW = """\
 Every answer is compared with ours (output, and in training every gradient) before it is timed. Each
-case has a process of its own, pinned to its cores; the libraries run in turn, in blocks of about
-10 ms, on inputs that rotate. Times are medians; a ratio is the median over rounds of a library's
-time in a round over ours in the same round, so above 1 we are faster.
+case has a process of its own, which the cells of a shape share in the preset torch, pinned to its
+cores; the libraries run in turn, in blocks of about 10 ms, on inputs that rotate. Times are
+medians; a ratio is the median over rounds of a library's time in a round over ours in the same
+round, so above 1 we are faster.
 
 Training is a forward pass and the gradients of the input and of all parameters. The weights stay as
 they are between steps; *new weights* is ours where they are packed anew in each, over ours where
@@ -39,6 +41,19 @@ BOUND = """\
 The bound is what the core could do at best, from the peak of its arithmetic, the bandwidth of
 reading the weights from the cache they lie in, and the cost of the activations, all measured in the
 same process; [`bench/roofline.py`](../bench/roofline.py) has the formula.
+"""
+DROPIN = """\
+Modules of [`rnnfast.torch`](../rnnfast/torch) beside those of `torch.nn`, with the same weights and
+tensors, ragged lengths as a PackedSequence: torch.nn's time over rnnfast.torch's in the same round,
+so above 1 rnnfast.torch is faster. Inference is in torch's inference mode.
+"""
+LOOPS = """\
+A loop in Python that calls a cell for each of 100 steps, and the gradients of the input and of all
+parameters. The layer is rnnfast's, from NumPy, over the same steps in one call.
+"""
+COST = """\
+What rnnfast.torch takes beyond rnnfast's layer, which takes and gives NumPy's arrays, where nearly
+nothing is to be computed.
 """
 
 
@@ -74,6 +89,7 @@ def _page(record: dict[str, Any], drawn: list[str]) -> Iterator[str]:
         yield ""
     yield from _floors(record)
     yield from _cells(record)
+    yield from _dropin(record)
     yield from _double(record)
     yield from _memory(record)
     yield from _machine(record)
@@ -136,8 +152,7 @@ def _cells(record: dict[str, Any]) -> Iterator[str]:
                     if (row.case.cell, row.mode, row.case.threads) == (cell, mode, threads)
                 ]
                 if wanted:
-                    plural = "one thread" if threads == 1 else f"{threads} threads"
-                    yield from [f"### {cell.upper()}, {mode}, {plural}", ""]
+                    yield from [f"### {cell.upper()}, {mode}, {_counted(threads)}", ""]
                     yield from _times(wanted)
 
 
@@ -157,6 +172,64 @@ def _times(rows: list[Row]) -> Iterator[str]:
         lines.append(line)
     header = ["shape", "use", "µs", *(f"× {NAMES[name]}" for name in others)]
     yield from table([*header, "of the bound"] if bounds else header, lines)
+
+
+def _counted(threads: int) -> str:
+    return "one thread" if threads == 1 else f"{threads} threads"
+
+
+def _dropin(record: dict[str, Any]) -> Iterator[str]:
+    """The tables of rnnfast.torch; nothing where it was not timed beside torch.nn."""
+    rows, loops = (
+        [row for row in records.rows(record, section) if row.dropin_speedup]
+        for section in ("results", "cell_loops")
+    )
+    rows = [row for row in rows if row.case.dtype == "float32"]
+    if not rows + loops:
+        return
+    yield from ["## rnnfast.torch", "", DROPIN]
+    for threads in sorted({row.case.threads for row in rows}):
+        yield from [f"### {_counted(threads).capitalize()}", ""]
+        yield from _speedups([row for row in rows if row.case.threads == threads])
+    if loops:
+        yield from ["### A loop of cells", "", LOOPS]
+        header = ["cell", "shape", "threads", "torch.nn µs", "rnnfast.torch µs", "×", "layer µs"]
+        yield from table(header, [_loop(row) for row in loops])
+    shortest = [row for row in rows if row.case.shape.name == floors.SHORTEST]
+    if shortest:
+        yield from ["### Its own cost", "", COST]
+        header = ["cell", "mode", "threads", "layer µs", "rnnfast.torch µs", "µs of its own"]
+        yield from table(header, [_own_cost(row) for row in shortest])
+
+
+def _speedups(rows: list[Row]) -> Iterator[str]:
+    """One line for each shape, with a column for each mode and cell."""
+    found = {
+        (row.case.shape.name, row.mode, row.case.cell): f"{row.dropin_speedup['median']:.2f}"
+        for row in rows
+        if row.dropin_speedup
+    }
+    columns = [(mode, cell) for mode in MODES for cell in CELLS]
+    lines = [
+        [shape.name, shape.use, *(found.get((shape.name, *column), "") for column in columns)]
+        for shape in {row.case.shape.name: row.case.shape for row in rows}.values()
+    ]
+    header = ["shape", "use", *(f"{cell.upper()} {mode}" for mode, cell in columns)]
+    yield from table(header, lines)
+
+
+def _loop(row: Row) -> list[str]:
+    torch, own = (row.times[name]["median"] for name in peers.LOOPED)
+    speedup = f"{row.dropin_speedup['median']:.2f}" if row.dropin_speedup else ""
+    case = row.case
+    sizes = [case.cell.upper(), case.shape.name, str(case.threads)]
+    return [*sizes, f"{torch:.4g}", f"{own:.4g}", speedup, f"{row.ours:.4g}"]
+
+
+def _own_cost(row: Row) -> list[str]:
+    own, cost = row.times[peers.DROPIN]["median"], row.dropin_cost
+    sizes = [row.case.cell.upper(), row.mode, str(row.case.threads)]
+    return [*sizes, f"{row.ours:.4g}", f"{own:.4g}", f"{cost:.4g}"]
 
 
 def _double(record: dict[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import ROOT, machine, memory, peers, records
-from bench.shapes import CELLS, PRESETS, SHAPES, Case, scaling_shapes
+from bench.shapes import CELLS, LOOPS, PRESETS, SHAPES, Case, scaling_shapes
 from bench.worker import thread_environment
 
 TASK_LIMIT = 900  # seconds after which a worker is taken to hang
@@ -50,12 +50,14 @@ class WorkerFailed(Exception):
 
 def contenders_for(options: Options) -> tuple[list[str], dict[str, str]]:
     """The peers to time, ours first, and why the others are missing."""
-    absent = {}
+    absent, preset = {}, PRESETS[options.preset]
     for name in peers.PEERS:
         reason = peers.missing(name, options.yardstick)
         if name != peers.BASELINE and name not in options.peers:
             reason = "not asked for"
-        elif peers.PEERS[name].slow and not PRESETS[options.preset].slow_peers:
+        elif (peers.PEERS[name].slow and not preset.slow_peers) or (
+            preset.peers and name not in preset.peers
+        ):
             reason = f"not in the preset {options.preset}"
         if reason:
             absent[name] = reason
@@ -65,32 +67,30 @@ def contenders_for(options: Options) -> tuple[list[str], dict[str, str]]:
 def tasks(options: Options, names: list[str]) -> Iterator[Task]:
     """Everything that the options ask for, in the order in which it is measured."""
     preset = PRESETS[options.preset]
-    shapes = [SHAPES[name] for name in options.shapes or preset.shapes]
+    shapes = [SHAPES[name] for name in options.shapes or preset.shapes if name in SHAPES]
     yield Task(
         "levels", "peak and bandwidths", 1, {"kind": "levels", "dtypes": ["float32", "float64"]}
     )
     for threads in options.threads:
         for shape in shapes:
-            for cell in shape.cells:
-                if cell in options.cells:
-                    yield _timing(Case(cell, shape, threads=threads), names, options)
+            cases = [Case(c, shape, threads=threads) for c in shape.cells if c in options.cells]
+            label = f"{shape.name} threads={threads}"
+            if not preset.shared:
+                yield from (_timing(case, names, options) for case in cases)
+            elif cases:
+                yield _sweep("results", label, cases, names, preset.seconds)
     for shape in shapes:
         if 1 in options.threads and shape.name in preset.double:
             for cell in options.cells:
                 yield _timing(Case(cell, shape, "float64"), names, options)
+    yield from _loops(options, names)
     yield from _memory(options, names)
     if not options.shapes and 1 in options.threads:
         for axis, values in preset.scaling.items():
             for cell in options.cells:
-                cases = [asdict(Case(cell, shape)) for shape in scaling_shapes(axis, values)]
+                cases = [Case(cell, shape) for shape in scaling_shapes(axis, values)]
                 swept = [name for name in SWEPT if name in names]
-                fields = {
-                    "kind": "sweep",
-                    "cases": cases,
-                    "contenders": swept,
-                    "seconds": SWEEP_SECONDS,
-                }
-                yield Task("scaling", f"{cell} against {axis}", 1, fields)
+                yield _sweep("scaling", f"{cell} against {axis}", cases, swept, SWEEP_SECONDS)
 
 
 def _timing(case: Case, names: list[str], options: Options) -> Task:
@@ -104,6 +104,31 @@ def _timing(case: Case, names: list[str], options: Options) -> Task:
         "yardstick": options.yardstick,
     }
     return Task("results", str(case), case.threads, fields)
+
+
+def _sweep(
+    section: str, label: str, cases: list[Case], names: list[str], seconds: float, **options: bool
+) -> Task:
+    """Cases of one number of threads, which share a process."""
+    fields = {
+        "kind": "sweep",
+        "cases": [asdict(case) for case in cases],
+        "contenders": names,
+        "seconds": seconds,
+        **options,
+    }
+    return Task(section, label, cases[0].threads, fields)
+
+
+def _loops(options: Options, names: list[str]) -> Iterator[Task]:
+    preset = PRESETS[options.preset]
+    looped = [peers.BASELINE, *(name for name in peers.LOOPED if name in names)]
+    wanted = [LOOPS[name] for name in options.shapes or preset.loops if name in LOOPS]
+    for threads in options.threads if looped[1:] else ():
+        for shape in wanted:
+            cases = [Case(cell, shape, threads=threads) for cell in options.cells]
+            label = f"{shape.name} threads={threads}"
+            yield _sweep("cell_loops", label, cases, looped, preset.seconds, loop=True)
 
 
 def _memory(options: Options, names: list[str]) -> Iterator[Task]:
@@ -176,6 +201,7 @@ def run(options: Options) -> dict[str, Any]:
         "missing": absent,
         "levels": None,
         "results": [],
+        "cell_loops": [],
         "memory": [],
         "scaling": [],
         "errors": [],

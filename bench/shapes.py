@@ -65,9 +65,17 @@ class Case:
         return f"{self.cell} {self.shape.name} {self.dtype} threads={self.threads}"
 
 
-def _shape(use: str, T: int, B: int, I: int, H: int, **options) -> Shape:  # noqa: E741
+def _shape(
+    use: str,
+    T: int,
+    B: int,
+    I: int,  # noqa: E741
+    H: int,
+    suffix: str = "",
+    **options,
+) -> Shape:
     return Shape(
-        f"{T}-{B}-{I}-{H}" + ("-ragged" if options.get("ragged") else ""),
+        f"{T}-{B}-{I}-{H}{suffix}" + ("-ragged" if options.get("ragged") else ""),
         use,
         T,
         B,
@@ -82,6 +90,7 @@ SHAPES: dict[str, Shape] = {
     for shape in (
         _shape("streaming audio", 1, 1, 64, 64),
         _shape("streaming audio", 1, 1, 256, 256),
+        _shape("streaming audio", 1, 1, 1024, 1024),
         _shape("one sequence", 100, 1, 64, 64),
         _shape("one sequence", 100, 1, 128, 128),
         _shape("one sequence", 100, 1, 256, 256),
@@ -104,6 +113,17 @@ SHAPES: dict[str, Shape] = {
     )
 }
 
+# Those of a loop in Python, which calls a cell for each of T steps.
+LOOPS: dict[str, Shape] = {
+    shape.name: shape
+    for shape in (
+        _shape("loop of cells", 100, 1, 64, 64, "-cells"),
+        _shape("loop of cells", 100, 16, 64, 64, "-cells"),
+        _shape("loop of cells", 100, 1, 256, 256, "-cells"),
+        _shape("loop of cells", 100, 16, 256, 256, "-cells"),
+    )
+}
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -114,6 +134,9 @@ class Preset:
         peak memory is measured.
     scaling : the values of T, B and H that are swept around `SCALING_BASE`.
     slow_peers : names of the shapes in which those take part that are compiled anew for each case.
+    loops : names of `LOOPS`.
+    peers : the names of those that take part; empty: all.
+    shared : the cells of a shape share a process, and ours takes part in one way only; no bound.
     """
 
     seconds: float
@@ -122,6 +145,9 @@ class Preset:
     memory: tuple[str, ...]
     scaling: dict[str, tuple[int, ...]]
     slow_peers: tuple[str, ...]
+    loops: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    shared: bool = False
 
 
 SCALING_BASE = Shape("base", "scaling", T=100, B=8, I=128, H=128)
@@ -156,6 +182,18 @@ PRESETS = {
             "365-256-32-64",
             "33-5-17-45",
         ),
+        loops=tuple(LOOPS),
+    ),
+    "torch": Preset(
+        seconds=0.15,
+        shapes=tuple(SHAPES),
+        double=(),
+        memory=(),
+        scaling={},
+        slow_peers=(),
+        loops=tuple(LOOPS),
+        peers=("ours", "torch", "rnnfast.torch"),
+        shared=True,
     ),
 }
 

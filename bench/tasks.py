@@ -68,7 +68,7 @@ def _time_mode(problem: Problem, mode: str, makers: Makers, seconds: float) -> d
         case.threads,
     )
     ours = rounds.times[peers.BASELINE]
-    return {
+    entry: dict[str, Any] = {
         "times_us": {n: timing.spread_of(t).scaled(1e6).as_dict() for n, t in rounds.times.items()},
         "rounds": len(ours),
         "disturbed": round(rounds.disturbed, 3),
@@ -80,6 +80,10 @@ def _time_mode(problem: Problem, mode: str, makers: Makers, seconds: float) -> d
         "skipped": skipped,
         "errors": errors,
     }
+    if {"torch", peers.DROPIN} <= rounds.times.keys():
+        speedup = rounds.times["torch"] / rounds.times[peers.DROPIN]
+        entry["dropin_speedup"] = timing.spread_of(speedup).as_dict()
+    return entry
 
 
 def _validated(runner: peers.Runner, want: dict[str, NDArray], dtype: str) -> peers.Runner:
@@ -94,14 +98,22 @@ def _answer(runner: peers.Runner) -> dict[str, NDArray]:
 
 
 def sweep(
-    cases: list[dict[str, Any]], contenders: list[str], seconds: float
+    cases: list[dict[str, Any]], contenders: list[str], seconds: float, loop: bool = False
 ) -> list[dict[str, Any]]:
-    """`time_case` without bounds for each of several cases, which share a process."""
-    makers: Makers = {name: partial(peers.load, name, None) for name in contenders}
+    """`time_case` without bounds for each of several cases, which share a process.
+
+    loop : training only, and of `peers.LOOPED` their cells in a loop, beside our layer.
+    """
+    makers: Makers = {
+        name: partial(peers.load, name, loop=True)
+        if loop and name in peers.LOOPED
+        else partial(peers.load, name)
+        for name in contenders
+    }
     entries = []
     for fields in cases:
         problem = make_problem(Case.from_dict(fields))
-        for mode in MODES:
+        for mode in ("training",) if loop else MODES:
             entry = _time_mode(problem, mode, makers, seconds)
             entries.append({"case": fields, "mode": mode, **entry})
     return entries

@@ -23,7 +23,7 @@ pytest.importorskip("bench", reason="the tests run without bench")
 import bench
 from bench import cli, machine, memory, peers, problem, records, roofline, runs, tasks
 from bench.peers.ours import Ours
-from bench.shapes import CELLS, GATES, MODES, PRESETS, SHAPES, Case, Shape
+from bench.shapes import CELLS, GATES, LOOPS, MODES, PRESETS, SHAPES, Case, Shape
 
 ROOT = bench.ROOT
 TINY = Shape("tiny", "test", T=5, B=3, I=4, H=6)
@@ -73,6 +73,26 @@ def test_every_cell_layers_directions_and_lengths():
         assert_measured(entry, set(contenders) - entry["skipped"].keys())
         if entry["case"]["dtype"] == "float32" and entry["mode"] == "inference":
             assert entry["skipped"] == {}
+
+
+@pytest.mark.skipif(peers.DROPIN not in INSTALLED, reason="torch is not installed")
+def test_loops_of_cells_beside_the_layer():
+    shape = replace(TINY, name="cells")
+    fields = {"contenders": [peers.BASELINE, *peers.LOOPED], "loop": True, "seconds": MOMENT}
+    cases = [Case(cell, shape, dtype) for cell in CELLS for dtype in ("float32", "float64")]
+    entries = work(kind="sweep", cases=[asdict(case) for case in cases], **fields)
+    assert [entry["mode"] for entry in entries] == ["training"] * len(cases)
+    for entry in entries:
+        assert_measured(entry, {peers.BASELINE, *peers.LOOPED})
+        theirs, ours = (entry["times_us"][name] for name in peers.LOOPED)
+        assert theirs["q1"] / ours["q3"] <= entry["dropin_speedup"]["q3"]
+        assert entry["dropin_speedup"]["q1"] <= theirs["q3"] / ours["q1"]
+
+
+@pytest.mark.skipif(peers.DROPIN not in INSTALLED, reason="torch is not installed")
+def test_the_dropin_is_another_module_than_torchs():
+    modules = [peers.load(name).modules for name in peers.LOOPED]
+    assert [m.__name__ for m in modules] == ["torch.nn", "rnnfast.torch"]
 
 
 class WrongOrder(Ours):
@@ -214,9 +234,38 @@ def test_a_mistake_in_the_options(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_presets_name_shapes():
+def test_presets_name_shapes_and_peers():
     for preset in PRESETS.values():
         assert {*preset.shapes, *preset.double, *preset.memory} <= SHAPES.keys()
+        assert {*preset.loops} <= LOOPS.keys() and {*preset.peers} <= peers.PEERS.keys()
+    assert not SHAPES.keys() & LOOPS.keys()
+
+
+def test_the_preset_torch_measures_the_dropin_alone():
+    options = runs.Options("torch")
+    names, absent = runs.contenders_for(options)
+    assert {*names} == {peers.BASELINE, *peers.LOOPED} & {*INSTALLED}
+    assert absent.keys() == peers.PEERS.keys() - {*names}
+    wanted = [peers.BASELINE, *peers.LOOPED]
+    found = list(runs.tasks(options, wanted))
+    timed = {"results": set(), "cell_loops": set()}
+    for task in found[1:]:
+        assert task.fields["contenders"] == wanted
+        for fields in task.fields["cases"]:
+            case = Case.from_dict(fields)
+            assert (case.dtype, case.threads) == ("float32", task.threads)
+            timed[task.section].add((case.cell, case.shape.name, case.threads))
+    for section, shapes in (("results", SHAPES), ("cell_loops", LOOPS)):
+        cells = {(cell, s.name) for s in shapes.values() for cell in s.cells}
+        assert timed[section] == {(*cell, threads) for cell in cells for threads in (1, 2)}
+
+
+def test_loops_by_name_and_only_with_torch():
+    options = runs.Options(shapes=("100-16-64-64-cells",), cells=("gru",), threads=(2,))
+    task = list(runs.tasks(options, ["ours", "torch", "onnxruntime"]))[-1]
+    assert (task.section, task.threads, len(task.fields["cases"])) == ("cell_loops", 2, 1)
+    assert task.fields["contenders"] == ["ours", "torch"]
+    assert [t.section for t in runs.tasks(options, ["ours", "onnxruntime"])] == ["levels"]
 
 
 def test_the_installed_package_is_the_one_that_runs(tmp_path):

@@ -15,7 +15,9 @@ pytest.importorskip("bench", reason="the tests run without bench")
 
 from bench import cli, floors, machine, memory, peers, records, roofline, runs
 from bench.compare import compare
-from bench.shapes import MODES, SHAPES, Case, scaling_shapes
+from bench.shapes import CELLS, LOOPS, MODES, SHAPES, Case, scaling_shapes
+
+DROPIN_COST = 5.0  # µs
 
 
 def spread(median):
@@ -27,11 +29,13 @@ def entry(case, mode, ratio=5.0):
     others = ["torch", "onnxruntime", peers.YARDSTICK]
     if case.threads == 2:
         others.append(peers.ONE_THREAD)
+    times = {name: spread(ours * ratio) for name in others}
     return {
         "case": asdict(case),
         "mode": mode,
-        "times_us": {"ours": spread(ours), **{name: spread(ours * ratio) for name in others}},
-        "ratios": {name: spread(ratio) for name in others},
+        "times_us": {"ours": spread(ours), peers.DROPIN: spread(ours + DROPIN_COST), **times},
+        "ratios": {peers.DROPIN: spread(0.5), **{name: spread(ratio) for name in others}},
+        "dropin_speedup": spread(12.0),
         "disturbed": 0.0,
         "skipped": {},
         "errors": {},
@@ -48,10 +52,17 @@ def record():
         for cell in shape.cells
         for threads in (1, 2)
     ]
+    loops = [
+        Case(cell, shape, threads=threads)
+        for shape in LOOPS.values()
+        for cell in CELLS
+        for threads in (1, 2)
+    ]
     big = asdict(Case("gru", SHAPES["100-32-256-256"]))
     swept = [Case("gru", shape) for shape in scaling_shapes("T", (4, 16, 64))]
     parts = {
         "results": [entry(case, mode) for case in cases for mode in MODES],
+        "cell_loops": [entry(case, "training") for case in loops],
         "memory": [
             {"case": big, "contender": contender, "mib": mib}
             for contender, mib in zip(memory.CONTENDERS, (30.0, 15.0, 60.0), strict=True)
@@ -73,9 +84,9 @@ def record():
     }
 
 
-def find(record, cell, shape, mode, threads=1):
-    keys = [row.key for row in records.rows(record)]
-    return record["results"][keys.index((cell, shape, "float32", mode, threads))]
+def find(record, cell, shape, mode, threads=1, section="results"):
+    keys = [row.key for row in records.rows(record, section)]
+    return record[section][keys.index((cell, shape, "float32", mode, threads))]
 
 
 def saved(record, path):
@@ -119,6 +130,98 @@ def test_a_floor_that_fails_names_its_shape(what, record, tmp_path, capsys):
     assert f"{cell} {shape} {mode}: {ratio:.3f}, expected at least" in failure
 
 
+DOCTORED_DROPIN = {
+    "one thread: LSTM at T = B = 1, inference, against torch.nn": (
+        ("lstm", "1-1-1024-1024", "inference", 1, "results"),
+        {"dropin_speedup": spread(9.9)},
+        "9.900, expected at least 10",
+    ),
+    "2 threads: RNN training, against torch.nn": (
+        ("rnn", "33-5-17-45", "training", 2, "results"),
+        {"dropin_speedup": spread(0.99)},
+        "0.990, expected at least 1",
+    ),
+    "one thread: PackedSequence, training, against torch.nn": (
+        ("gru", "200-32-256-256-ragged", "training", 1, "results"),
+        {"dropin_speedup": spread(3.9)},
+        "3.900, expected at least 4",
+    ),
+    "2 threads: a loop of LSTMCell, training, against torch.nn": (
+        ("lstm", "100-16-256-256-cells", "training", 2, "cell_loops"),
+        {"dropin_speedup": spread(2.9)},
+        "2.900, expected at least 3",
+    ),
+    "one thread: µs of its own, inference": (
+        ("rnn", "1-1-64-64", "inference", 1, "results"),
+        {"times_us": {"ours": spread(2.0), peers.DROPIN: spread(10.5)}},
+        "8.500, expected at most 8",
+    ),
+    "2 threads: µs of its own, training": (
+        ("gru", "1-1-64-64", "training", 2, "results"),
+        {"times_us": {"ours": spread(10.0), peers.DROPIN: spread(56.0)}},
+        "46.000, expected at most 45",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOCTORED_DROPIN)
+def test_the_floors_of_the_dropin(name, record):
+    (cell, shape, mode, threads, section), doctored, sentence = DOCTORED_DROPIN[name]
+    find(record, cell, shape, mode, threads, section).update(doctored)
+    failures = {v.floor.name: v.failures for v in floors.check(record)[0] if v.failures}
+    assert failures == {f"{peers.DROPIN}, {name}": [f"{cell} {shape} {mode}: {sentence}"]}
+
+
+@pytest.mark.parametrize(("cell", "mean"), [("rnn", 4.0), ("gru", 4.0), ("lstm", 1.6)])
+def test_the_mean_speedup_of_the_dropin(cell, mean, record):
+    for row in record["results"]:
+        of_cell = row["case"]["cell"] == cell and row["case"]["threads"] == 2
+        if of_cell and row["mode"] == "training" and not row["case"]["shape"]["ragged"]:
+            row["dropin_speedup"] = spread(0.9 * mean)
+    find(record, cell, "200-32-256-256-ragged", "training", 2)["dropin_speedup"] = spread(4.0)
+    failing = {v.floor.name: v.failures for v in floors.check(record)[0] if v.failures}
+    name = f"{peers.DROPIN}, 2 threads: {cell.upper()} training, against torch.nn"
+    assert failing.keys() == {name}
+    assert failing[name][0].endswith(f"expected at least {mean:g}")
+
+
+def test_a_dropin_that_costs_nothing_holds(record):
+    free = find(record, "lstm", "1-1-64-64", "training")
+    free["times_us"] = {"ours": spread(10.0), peers.DROPIN: spread(9.0)}
+    verdicts, _ = floors.check(record)
+    (verdict,) = (
+        v for v in verdicts if v.floor.name.endswith("one thread: µs of its own, training")
+    )
+    assert verdict.failures == [] and verdict.mean is None
+    assert verdict.worst[1] == DROPIN_COST
+    assert any(
+        f"{verdict.floor.name}: 3 figures, worst 5.00" in t for t in floors.describe(verdicts, [])
+    )
+
+
+def test_the_dropin_is_no_peer_to_beat(record):
+    row = find(record, "lstm", "100-1-128-128", "inference")
+    assert row["ratios"][peers.DROPIN]["median"] < 1
+    assert peers.DROPIN not in peers.FLOOR_PEERS
+    assert not [v for v in floors.check(record)[0] if v.failures]
+
+
+def test_a_record_from_before_the_dropin(record, tmp_path):
+    old = {name: value for name, value in record.items() if name != "cell_loops"}
+    for row in old["results"]:
+        del row["dropin_speedup"], row["times_us"][peers.DROPIN], row["ratios"][peers.DROPIN]
+    path = tmp_path / "old.json"
+    records.save(old, path)
+    verdicts, problems = floors.check(records.load(path))
+    assert problems == []
+    unmeasured = [v.floor.name for v in verdicts if not v.count]
+    assert unmeasured == [f.name for f in floors.FLOORS if f.name.startswith(peers.DROPIN)]
+    pytest.importorskip("matplotlib")
+    assert cli.main(["--load", str(path), "--report", str(tmp_path)]) == 0
+    assert "## rnnfast.torch" not in (tmp_path / "BENCHMARKS.md").read_text()
+    assert not (tmp_path / "bench-torch.png").exists()
+
+
 def test_means_bounds_memory_and_errors_fail_too(record):
     for row in record["results"]:
         if row["mode"] == "inference" and row["case"]["cell"] == "rnn":
@@ -144,7 +247,7 @@ def test_means_bounds_memory_and_errors_fail_too(record):
 
 
 def test_a_record_of_nothing_fails(record):
-    empty = {**record, "results": [], "memory": []}
+    empty = {**record, "results": [], "cell_loops": [], "memory": []}
     assert floors.check(empty)[1] == ["no floor was measured"]
 
 
@@ -164,12 +267,14 @@ def test_compare(record, tmp_path, capsys):
 
 def test_the_report(record, tmp_path):
     pytest.importorskip("matplotlib")
+    from bench import report
+
     spoilt = find(record, "rnn", "25-64-1024-1024", "training")
     spoilt.update(errors={"torch": "Mismatch: output"}, disturbed=0.6)
     source = saved(record, tmp_path / "record.json")
     assert cli.main(["--load", source, "--report", str(tmp_path)]) == 1
     page = (tmp_path / "BENCHMARKS.md").read_text()
-    for name in ("bench-speedup.png", "bench-roofline.png", "bench-scaling.png"):
+    for name in report.PICTURES:
         assert f"]({name})" in page
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert machine.describe()["cpu"] in page
@@ -177,8 +282,12 @@ def test_the_report(record, tmp_path):
         assert page.count(f"| {floor.name} |") == 1
     assert "| 100-1-128-128 | one sequence | 100 | 5.00 | 5.00 | 5.00 | 0.95 |" in page
     assert "| GRU | 100-32-256-256 | 30.0 | 15.0 | 60.0 |" in page
+    step = "| 1-1-1024-1024 | streaming audio |"
+    assert f"{step}{' 12.00 |' * len(MODES) * len(CELLS)}" in page
+    assert "| LSTM | 100-16-64-64-cells | 2 | 500 | 105 | 12.00 | 100 |" in page
+    assert "| GRU | training | 1 | 100 | 105 | 5 |" in page
     assert "Mismatch: output" in page
-    measured = len(record["results"] + record["scaling"])
+    measured = len(record["results"] + record["cell_loops"] + record["scaling"])
     assert f"1 of {measured} measurements shared their core" in page
 
 

@@ -10,7 +10,9 @@ from bench.peers.base import Peer, Runner
 
 __all__ = [
     "BASELINE",
+    "DROPIN",
     "FLOOR_PEERS",
+    "LOOPED",
     "NEW_WEIGHTS",
     "ONE_THREAD",
     "PEERS",
@@ -41,16 +43,19 @@ BASELINE = "ours"
 ONE_THREAD = "ours, one thread"  # where the baseline has more
 NEW_WEIGHTS = "ours, new weights"  # packed in each training step, as after an optimiser's
 RECOMPUTE = "ours, recompute"  # in backward, for its memory
+DROPIN = "rnnfast.torch"  # ours as modules of torch, which compare with torch's
 YARDSTICK = "yardstick"
 PEERS = {
     BASELINE: Entry("bench.peers.ours", "Ours", ()),
     "torch": Entry("bench.peers.torch", "Torch", ("torch",)),
+    DROPIN: Entry("bench.peers.dropin", "Dropin", ("torch",)),
     "onnxruntime": Entry("bench.peers.onnxruntime", "OnnxRuntime", ("onnx", "onnxruntime")),
     "openvino": Entry("bench.peers.openvino", "OpenVino", ("onnx", "openvino")),
     "jax": Entry("bench.peers.jax", "Jax", ("jax",), slow=True),
     YARDSTICK: Entry("bench.peers.yardstick", "Yardstick", ()),
 }
 FLOOR_PEERS = ("torch", "onnxruntime", "openvino")  # the fastest of these is the one to beat
+LOOPED = ("torch", DROPIN)  # with modules for one step, which a loop in Python calls
 
 
 def missing(name: str, yardstick: str | None) -> str | None:
@@ -61,11 +66,12 @@ def missing(name: str, yardstick: str | None) -> str | None:
     return f"{' and '.join(absent)} not installed" if absent else None
 
 
-def load(name: str, yardstick: str | None = None) -> Peer:
+def load(name: str, yardstick: str | None = None, **options: bool) -> Peer:
     """The peer called `name`.
 
     yardstick : the path of the yardstick's shared library.
+    options : of the peer's constructor.
     """
     entry = PEERS[name]
     constructor = getattr(importlib.import_module(entry.module), entry.name)
-    return constructor(yardstick) if name == YARDSTICK else constructor()
+    return constructor(yardstick) if name == YARDSTICK else constructor(**options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
@@ -15,32 +16,47 @@ from bench.shapes import Case
 
 
 class Torch(Peer):
-    """`torch.nn`'s layers; ragged lengths as a PackedSequence, packed and padded in the step."""
+    """`torch.nn`'s layers; ragged lengths as a PackedSequence, packed and padded in the step.
+
+    loop : its cells instead, called for each step by a loop in Python.
+    """
+
+    modules: ClassVar[ModuleType] = torch.nn
+
+    def __init__(self, loop: bool = False) -> None:
+        self._loop = loop
 
     def refuses(self, case: Case, mode: str) -> str | None:
-        return None
+        return "timed in training" if self._loop and mode != "training" else None
 
     def build(self, problem: Problem, mode: str) -> Runner:
-        return (_Training if mode == "training" else _Inference)(problem)
+        if self._loop:
+            return _Loop(problem, self.modules)
+        return (_Training if mode == "training" else _Inference)(problem, self.modules)
 
 
 class _Inference(Runner):
     """In inference mode, which is entered once for a block and not in each call."""
 
     grad = False
+    suffix = ""  # of a parameter's name in a problem, and not in the module
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, modules: ModuleType) -> None:
         case, shape = problem.case, problem.case.shape
-        constructor = getattr(torch.nn, case.cell.upper())
-        self._layer = constructor(
-            shape.I, shape.H, shape.L, bidirectional=shape.D == 2, dtype=getattr(torch, case.dtype)
+        self._module = self._made(case, modules)
+        self._module.load_state_dict(
+            {n.removesuffix(self.suffix): torch.from_numpy(w) for n, w in problem.weights.items()}
         )
-        self._layer.load_state_dict({n: torch.from_numpy(w) for n, w in problem.weights.items()})
-        self._layer.requires_grad_(self.grad)
+        self._module.requires_grad_(self.grad)
         self._inputs = [torch.from_numpy(x).requires_grad_(self.grad) for x in problem.inputs]
         lengths = problem.lengths
         self._lengths = None if lengths is None else torch.from_numpy(lengths)
         self._steps, self._threads = shape.T, case.threads
+
+    def _made(self, case: Case, modules: ModuleType) -> torch.nn.Module:
+        shape, dtype = case.shape, getattr(torch, case.dtype)
+        constructor = getattr(modules, case.cell.upper())
+        return constructor(shape.I, shape.H, shape.L, bidirectional=shape.D == 2, dtype=dtype)
 
     def ready(self) -> AbstractContextManager[Any]:
         torch.set_num_threads(self._threads)
@@ -48,9 +64,9 @@ class _Inference(Runner):
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._lengths is None:
-            return self._layer(x)[0]
+            return self._module(x)[0]
         packed = pack_padded_sequence(x, self._lengths, enforce_sorted=False)
-        return pad_packed_sequence(self._layer(packed)[0], total_length=self._steps)[0]
+        return pad_packed_sequence(self._module(packed)[0], total_length=self._steps)[0]
 
     def run(self, k: int) -> Any:
         return self._forward(self._inputs[k])
@@ -64,10 +80,10 @@ class _Training(_Inference):
 
     grad = True
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: Problem, modules: ModuleType) -> None:
+        super().__init__(problem, modules)
         self._gradients = [torch.from_numpy(d) for d in problem.gradients]
-        self._parameters = dict(self._layer.named_parameters())
+        self._parameters = {n + self.suffix: p for n, p in self._module.named_parameters()}
 
     def run(self, k: int) -> Any:
         x = self._inputs[k]
@@ -82,3 +98,21 @@ class _Training(_Inference):
         output, x = result
         gradients = {name: p.grad.numpy() for name, p in self._parameters.items()}
         return {"output": output.detach().numpy(), "input": x.grad.numpy(), **gradients}
+
+
+class _Loop(_Training):
+    """A cell over the steps of a sequence, from states of zeros."""
+
+    suffix = "_l0"
+
+    def _made(self, case: Case, modules: ModuleType) -> torch.nn.Module:
+        constructor = getattr(modules, f"{case.cell.upper()}Cell")
+        return constructor(case.shape.I, case.shape.H, dtype=getattr(torch, case.dtype))
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs, states = [], None
+        # Steps taken as x[t] would each add a gradient of all of x.
+        for step in x.unbind():
+            states = self._module(step, states)
+            outputs.append(states[0] if isinstance(states, tuple) else states)
+        return torch.stack(outputs)
