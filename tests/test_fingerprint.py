@@ -228,7 +228,7 @@ class Array(np.ndarray):
         (np.ma.zeros(3),),
         (np.ndarray,),
     ],
-    ids=repr,
+    ids=lambda arrays: type(arrays[0] if isinstance(arrays, tuple) else arrays).__name__,
 )
 def test_what_is_no_tuple_of_contiguous_arrays(fingerprint, arrays):
     with pytest.raises(TypeError, match=r"^arrays: expected .*, got another object$"):

@@ -254,9 +254,11 @@ def test_frozen_parameters_cost_no_work(kind, computed):
     assert_same_gradients(d_got, d_want, "float64")
     assert not any("weight" in name for name in d_got)
     names = [name for name, _ in ours.named_parameters()]
-    [(dx, _, parameters)] = computed
+    # A cell's weights have a pass of their own, for all steps of a loop.
+    (dx, _, _), (_, _, parameters) = computed[0], computed[-1]
     assert dx is not None
     assert [d is None for d in parameters] == ["weight" in name for name in names]
+    assert len(computed) == (2 if kind.endswith("_cell") else 1)
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -267,6 +269,6 @@ def test_gradients_of_parameters_alone_or_of_the_input_alone(kind, computed):
     assert x.grad is None and all(p.grad is not None for p in ours.parameters())
     ours.requires_grad_(False)
     flat(ours(x.requires_grad_()))[0].sum().backward()
-    (first_dx, _, _), (dx, _, parameters) = computed
-    assert first_dx is None and dx is not None
+    *first, (dx, _, parameters) = computed
+    assert all(first_dx is None for first_dx, _, _ in first) and dx is not None
     assert all(d is None for d in parameters)

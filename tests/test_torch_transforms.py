@@ -373,6 +373,7 @@ def test_jacfwd_hessian_and_linearize(kind):
     assert_like(jacfwd(first(ours))(x), want, DERIVATIVE)
     got, want = (hessian(lambda x, m=m: loss(m(x)))(x) for m in (ours, theirs))
     assert_like(got, want, DERIVATIVE)
+    ours.requires_grad_(False)  # torch.nn's, too, must not need gradients here
     value, push = linearize(first(ours), x)
     assert_like(value, first(theirs)(x), VALUE)
     tangent = inputs(kind, batch=1, seed=40)

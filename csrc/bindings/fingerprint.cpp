@@ -18,7 +18,7 @@ constexpr ptrdiff_t kReleasingPays = ptrdiff_t(256) << 10;
 PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count < 1 || count > 2 || !PyTuple_CheckExact(args[0])) {
         PyErr_SetString(PyExc_TypeError,
-                        "fingerprint: expected a tuple of arrays, and perhaps threads, got another");
+                        "arrays: expected a tuple, and perhaps threads, got another object");
         return nullptr;
     }
     PyObject* const arrays = args[0];

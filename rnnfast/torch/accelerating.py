@@ -109,7 +109,8 @@ def patch() -> Iterator[None]:
     """Within it, `torch.nn.LSTM(…)` and the others make rnnfast's modules.
 
     It replaces the names in `torch.nn` and `torch.nn.modules` for the whole process; names
-    imported from there before stay torch's. Within it, `isinstance(module, torch.nn.LSTM)` holds for rnnfast's LSTM.
+    imported from there before stay torch's. Within it, `isinstance(module, torch.nn.LSTM)` holds
+    for rnnfast's LSTM.
     """
     places = (torch.nn, torch.nn.modules)  # and not where pickle looks torch's classes up
     with _patched:

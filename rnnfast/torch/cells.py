@@ -8,7 +8,6 @@ Torch takes the token's node back after all steps that used it, which then are o
 from __future__ import annotations
 
 import operator
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +51,6 @@ class _Weights:
         self.none_wanted = (False,) * len(weights)
         self.used = False  # by a backward pass
         self._versions = tuple(map(version, weights))
-        self._saved: Any = None  # the token's context, which has saved the weights
         self._left: dict[int, list[_Step | tuple[Tensor | None, ...]]] = {}
 
     def still_fit(self, packs: Packs, weights: Sequence[Tensor]) -> bool:
@@ -68,18 +66,15 @@ class _Weights:
         """What stands for the weights; None: none of them needs a gradient."""
         return _Token.apply(self, *self.weights) if any(self.needed) else None
 
-    def saved_by(self, ctx: Any) -> None:
-        """Saves the weights, for `check_unchanged`, in the context of the token."""
-        ctx.save_for_backward(*self.weights)
-        self._saved = weakref.ref(ctx)
-
     def check_unchanged(self) -> None:
-        """Raises torch's error where a weight was changed in place since the forward pass."""
-        if tuple(map(version, self.weights)) != self._versions:
-            ctx = self._saved and self._saved()
-            if ctx is not None:
-                ctx.saved_tensors  # noqa: B018  raises
-            raise RuntimeError("a weight was modified by an inplace operation before backward")
+        """Raises what torch does where a weight was changed in place since the forward pass."""
+        for weight, version in zip(self.weights, self._versions, strict=True):
+            if weight._version != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an "
+                    f"inplace operation: [{weight.type()} {list(weight.shape)}] is at version "
+                    f"{weight._version}; expected version {version} instead."
+                )
 
     def leave(self, step: _Step | tuple[Tensor | None, ...]) -> None:
         """Leaves a step, or its gradients as far as they are there, for the token's backward."""
@@ -156,7 +151,6 @@ class _Token(torch.autograd.Function):
     def forward(ctx: Any, own: _Weights, *weights: Tensor) -> Tensor:
         ctx.own = own
         ctx.set_materialize_grads(False)
-        own.saved_by(ctx)
         return weights[0].new_empty(())
 
     @staticmethod

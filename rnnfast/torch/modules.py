@@ -37,8 +37,7 @@ class Layer(torch_rnn.RNNBase):
         # Torch checks the arguments and makes the parameters, from the same random numbers.
         self.__dict__.update(self._TORCH(*args, **kwargs).__dict__)
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """As torch.nn's module of the same name."""
+    def _call(self, input: Any, hx: Any) -> Any:
         if _is_compiling() or _is_autocast_enabled() or _is_transformed() or _dispatch_modes():
             return graph.layer(self, input, hx)
         states = self._states(hx)
@@ -116,17 +115,29 @@ class RNN(Layer):
 
     _TORCH = torch_rnn.RNN
 
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As that of torch's."""
+        return self._call(input, hx)
+
 
 class GRU(Layer):
     """The gated recurrent unit of `torch.nn.GRU`: as `RNN` for `torch.nn.RNN`."""
 
     _TORCH = torch_rnn.GRU
 
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As that of torch's."""
+        return self._call(input, hx)
+
 
 class LSTM(Layer):
     """The long short-term memory of `torch.nn.LSTM`: as `RNN` for `torch.nn.RNN`."""
 
     _TORCH = torch_rnn.LSTM
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As that of torch's."""
+        return self._call(input, hx)
 
     # Torch's LSTM has these of its own, for its pair of states.
     get_expected_cell_size = torch_rnn.LSTM.get_expected_cell_size
@@ -139,8 +150,7 @@ class Cell(torch_rnn.RNNCellBase):
 
     _torch_forward: Callable[..., Any]
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        """As torch.nn's module of the same name."""
+    def _call(self, input: Any, hx: Any) -> Any:
         if _is_compiling() or _is_autocast_enabled() or _is_transformed() or _dispatch_modes():
             return graph.cell(self, input, hx)
         states = self._states(hx)
@@ -189,6 +199,10 @@ class RNNCell(Cell, torch_rnn.RNNCell):
 
     _torch_forward = torch_rnn.RNNCell.forward
 
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As that of torch's."""
+        return self._call(input, hx)
+
     def _states(self, hx: Any) -> Any:
         known = self.nonlinearity in ("tanh", "relu")  # others are torch's to refuse, at the call
         return super()._states(hx) if known else _OTHER
@@ -202,6 +216,10 @@ class GRUCell(Cell, torch_rnn.GRUCell):
 
     _torch_forward = torch_rnn.GRUCell.forward
 
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As that of torch's."""
+        return self._call(input, hx)
+
     def _cell(self) -> str:
         return "gru"
 
@@ -210,6 +228,10 @@ class LSTMCell(Cell, torch_rnn.LSTMCell):
     """`torch.nn.LSTMCell`, run by rnnfast's kernels."""
 
     _torch_forward = torch_rnn.LSTMCell.forward
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As that of torch's."""
+        return self._call(input, hx)
 
     def _cell(self) -> str:
         return "lstm"

@@ -79,7 +79,7 @@ def _kind(weights: Sequence[Tensor], cell: str, directions: int, bias: bool) -> 
     hidden = rows // gates
     if hidden * gates != rows or hidden == 0 or width == 0:
         raise ValueError(f"weights[0]: expected G*H = {gates}*H rows, got {rows}")
-    projected = CELLS[cell].projects and width < hidden
+    projected = CELLS[cell].projects and bool(width < hidden)
     per_job = 2 + 2 * bias + projected
     layers, rest = divmod(len(weights), directions * per_job)
     if rest or not layers:
