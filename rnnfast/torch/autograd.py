@@ -151,7 +151,7 @@ class _Pass(torch.autograd.Function):
         )
         if dx is not None:
             dx = from_numpy(dx if ragged is None else ragged.unpad(dx))
-        own = states_of(initial)
+        own = states_of(initial) if wanted[1] or wanted[2] else (None, None)
         return (
             None,
             None,

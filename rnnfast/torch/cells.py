@@ -68,12 +68,12 @@ class _Weights:
 
     def check_unchanged(self) -> None:
         """Raises what torch does where a weight was changed in place since the forward pass."""
-        for weight, version in zip(self.weights, self._versions, strict=True):
-            if weight._version != version:
+        for weight, seen in zip(self.weights, self._versions, strict=True):
+            if weight._version != seen:
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an "
                     f"inplace operation: [{weight.type()} {list(weight.shape)}] is at version "
-                    f"{weight._version}; expected version {version} instead."
+                    f"{weight._version}; expected version {seen} instead."
                 )
 
     def leave(self, step: _Step | tuple[Tensor | None, ...]) -> None:
@@ -244,7 +244,7 @@ class _StepFunction(torch.autograd.Function):
         )
         if at_weights:
             own.leave(_Step(x, states, tape, d_states))
-        at_states = states_of(initial)
+        at_states = states_of(initial) if wanted[1] or wanted[2] else (None, None)
         return (
             None,
             None,
