@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from rnnfast._native import Stack
 
 
+_MOST_ROWS = 4096
+
+
 class _Step(NamedTuple):
     """What the gradients of the weights need of one step."""
 
@@ -93,8 +96,7 @@ class _Weights:
         left = self._left.pop(torch._C._current_graph_task_id(), [])
         ready = [own for own in left if not isinstance(own, _Step)]
         steps = [own for own in left if isinstance(own, _Step)]
-        if steps:
-            ready.append(self._of_steps(steps, wanted))
+        ready += [self._of_steps(group, wanted) for group in _groups(steps)]
         total: list[Tensor | None] = [None] * len(wanted)
         for own in ready:
             for k, found in enumerate(own):
@@ -130,6 +132,19 @@ class _Weights:
             torch.get_num_threads(),
         )
         return tuple(None if d is None else from_numpy(d) for d in found)
+
+
+def _groups(steps: list[_Step]) -> list[list[_Step]]:
+    """The steps in order, as many together as have some thousand rows: their inputs are copied."""
+    groups: list[list[_Step]] = []
+    rows = _MOST_ROWS
+    for step in steps:
+        rows += len(step.x) if step.x.dim() == 2 else 1
+        if rows > _MOST_ROWS:
+            groups.append([])
+            rows = len(step.x) if step.x.dim() == 2 else 1
+        groups[-1].append(step)
+    return groups
 
 
 def _joined(parts: list[Tensor], width: int) -> Tensor:

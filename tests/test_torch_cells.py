@@ -1,0 +1,109 @@
+"""What the steps of a cell share on torch's graph: rnnfast/torch/cells.py."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import weakref
+
+import pytest
+from torch_modules import CELLS, SIZE, assert_same_gradients, flat, normal, twins
+
+torch = pytest.importorskip("torch")
+cells = importlib.import_module("rnnfast.torch.cells")
+packs = importlib.import_module("rnnfast.torch.packs")
+
+pytestmark = pytest.mark.usefixtures("native")
+
+
+@pytest.fixture(params=list(CELLS))
+def both(request):
+    """Torch's cell and ours, with the same weights."""
+    return twins(request.param, dtype=torch.float64)[::-1]
+
+
+def inputs(steps=6, batch=3):
+    return normal(steps, batch, SIZE)
+
+
+def run(cell, x, state=None):
+    """The loss of the states after each step, and the last state."""
+    total = 0
+    for step in x:
+        state = cell(step, state)
+        total = total + flat(state)[0].sin().sum()
+    return total, state
+
+
+def found(cell):
+    return {name: p.grad for name, p in cell.named_parameters()}
+
+
+def test_many_rows(both):
+    """More than are copied for one product."""
+    x = inputs(steps=5, batch=cells._MOST_ROWS // 2 - 7)
+    for cell in both:
+        run(cell, x)[0].backward()
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_loops_side_by_side_and_truncated(both):
+    """Two graphs of the same weights, taken back one after the other, and one cut in the middle."""
+    x = inputs()
+    for cell in both:
+        (first, _), (second, state) = run(cell, x), run(cell, x[:2])
+        second.backward()
+        first.backward()
+        state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        run(cell, x, state)[0].backward()
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_weights_that_stop_and_start_needing_gradients(both):
+    """In the middle of a loop."""
+    x = inputs()
+    for cell in both:
+        total, state = run(cell, x[:2])
+        cell.weight_hh.requires_grad_(False)
+        more, state = run(cell, x[2:4], state)
+        cell.weight_hh.requires_grad_(True)
+        last, _ = run(cell, x[4:], state)
+        (total + more + last).backward()
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_weights_changed_between_loops(both):
+    x = inputs()
+    for cell in both:
+        run(cell, x)[0].backward()
+        cell.weight_hh.data.mul_(0.5)
+        run(cell, x)[0].backward()
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_gradients_of_inputs_alone_leave_nothing_behind(both):
+    ours = both[1]
+    x = inputs().requires_grad_()
+    total, _ = run(ours, x)
+    for _ in range(2):
+        torch.autograd.grad(total, x, retain_graph=True)
+    shared, _ = packs.PackCache.of(ours).shared
+    assert shared._left == {}
+    total.backward()
+    assert shared._left == {}
+
+
+def test_a_graph_is_freed_at_once(both):
+    """Without the garbage collector: nothing on it refers back to itself."""
+    x = inputs()
+    gc.collect()
+    gc.disable()
+    try:
+        total, state = run(both[1], x)
+        node = weakref.ref(flat(state)[0].grad_fn)
+        assert node() is not None
+        total.backward()
+        del total, state
+        assert node() is None
+    finally:
+        gc.enable()
