@@ -80,6 +80,7 @@ def rms(error: torch.Tensor) -> float:
 def draw(
     path: Path,
     losses: dict[str, list[float]],
+    milliseconds: dict[str, float],
     years: torch.Tensor,
     series: torch.Tensor,
     forecasts: dict[str, torch.Tensor],
@@ -91,7 +92,8 @@ def draw(
     # The second of two equal lines is dashed, or it would hide the first.
     for (name, colour), style in zip(COLOURS.items(), ["-", "--"], strict=True):
         epochs = range(1, len(losses[name]) + 1)
-        left.plot(epochs, losses[name], style, color=colour, label=name)
+        label = f"{name}, {milliseconds[name]:.0f} ms an epoch"
+        left.plot(epochs, losses[name], style, color=colour, label=label)
         right.plot(years, forecasts[name], style, color=colour, label=name)
     left.set_title("Training, from the same seed", loc="left", fontsize=11)
     left.set(xlabel="epoch", ylabel="mean squared error, scaled", ylim=(0, None))
@@ -126,20 +128,20 @@ def main() -> int:
     losses, seconds = train(models, (learned - mean) / scale, options.epochs)
 
     test = values[-TEST_YEARS:]
-    forecasts = {}
+    forecasts, milliseconds = {}, {}
     print(f"{'':24}final loss   ms an epoch   test error, sunspots")
     for name, model in models.items():
         with torch.no_grad():
             forecast = model((values[:-1].reshape(-1, 1, 1) - mean) / scale).flatten()
         forecasts[name] = (forecast * scale + mean)[-TEST_YEARS:]
-        milliseconds = 1e3 * median(seconds[name][WARM_UP:] or seconds[name])
+        milliseconds[name] = 1e3 * median(seconds[name][WARM_UP:] or seconds[name])
         error = rms(forecasts[name] - test)
-        print(f"{name:24}{losses[name][-1]:10.5f}{milliseconds:14.1f}{error:15.1f}")
+        print(f"{name:24}{losses[name][-1]:10.5f}{milliseconds[name]:14.1f}{error:15.1f}")
     for name, lag in [("the year before", 1), ("11 years before", 11)]:
         error = rms(values[-TEST_YEARS - lag : -lag] - test)
         print(f"{name:48}{error:15.1f}")
 
-    draw(options.plot, losses, years[-TEST_YEARS:], series[-TEST_YEARS:], forecasts)
+    draw(options.plot, losses, milliseconds, years[-TEST_YEARS:], series[-TEST_YEARS:], forecasts)
     want, got = (torch.tensor(losses[name], dtype=torch.float64) for name in COLOURS)
     difference = ((got - want).abs() / want).max().item()
     print(f"largest relative difference of the losses: {difference:.1e}, allowed {TOLERANCE:.0e}")

@@ -85,9 +85,10 @@ def test_gradients_of_inputs_alone_leave_nothing_behind(both):
     ours = both[1]
     x = inputs().requires_grad_()
     total, _ = run(ours, x)
+    shared, _ = packs.PackCache.of(ours).shared
     for _ in range(2):
         torch.autograd.grad(total, x, retain_graph=True)
-    shared, _ = packs.PackCache.of(ours).shared
+    assert packs.PackCache.of(ours).shared is None
     assert shared._left == {}
     total.backward()
     assert shared._left == {}
@@ -107,3 +108,24 @@ def test_a_graph_is_freed_at_once(both):
         assert node() is None
     finally:
         gc.enable()
+
+
+def test_a_graph_without_backward_and_weights_written_with_what_they_are(both):
+    """A step that was never taken back must not make the next one's weights look changed."""
+    x = inputs(steps=1)
+    for cell in both:
+        run(cell, x)
+        cell.load_state_dict(cell.state_dict())
+        run(cell, x)[0].backward()
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_weights_made_from_others_are_not_kept(both):
+    """Their graph would live as long as the module."""
+    ours = both[1]
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    made = {name: p * scale for name, p in ours.named_parameters()}
+    y = torch.func.functional_call(ours, made, (inputs()[0],))
+    flat(y)[0].sum().backward()
+    assert scale.grad is not None
+    assert packs.PackCache.of(ours).shared is None

@@ -65,3 +65,16 @@ def test_freeze_of_a_model_and_its_copies():
         own[1].weight_hh_l0.data.mul_(2)
     assert torch.equal(run(model), before)
     assert not torch.equal(run(other), before)
+
+
+def test_what_is_frozen_is_what_the_parameters_are_now():
+    """Also where they have changed since the last call, as by an optimiser's last step."""
+    module, x = rt.GRU(3, 4), torch.randn(5, 2, 3)
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.5)
+    module(x)[0].sum().backward()
+    optimiser.step()
+    theirs = torch.nn.GRU(3, 4)
+    theirs.load_state_dict(module.state_dict())
+    rt.freeze(module)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x)[0], theirs(x)[0])

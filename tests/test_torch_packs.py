@@ -261,3 +261,18 @@ def test_a_change_from_another_process(layer):
     want = by_torch(layer)
     assert not torch.equal(want, before)
     torch.testing.assert_close(run(layer), want)
+
+
+def test_a_weight_with_the_negative_bit():
+    """Whose memory holds the negative of what it is."""
+    module, x = rt.RNN(H, H), inputs()
+    weight = module.weight_hh_l0.detach()
+    for value in (weight, torch._neg_view(weight), weight):
+        with torch.no_grad():
+            got, _ = torch.func.functional_call(module, {"weight_hh_l0": value}, (x,))
+            want, _ = torch.func.functional_call(
+                torch.nn.RNN(H, H),
+                {**dict(module.named_parameters()), "weight_hh_l0": value.clone()},
+                (x,),
+            )
+        torch.testing.assert_close(got, want)

@@ -129,3 +129,15 @@ def test_torchs_own_still_pickle_within():
     with rt.patch():
         written = pickle.dumps(theirs)
     assert type(pickle.loads(written)) is type(theirs)
+
+
+def test_blocks_that_overlap():
+    """As those of two tasks on one thread: the last to leave puts torch's names back."""
+    theirs = torch.nn.LSTM
+    first, second = rt.patch(), rt.patch()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.nn.LSTM is rt.LSTM
+    second.__exit__(None, None, None)
+    assert torch.nn.LSTM is theirs

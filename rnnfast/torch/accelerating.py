@@ -101,7 +101,8 @@ def report(model: Module) -> Report:
     return found
 
 
-_patched = Lock()
+_patched = 0  # how many blocks of `patch` are open
+_lock = Lock()
 
 
 @contextmanager
@@ -112,18 +113,21 @@ def patch() -> Iterator[None]:
     imported from there before stay torch's. Within it, `isinstance(module, torch.nn.LSTM)` holds
     for rnnfast's LSTM.
     """
-    places = (torch.nn, torch.nn.modules)  # and not where pickle looks torch's classes up
-    with _patched:
-        names = [theirs.__name__ for theirs in TWINS]
-        before = [(place, name, getattr(place, name)) for name in names for place in places]
-        try:
-            for theirs, ours in TWINS.items():
-                for place in places:
-                    setattr(place, theirs.__name__, ours)
-            yield
-        finally:
-            for place, name, value in before:
-                setattr(place, name, value)
+    _patch(1)
+    try:
+        yield
+    finally:
+        _patch(-1)
+
+
+def _patch(more: int) -> None:
+    """Opens or closes a block: the first and the last change the names."""
+    global _patched
+    with _lock:
+        _patched += more
+        for theirs, ours in TWINS.items():
+            for place in (torch.nn, torch.nn.modules):  # and not where pickle looks for classes
+                setattr(place, theirs.__name__, ours if _patched else theirs)
 
 
 def _switched(model: Model, twins: dict[Any, Any]) -> Model:
@@ -149,7 +153,7 @@ def _class_for(module: Module, twins: dict[Any, Any]) -> Any:
 def _frozen(model: Model, frozen: bool) -> Model:
     for module in model.modules():
         if isinstance(module, (Layer, Cell)):
-            PackCache.of(module).frozen = frozen
+            PackCache.of(module).freeze(frozen)
     return model
 
 
@@ -167,7 +171,7 @@ def _left(module: Module) -> str:
 def _by_torch(module: Layer | Cell) -> str:
     if native() is None:
         return "runs by torch: rnnfast's compiled kernels are not in use"
-    weight = module._parameter(0)
+    weight = next(module.parameters())
     if weight.device.type != "cpu":
         return f"runs by torch: on {weight.device}"
     if weight.dtype not in DTYPES:

@@ -16,6 +16,7 @@ from_numpy = torch.from_numpy
 is_batched = torch._C._functorch.is_legacy_batchedtensor
 # As functions, for `map`.
 requires_grad = Tensor.requires_grad.__get__
+is_leaf = Tensor.is_leaf.__get__
 version = Tensor._version.__get__
 
 

@@ -92,13 +92,20 @@ def record(
     output, last, tape = result
     y = from_numpy(output if ragged is None else ragged.unpad(output))
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
-    results = (y, *states_of(last), from_numpy(tape))
+    # Backward reads the output. Where it is y itself, a y changed in place is an error, as with
+    # oneDNN's LSTM; torch's other layers read none of theirs, and so a copy is read here.
+    kept = y
+    if ragged is not None:
+        kept = from_numpy(output)
+    elif call.kind.cell != "lstm" or call.kind.sizes.projection or x.dtype is not torch.float32:
+        kept = from_numpy(output.copy())
+    results = (y, *states_of(last), kept, from_numpy(tape))
     outputs = _apply(call, results, x, h0, c0, *weights)
     return outputs[0], outputs[1:]
 
 
 class _Pass(torch.autograd.Function):
-    """A pass that has run: `results` are its outputs, and its tape, which no output is.
+    """A pass that has run: `results` are its outputs; and, which are none, y as kept and the tape.
 
     The inputs, the output and the tape are saved tensors, so that torch notices when one is
     changed before backward, frees them after it, and lets hooks move them elsewhere.
@@ -116,8 +123,8 @@ class _Pass(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.call = call
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(results[0], results[-1], x, h0, c0, *weights)
-        return results[:-1]
+        ctx.save_for_backward(*results[-2:], x, h0, c0, *weights)
+        return results[:-2]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *d_states: Tensor | None) -> tuple[Any, ...]:
@@ -135,7 +142,7 @@ class _Pass(torch.autograd.Function):
         rows, output = array(x), array(y)
         d_output = None if dy is None else unit_stride(dy)
         if ragged is not None:
-            rows, output, lengths = ragged.pad(rows), ragged.pad(output), ragged.lengths
+            rows, lengths = ragged.pad(rows), ragged.lengths
             d_output = None if d_output is None else ragged.pad(d_output)
         at_states = [None if d is None else contiguous(d) for d in d_states]
         dx, initial, parameters = call.stack.backward(

@@ -8,6 +8,7 @@ Torch takes the token's node back after all steps that used it, which then are o
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,12 +21,13 @@ from rnnfast.torch.arrays import (
     array,
     from_numpy,
     is_batched,
+    is_leaf,
     requires_grad,
     state_arrays,
     states_of,
     version,
 )
-from rnnfast.torch.packs import Kind, Packs
+from rnnfast.torch.packs import Kind, PackCache, Packs
 
 if TYPE_CHECKING:
     from rnnfast._native import Stack
@@ -46,23 +48,25 @@ class _Step(NamedTuple):
 class _Weights:
     """The weights as the steps of a graph share them, and what those steps left in backward."""
 
-    def __init__(self, packs: Packs, kind: Kind, weights: Sequence[Tensor]) -> None:
+    def __init__(
+        self, holder: PackCache, packs: Packs, kind: Kind, weights: Sequence[Tensor]
+    ) -> None:
+        self._holder = weakref.ref(holder)
         self.packs = packs
         self.kind = kind
         self.weights = tuple(weights)
         self.needed = tuple(map(requires_grad, weights))
         self.none_wanted = (False,) * len(weights)
-        self.used = False  # by a backward pass
         self._versions = tuple(map(version, weights))
         self._left: dict[int, list[_Step | tuple[Tensor | None, ...]]] = {}
 
     def still_fit(self, packs: Packs, weights: Sequence[Tensor]) -> bool:
-        """Whether another step can share them: the graph still grows, and they are the same."""
+        """Whether another step can share them, as they are the same and have not changed."""
         return (
-            not self.used
-            and packs is self.packs
+            packs is self.packs
             and all(map(operator.is_, weights, self.weights))
             and tuple(map(requires_grad, weights)) == self.needed
+            and tuple(map(version, weights)) == self._versions
         )
 
     def new_token(self) -> Tensor | None:
@@ -85,6 +89,9 @@ class _Weights:
         left = self._left.get(task)
         if left is None:
             left = self._left[task] = []
+            holder = self._holder()
+            if holder is not None and holder.shared is not None and holder.shared[0] is self:
+                holder.shared = None  # a graph that is taken back grows no more
             # Where the token is not asked for, as when only gradients at inputs are wanted.
             engine: Any = torch.autograd.Variable._execution_engine
             engine.queue_callback(lambda: self._left.pop(task, None))
@@ -92,7 +99,6 @@ class _Weights:
 
     def gradients(self, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         """At each weight, of all that the present backward pass has left."""
-        self.used = True
         left = self._left.pop(torch._C._current_graph_task_id(), [])
         ready = [own for own in left if not isinstance(own, _Step)]
         steps = [own for own in left if isinstance(own, _Step)]
@@ -174,7 +180,7 @@ class _Token(torch.autograd.Function):
 
 
 def record(
-    holder: Any,
+    holder: PackCache,
     packs: Packs,
     kind: Kind,
     x: Tensor,
@@ -193,9 +199,10 @@ def record(
     _, last, tape = result
     own, token = holder.shared or (None, None)
     if own is None or not own.still_fit(packs, weights):
-        own = _Weights(packs, kind, weights)
+        own = _Weights(holder, packs, kind, weights)
         token = own.new_token()
-        holder.shared = own, token
+        # Weights made from others would keep the graph that they are on.
+        holder.shared = (own, token) if all(map(is_leaf, weights)) else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     results = (*states_of(last), from_numpy(tape))
     return _apply(own, stack, results, token, x, h0, c0)
@@ -238,7 +245,7 @@ class _StepFunction(torch.autograd.Function):
                 h0,
                 c0,
                 own.weights,
-                [*wanted, *own.needed],
+                [*wanted, *(own.needed if at_weights else own.none_wanted)],
             )
             if at_weights:
                 own.leave(found[3:])

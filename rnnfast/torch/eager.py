@@ -105,6 +105,8 @@ def cell(module: Cell, x: Any, states: Sequence[Tensor] | None) -> States | None
         call = Call(packs.stack(), kind)
         result = infer(call, x, states) or infer(call, x.contiguous(), _contiguous(states))
         return None if result is None else result[1]
+    if weights[0].is_inference():  # which torch refuses to save for backward
+        return None
     return cells.record(cache, packs, kind, x, states, weights) or cells.record(
         cache, packs, kind, x.contiguous(), _contiguous(states), weights
     )

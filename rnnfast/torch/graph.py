@@ -89,7 +89,7 @@ def _with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
         states = [s.float() for s in states]
         hx = tuple(states) if len(states) == 2 else states[0]
     with torch.autocast("cpu", enabled=False):
-        result = module.forward(input.to(torch.float32), hx)
+        result = module._call(input.to(torch.float32), hx)
     if getattr(module, "proj_size", 0):  # of which c is not projected
         output, (h, c) = result
         return _to(output, dtype), (_to(h, dtype), c.to(torch.promote_types(dtype, state)))

@@ -54,7 +54,7 @@ class Layer(torch_rnn.RNNBase):
         if states is _OTHER:
             return None
         if states is not None and input.sorted_indices is not None:
-            if any(s.dim() != 3 for s in states):
+            if any(not isinstance(s, Tensor) or s.dim() != 3 for s in states):
                 return None
             states = [s.index_select(1, input.sorted_indices) for s in states]
         result = eager.layer(self, input, states)

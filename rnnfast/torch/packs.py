@@ -26,6 +26,7 @@ TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 _data_ptr = Tensor.data_ptr
 _is_contiguous = Tensor.is_contiguous
+_is_neg = Tensor.is_neg
 _shape = Tensor.shape.__get__
 _get_num_threads = torch.get_num_threads
 
@@ -142,7 +143,7 @@ class PackCache:
     module, and safe to use from several threads.
     """
 
-    __slots__ = ("_entry", "frozen", "kinds", "select", "shared")
+    __slots__ = ("__weakref__", "_entry", "_frozen", "kinds", "select", "shared")
 
     def __init__(self) -> None:
         self._entry: _Entry | None = None
@@ -150,13 +151,18 @@ class PackCache:
         # From the dict of the module's parameters, those of its flat list.
         self.select: Callable[[Any], tuple[Tensor, ...]] | None = None
         self.shared: Any = None  # of a cell: what `rnnfast.torch.cells` keeps from step to step
-        self.frozen = False  # the user has promised that the contents stay
+        self._frozen = False  # the user has promised that the contents stay
 
     def __reduce__(self) -> tuple[type[PackCache], tuple[()]]:
         return PackCache, ()
 
     def __deepcopy__(self, memo: Any) -> PackCache:
         return PackCache()
+
+    def freeze(self, frozen: bool) -> None:
+        """Takes the promise that the contents stay as they are now, or gives it back."""
+        self._entry = None  # it may be of contents before these
+        self._frozen = frozen
 
     @staticmethod
     def of(module: torch.nn.Module) -> PackCache:
@@ -170,7 +176,7 @@ class PackCache:
         entry = self._entry
         try:
             pointers = tuple(map(_data_ptr, weights))
-        except TypeError:  # one is None
+        except (TypeError, RuntimeError):  # one is None, or has no memory, as a sparse tensor
             return None
         if (
             entry is not None
@@ -178,17 +184,18 @@ class PackCache:
             and entry.packs.kind is kind
             and entry.shapes == tuple(map(_shape, weights))
             and all(map(_is_contiguous, weights))
+            and not any(map(_is_neg, weights))
             and entry.backend is _backend.current()
             and (
-                self.frozen
+                self._frozen
                 or entry.backend.fingerprint(entry.arrays, _get_num_threads()) == entry.fingerprint
             )
         ):
             return entry.packs
         backend = native()
-        if backend is None or not fits(kind, weights):
-            return None
         held = [w.detach() for w in weights]  # another thread may give a weight other memory
+        if backend is None or not fits(kind, weights) or not fits(kind, held):
+            return None
         arrays = tuple(map(_as_array, held))
         seen = backend.fingerprint(arrays, _get_num_threads())
         packs = Packs(backend, kind, arrays)
@@ -214,6 +221,7 @@ def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
             and w.is_cpu
             and w.dtype is dtype
             and w.layout is torch.strided
+            and not w.is_neg()
             and w.shape == shape
             for w, shape in zip(weights, shapes, strict=True)
         )
@@ -221,26 +229,34 @@ def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
 
 
 class ContentCache:
-    """The packed weights last used by the registered operators, found by their contents."""
+    """The packed weights last used by the registered operators, which know no module.
+
+    One for each place in memory where weights are, with their fingerprint; those of updated weights
+    take the place of those before.
+    """
 
     _MOST = 8
 
     def __init__(self) -> None:
-        self._packs: OrderedDict[Any, Packs] = OrderedDict()
+        self._packs: OrderedDict[Any, tuple[int, Packs]] = OrderedDict()
         self._lock = Lock()
 
     def get(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> Packs:
         """The packed weights, which fit the kind."""
-        arrays = tuple(_as_array(w.detach()) for w in weights)
-        key = (kind, weights[0].dtype, backend.fingerprint(arrays, _get_num_threads()))
+        held = [w.detach() for w in weights]
+        arrays = tuple(map(_as_array, held))
+        place = kind, held[0].dtype, tuple(map(_data_ptr, held))
+        seen = backend.fingerprint(arrays, _get_num_threads())
         with self._lock:
-            packs = self._packs.get(key)
-            if packs is not None:
-                self._packs.move_to_end(key)
-                return packs
+            found = self._packs.get(place)
+            if found is not None and found[0] == seen:
+                self._packs.move_to_end(place)
+                return found[1]
         packs = Packs(backend, kind, arrays)
-        with self._lock:
-            self._packs[key] = packs
-            while len(self._packs) > self._MOST:
-                self._packs.popitem(last=False)
+        if backend.fingerprint(arrays, _get_num_threads()) == seen:  # it did not change meanwhile
+            with self._lock:
+                self._packs[place] = seen, packs
+                self._packs.move_to_end(place)
+                while len(self._packs) > self._MOST:
+                    self._packs.popitem(last=False)
         return packs
