@@ -148,7 +148,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     });
     add_stack(m);
     m.def("tape_row", [](const std::string& cell, const std::string& dtype, ptrdiff_t input,
-                          ptrdiff_t hidden, ptrdiff_t projection, int layers, int directions) {
+                         ptrdiff_t hidden, ptrdiff_t projection, int layers, int directions) {
         const Sizes sizes{input, hidden, projection};
 #define DTYPE(name, type) \
     if (dtype == #name) return tape_row<type>(find_cell(cell), sizes, layers, directions);

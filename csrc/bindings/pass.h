@@ -134,8 +134,8 @@ public:
 
     // Of the tape of a pass of so many rows, T*B; throws where no memory could hold it.
     static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
-        const ptrdiff_t row =
-            tape_row(layers.kernels(), layers.packs[0]->sizes(), layers.layers(), layers.directions);
+        const ptrdiff_t row = tape_row(layers.kernels(), layers.packs[0]->sizes(), layers.layers(),
+                                       layers.directions);
         return element_count<T>({{rows, row}, 2});
     }
     // Of one of its rows.
