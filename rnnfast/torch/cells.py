@@ -32,7 +32,7 @@ from rnnfast.torch.packs import Kind, PackCache, Packs
 if TYPE_CHECKING:
     from rnnfast._native import Stack
 
-
+# That are copied for one product, which from some hundred rows on gains nothing by more.
 _MOST_ROWS = 4096
 
 
