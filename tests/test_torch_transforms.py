@@ -44,8 +44,12 @@ EVERY = [*LAYERS, *CELLS]
 SOME = ["gru", "lstm_projected", "lstm_cell"]  # one of each form of state and module
 DEEP = {"num_layers": 2, "bidirectional": True}
 
-# Torch itself warns where its vmap loops over samples, which its layers' operations make it do.
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+pytestmark = [
+    # On other backends calls run by torch's own layers, some of which torch has no rules for.
+    pytest.mark.usefixtures("native"),
+    # Torch itself warns where its vmap loops over samples, which its layers' operations make it do.
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),
+]
 
 
 def pair(kind, **options):

@@ -39,6 +39,10 @@ RNNFAST_INLINE uint64_t fingerprint(const unsigned char* data, ptrdiff_t bytes) 
     }
     for (; at + kVectorBytes <= bytes; at += kVectorBytes)
         chain[0] = fingerprint_step(chain[0], word(at));
+    // A change of the last word's high bits is in high bits still. Spread, it meets that of another
+    // chain as two random numbers do.
+    for (int i = 0; i < kFingerprintChains; ++i)
+        chain[i] = fingerprint_step(fingerprint_step(chain[i], Words{}), Words{});
     for (int i = 1; i < kFingerprintChains; ++i) chain[0] = fingerprint_step(chain[0], chain[i]);
     uint64_t seen = uint64_t(bytes);
     for (; at < bytes; ++at) seen = fingerprint_step(seen, uint64_t(data[at]));
