@@ -74,3 +74,12 @@ def keep_threads():
     yield
     rnnfast.set_num_threads(before)
     _config._threads = wanted
+
+
+@pytest.fixture
+def fresh_compiler():
+    """No test meets what another has compiled by torch."""
+    torch = pytest.importorskip("torch")
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

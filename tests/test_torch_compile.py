@@ -1,8 +1,7 @@
-"""`torch.compile(fullgraph=True)` and `torch.export`, with torch's configuration as it is."""
+"""`torch.compile(fullgraph=True)`, with torch's configuration as it is."""
 
 from __future__ import annotations
 
-import io
 import shutil
 
 import pytest
@@ -11,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from subprocesses import python  # noqa: E402
 from torch._dynamo.backends.registry import lookup_backend  # noqa: E402
-from torch.export import Dim  # noqa: E402
+from torch_graphs import BATCH, DERIVATIVE, SHAPES, STEPS, VALUE, inputs, taggers  # noqa: E402
 from torch_twins import (  # noqa: E402
     CELLS,
     GRADIENT,
@@ -27,34 +26,15 @@ from torch_twins import (  # noqa: E402
     twins,
 )
 
-import rnnfast.torch as rt  # noqa: E402
-
 # On other backends torch.compile meets torch.nn's own implementation, which it refuses to trace.
 pytestmark = [
-    pytest.mark.usefixtures("native", "_fresh"),
+    pytest.mark.usefixtures("native", "fresh_compiler"),
     pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:.*is deprecated"),
 ]
-
-# Sizes that are equal where tracing sees them are one size to torch: T, B, I and H differ.
-STEPS, BATCH = 6, 2
-VALUE, DERIVATIVE = OUTPUT[torch.float32], GRADIENT[torch.float32]
-SHAPES = [(6, 2), (3, 8), (7, 3), (2, 2), (4, 5), (9, 4)]  # T, B; a size of 1 compiles anew
-
-
-@pytest.fixture
-def _fresh():
-    """No test meets what another has compiled."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def compiled(module, backend="aot_eager", **options):
     return torch.compile(module, backend=backend, fullgraph=True, **options)
-
-
-def inputs(kind, steps=STEPS, batch=BATCH, seed=3):
-    return normal(*(() if kind in CELLS else (steps,)), batch, INPUT, seed=seed)
 
 
 def assert_trains_alike(run, ours, theirs, *given, within=lambda module: module):
@@ -251,30 +231,6 @@ def test_a_loop_over_a_cell(kind):
     assert_trains_alike(compiled(pair[0]), *pair, x, state)
 
 
-class Tagger(torch.nn.Module):
-    """An encoder of torch.nn's layers, nested in other modules."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = torch.nn.ModuleDict({"rnn": torch.nn.GRU(INPUT, HIDDEN, bidirectional=True)})
-        self.outer = torch.nn.LSTM(2 * HIDDEN, HIDDEN, num_layers=2)
-        self.head = torch.nn.Sequential(torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.ReLU())
-
-    def forward(self, x):
-        y, _ = self.inner["rnn"](torch.tanh(x))
-        y, (h, c) = self.outer(y * 2)
-        return self.head(y).mean(0), h, c
-
-
-def taggers():
-    """An accelerated model and the same of torch.nn."""
-    pair = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        pair.append(Tagger())
-    return rt.accelerate(pair[0]), pair[1]
-
-
 def test_an_accelerated_model():
     ours, theirs = taggers()
     assert_trains_alike(compiled(ours), ours, theirs, inputs("gru"))
@@ -333,62 +289,6 @@ def test_transforms_inside_are_refused(of):
 
     with pytest.raises(Exception, match=r"atching rule|functorch"):
         compiled(transformed)(normal(2, STEPS, BATCH, INPUT))
-
-
-def saved_and_loaded(program):
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    buffer.seek(0)
-    return torch.export.load(buffer).module()
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm_projected"])
-def test_export(kind, strict):
-    """For any T and B, by a file and back."""
-    ours, theirs = twins(kind, num_layers=2, bidirectional=True)
-    ours.eval(), theirs.eval()
-    shapes = ({0: Dim("T", min=2), 1: Dim("B", min=2)},)
-    program = torch.export.export(ours, (inputs(kind),), dynamic_shapes=shapes, strict=strict)
-    for run in (program.module(), saved_and_loaded(program)):
-        for steps, batch in SHAPES[:3]:
-            x = inputs(kind, steps, batch)
-            assert_like(run(x), theirs(x), VALUE)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_export_of_a_cell_and_of_a_model(strict):
-    ours, theirs = twins("lstm_cell")
-    x, state = inputs("lstm_cell"), state_for(theirs, BATCH)
-    run = saved_and_loaded(torch.export.export(ours, (x, state), strict=strict))
-    assert_like(run(x, state), theirs(x, state), VALUE)
-    ours, theirs = taggers()
-    x = inputs("gru")
-    program = torch.export.export(
-        ours, (x,), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO},), strict=strict
-    )
-    x = inputs("gru", 6, 2)
-    assert_like(saved_and_loaded(program)(x), theirs(x), VALUE)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_a_program_exported_without_gradients_runs_with_them_enabled(strict):
-    """As a user exports, by `no_grad`, and calls it later; and the other way round."""
-    ours, theirs = twins("gru")
-    x = inputs("gru")
-    with torch.no_grad():
-        program = torch.export.export(ours, (x,), strict=strict)
-    assert_like(program.module()(x), theirs(x), VALUE)
-    program = torch.export.export(ours, (x,), strict=strict)
-    run = program.module()
-    with torch.no_grad():
-        assert_like(run(x), theirs(x), VALUE)
-    run(x)[0].sum().backward()
-    theirs(x)[0].sum().backward()
-    for (name, got), (_, want) in zip(
-        run.named_parameters(), theirs.named_parameters(), strict=True
-    ):
-        assert_like(got.grad, want.grad, DERIVATIVE, name)
 
 
 def test_dynamo_is_imported_by_its_users_alone():

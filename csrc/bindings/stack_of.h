@@ -104,27 +104,13 @@ public:
         Axes axes;
         PassInputs<T> in;
         if (!read(args, count, axes, in)) return not_implemented();
-        const py::object hn = new_array<T>(state_shape(axes, in.batch, layers_.width()));
-        py::object cn, y = py::none();
-        PassOutputs<T> out;
-        out.hn = array_data<T>(hn);
-        if (has_c()) {
-            cn = new_array<T>(state_shape(axes, in.batch, layers_.hidden()));
-            out.cn = array_data<T>(cn);
-        }
-        if (form_.cell) {
-            out.y = {out.hn, 0, layers_.width()};  // of one step: h after it
-        } else {
-            const Shape shape = axes.shape(in.steps, in.batch, layers_.output());
-            y = new_array<T>(shape);
-            out.y = dense_rows(array_data<T>(y), axes, shape);
-        }
+        const Outputs made = new_outputs(axes, in);
         {
             const ThreadLimit limit(count > 5 ? integer(args[5]) : 0);
             const GilRelease release(releases(in.steps, in.batch, 1));
-            Pass<T>(layers_, in, out, false).forward();
+            Pass<T>(layers_, in, made.out, false).forward();
         }
-        return pair(y, state(hn, cn));
+        return pair(made.y, made.state);
     }
 
     py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const override;
@@ -150,6 +136,30 @@ private:
         return passes * double(steps) * double(batch) * work_ >= kReleasingPays;
     }
     py::object state(const py::object& h, const py::object& c) const { return c ? pair(h, c) : h; }
+
+    // New arrays for what a pass gives, and where they lie.
+    struct Outputs {
+        py::object y, state;  // a cell's y: None
+        PassOutputs<T> out;
+    };
+    Outputs new_outputs(const Axes& axes, const PassInputs<T>& in) const {
+        const py::object hn = new_array<T>(state_shape(axes, in.batch, layers_.width()));
+        py::object cn, y = py::none();
+        PassOutputs<T> out;
+        out.hn = array_data<T>(hn);
+        if (has_c()) {
+            cn = new_array<T>(state_shape(axes, in.batch, layers_.hidden()));
+            out.cn = array_data<T>(cn);
+        }
+        if (form_.cell) {
+            out.y = {out.hn, 0, layers_.width()};  // of one step: h after it
+        } else {
+            const Shape shape = axes.shape(in.steps, in.batch, layers_.output());
+            y = new_array<T>(shape);
+            out.y = dense_rows(array_data<T>(y), axes, shape);
+        }
+        return {y, state(hn, cn), out};
+    }
 
     // Of an array (L*D, B, ·).
     Shape state_shape(const Axes& axes, ptrdiff_t batch, ptrdiff_t width) const {

@@ -135,29 +135,15 @@ py::object StackOf<T>::forward(PyObject* const* args) const {
     Axes axes;
     PassInputs<T> in;
     if (!read(args, 2, axes, in) || !read_lengths(args[2], in)) return not_implemented();
-    const py::object hn = new_array<T>(state_shape(axes, in.batch, layers_.width()));
-    py::object cn, y = py::none();
-    PassOutputs<T> out;
-    out.hn = array_data<T>(hn);
-    if (has_c()) {
-        cn = new_array<T>(state_shape(axes, in.batch, layers_.hidden()));
-        out.cn = array_data<T>(cn);
-    }
-    if (form_.cell) {
-        out.y = {out.hn, 0, layers_.width()};
-    } else {
-        const Shape shape = axes.shape(in.steps, in.batch, layers_.output());
-        y = new_array<T>(shape);
-        out.y = dense_rows(array_data<T>(y), axes, shape);
-    }
+    const Outputs made = new_outputs(axes, in);
     const Shape tape_shape{{Pass<T>::tape_size(layers_, in.steps * in.batch)}, 1};
     const py::object tape = new_array<T>(tape_shape);
     {
         const ThreadLimit limit(integer(args[3]));
         const GilRelease release(releases(in.steps, in.batch, 1));
-        Pass<T>(layers_, in, out, true, array_data<T>(tape)).forward();
+        Pass<T>(layers_, in, made.out, true, array_data<T>(tape)).forward();
     }
-    return owned_or_throw(PyTuple_Pack(3, y.ptr(), state(hn, cn).ptr(), tape.ptr()));
+    return owned_or_throw(PyTuple_Pack(3, made.y.ptr(), made.state.ptr(), tape.ptr()));
 }
 
 // x, state, lengths, output, tape, d_output, d_state, wanted, threads -> as `gradients`.

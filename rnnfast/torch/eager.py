@@ -58,6 +58,20 @@ def _is_ragged(batch_sizes: Tensor, rows: int) -> bool:
     return len(sizes) > 0 and falls and bool(sizes[-1] > 0) and int(sizes.sum()) == rows
 
 
+def _prepared(
+    module: Layer | Cell, x: Any, states: Sequence[Tensor] | None
+) -> tuple[Packs, Sequence[Tensor]] | None:
+    """The module's packed weights, and what they are of, if they go with x and the states."""
+    if not _runs_here(x):
+        return None
+    cache = PackCache.of(module)
+    weights = module._weights(cache)
+    packs = cache.get(module._kind(cache), weights)
+    if packs is None or not _have_dtype(x, states, weights):
+        return None
+    return packs, weights
+
+
 def layer(
     module: Layer, input: Tensor | PackedSequence, states: Sequence[Tensor] | None
 ) -> tuple[Tensor, States] | None:
@@ -71,14 +85,11 @@ def layer(
         x = input.data
     elif type(input) in TENSORS and input.dim() not in (2, 3):
         return None
-    if not _runs_here(x):
+    ready = _prepared(module, x, states)
+    if ready is None:
         return None
-    cache = PackCache.of(module)
-    kind = module._kind(cache)
-    weights = module._weights(cache)
-    packs = cache.get(kind, weights)
-    if packs is None or not _have_dtype(x, states, weights):
-        return None
+    packs, weights = ready
+    kind = packs.kind
     if x is not input:
         if x.dim() != 2 or x.shape[1] != kind.sizes.input:
             return None
@@ -93,20 +104,18 @@ def layer(
 
 def cell(module: Cell, x: Any, states: Sequence[Tensor] | None) -> States | None:
     """The states (h,) or (h, c) of a cell after its step."""
-    if not _runs_here(x):
+    ready = _prepared(module, x, states)
+    if ready is None:
         return None
-    cache = PackCache.of(module)
-    kind = module._kind(cache)
-    weights = module._weights(cache)
-    packs = cache.get(kind, weights)
-    if packs is None or not _have_dtype(x, states, weights):
-        return None
+    packs, weights = ready
+    kind = packs.kind
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
         call = Call(packs.stack(), kind)
         result = infer(call, x, states) or infer(call, x.contiguous(), _contiguous(states))
         return None if result is None else result[1]
     if weights[0].is_inference():  # which torch refuses to save for backward
         return None
+    cache = PackCache.of(module)
     return cells.record(cache, packs, kind, x, states, weights) or cells.record(
         cache, packs, kind, x.contiguous(), _contiguous(states), weights
     )

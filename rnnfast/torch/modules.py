@@ -149,6 +149,7 @@ class Cell(torch_rnn.RNNCellBase):
     """What the three cells share, which are subclasses of torch's."""
 
     _torch_forward: Callable[..., Any]
+    _CELL: ClassVar[str]  # its name in `CELLS`; of RNNCell, one of two
 
     def _call(self, input: Any, hx: Any) -> Any:
         if _is_compiling() or _is_autocast_enabled() or _is_transformed() or _dispatch_modes():
@@ -188,7 +189,7 @@ class Cell(torch_rnn.RNNCellBase):
         return kind
 
     def _cell(self) -> str:
-        raise NotImplementedError
+        return self._CELL
 
 
 _CELL_NAMES = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
@@ -214,27 +215,23 @@ class RNNCell(Cell, torch_rnn.RNNCell):
 class GRUCell(Cell, torch_rnn.GRUCell):
     """`torch.nn.GRUCell`, run by rnnfast's kernels."""
 
+    _CELL = "gru"
     _torch_forward = torch_rnn.GRUCell.forward
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
         return self._call(input, hx)
 
-    def _cell(self) -> str:
-        return "gru"
-
 
 class LSTMCell(Cell, torch_rnn.LSTMCell):
     """`torch.nn.LSTMCell`, run by rnnfast's kernels."""
 
+    _CELL = "lstm"
     _torch_forward = torch_rnn.LSTMCell.forward
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
         return self._call(input, hx)
-
-    def _cell(self) -> str:
-        return "lstm"
 
 
 # Torch's modules and ours.

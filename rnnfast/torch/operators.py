@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rnnfast._native_backend import NativeBackend
 from rnnfast.torch import differentiable
 from rnnfast.torch.arrays import array, from_numpy, state_arrays, states_of
 from rnnfast.torch.operator_checks import check, checked_kind
@@ -25,11 +26,15 @@ _STATES = "Tensor? h0, Tensor? c0, Tensor[] weights"
 _packs = ContentCache()
 
 
-def _packed(kind: Kind, weights: Sequence[Tensor]) -> Packs:
+def _backend() -> NativeBackend:
     backend = native()
     if backend is None:
         raise RuntimeError("rnnfast: expected the backend native, got another")
-    return _packs.get(backend, kind, weights)
+    return backend
+
+
+def _packed(kind: Kind, weights: Sequence[Tensor]) -> Packs:
+    return _packs.get(_backend(), kind, weights)
 
 
 def _present(*states: Tensor | None) -> list[Tensor] | None:
@@ -43,13 +48,10 @@ _LANES = {torch.float32: 16, torch.float64: 8}
 
 
 def _tape_row(kind: Kind, dtype: torch.dtype, lanes: int) -> int:
-    backend = native()
-    if backend is None:
-        raise RuntimeError("rnnfast: expected the backend native, got another")
     width, hidden, projection = (int(size) for size in kind.sizes)
     hidden, projection = (-(-size // lanes) * lanes for size in (hidden, projection))
     sizes = width, hidden, projection
-    return backend.tape_row(kind.cell, DTYPES[dtype], *sizes, kind.layers, kind.directions)
+    return _backend().tape_row(kind.cell, DTYPES[dtype], *sizes, kind.layers, kind.directions)
 
 
 def _tape_shape(kind: Kind, x: Tensor) -> tuple[Any]:

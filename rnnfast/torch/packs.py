@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnnfast import _backend
-from rnnfast._cells import CELLS, Cell, Sizes, Weights, weight_shapes
+from rnnfast._cells import CELLS, Sizes, Weights, weight_shapes
 from rnnfast._locks import Lock
 from rnnfast._native_backend import NativeBackend
 
@@ -90,7 +90,7 @@ class Packs:
         given = iter(arrays)
         for shapes in kind.shapes():
             weights = Weights(**{name: next(given) for name in shapes})
-            self._packs.append(_pack(backend, cell, weights))
+            self._packs.append(backend.pack(cell, weights))
             self._names.append(tuple(n if n in shapes else None for n in Weights._fields))
         self._stacks: dict[bool | int, Stack] = {}
 
@@ -111,10 +111,6 @@ class Packs:
     def _made(self, packs: list[Packed], names: list[Any], batch_first: bool) -> Stack:
         kind = self.kind
         return self._backend.stack(packs, names, kind.directions, kind.one_step, batch_first)
-
-
-def _pack(backend: NativeBackend, cell: Cell, weights: Weights) -> Packed:
-    return backend.pack(cell, weights)
 
 
 def _as_array(tensor: Tensor) -> NDArray:
