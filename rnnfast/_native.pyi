@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-State = NDArray | tuple[NDArray, NDArray]
+Array = Any  # a NumPy array; or, after `take_tensors`, a tensor
+State = Any  # h, or a pair (h, c)
 
 class Packed:
     """One layer's weights in panels, for the ISA in use."""
@@ -66,7 +67,7 @@ class Stack:
     Its arguments are arrays as users have them, in the layout of `stack`: of the right dtype and
     shape, aligned, in native byte order; x and gradients of the output with unit stride in the
     last axis, states contiguous; a pair of states in a tuple. Of everything else, right or wrong,
-    it computes nothing and returns NotImplemented.
+    it computes nothing and returns NotImplemented. Results are tensors where x is one.
 
     lengths : (B,) int64; reset, reset_reversed : (T, B) bool, as either direction runs it; all
         contiguous.
@@ -74,11 +75,11 @@ class Stack:
 
     def infer(
         self,
-        x: NDArray,
+        x: Array,
         state: State | None,
-        lengths: NDArray | None = ...,
-        reset: NDArray | None = ...,
-        reset_reversed: NDArray | None = ...,
+        lengths: Array | None = ...,
+        reset: Array | None = ...,
+        reset_reversed: Array | None = ...,
         threads: int = ...,
         /,
     ) -> tuple[Any, State]:
@@ -89,18 +90,18 @@ class Stack:
 
     def record(
         self,
-        x: NDArray,
+        x: Array,
         state: State | None,
-        lengths: NDArray | None = ...,
-        reset: NDArray | None = ...,
-        reset_reversed: NDArray | None = ...,
+        lengths: Array | None = ...,
+        reset: Array | None = ...,
+        reset_reversed: Array | None = ...,
         /,
-    ) -> tuple[Run, NDArray, State]:
+    ) -> tuple[Run, Array, State]:
         """The same, read-only, and a run with copies of the arguments."""
 
     def forward(
-        self, x: NDArray, state: State | None, lengths: NDArray | None, threads: int, /
-    ) -> tuple[Any, State, NDArray]:
+        self, x: Array, state: State | None, lengths: Array | None, threads: int, /
+    ) -> tuple[Any, State, Array]:
         """What `infer` gives, and a tape: a 1-D array of what `backward` needs besides.
 
         The caller keeps all of it, and the arguments, as they are.
@@ -108,17 +109,17 @@ class Stack:
 
     def backward(
         self,
-        x: NDArray,
+        x: Array,
         state: State | None,
-        lengths: NDArray | None,
-        output: NDArray | None,
-        tape: NDArray,
-        d_output: NDArray | None,
+        lengths: Array | None,
+        output: Array | None,
+        tape: Array,
+        d_output: Array | None,
         d_state: Any,
         wanted: tuple[bool, ...],
         threads: int,
         /,
-    ) -> tuple[NDArray | None, State, list[NDArray | None]]:
+    ) -> tuple[Array | None, State, list[Array | None]]:
         """The gradients of a pass that `forward` ran: at x, at the state, and at each parameter.
 
         wanted : for x and for each parameter, layer by layer and direction by direction, whether
@@ -129,8 +130,8 @@ class Run:
     """A forward pass that has run, with all that its backward pass needs."""
 
     def backward(
-        self, d_output: NDArray | None, d_state: Any, /
-    ) -> tuple[NDArray, State, dict[str, NDArray]]:
+        self, d_output: Array | None, d_state: Any, /
+    ) -> tuple[Array, State, dict[str, Array]]:
         """The gradients at x, at the state, and at the parameters by name.
 
         d_state : as a state; one of a pair may be None.
@@ -164,11 +165,25 @@ def tape_row(
 ) -> int:
     """How much of a tape of `Stack.forward` each row of T*B takes."""
 
-def fingerprint(arrays: tuple[NDArray, ...], threads: int = ..., /) -> int:
+def fingerprint(arrays: tuple[Array, ...], threads: int = ..., /) -> int:
     """A number of 64 bits for the contents of contiguous arrays: another one when they change.
 
     Not the same on every ISA, and no defence against whoever means to deceive.
     threads : no more than so many, if above 0.
+    """
+
+def place(arrays: tuple[Array, ...], /) -> bytes | None:
+    """Something that tells where arrays lie in memory, of which shapes and dtypes.
+
+    None where one is not contiguous, or not an array of up to three axes.
+    """
+
+def take_tensors(table: object, tensor: type, parameter: type, /) -> bool:
+    """From now on, takes objects of these types where it takes arrays, and gives such ones back.
+
+    table : their library's capsule `__dlpack_c_exchange_api__`.
+    Returns whether its version is one that can be used. Only contents with a sign bit that is set
+    lazily do not show as such.
     """
 
 def isas() -> list[str]:

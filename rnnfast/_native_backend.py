@@ -22,6 +22,7 @@ class NativeBackend:
         self._module = module
         # Of `rnnfast._native`, which describes them; without a method's cost in between.
         self.fingerprint = module.fingerprint
+        self.place = module.place
         self.tape_row = module.tape_row
 
     def pack(self, cell: Cell, weights: Weights) -> Any:
@@ -88,6 +89,17 @@ def preload() -> None:
     """
     with contextlib.suppress(ImportError, ValueError):
         _module()
+
+
+def take_tensors(table: Any, tensor: type, parameter: type) -> bool:
+    """Has the compiled module take a library's tensors in place of arrays, if it can.
+
+    table : the library's capsule of DLPack's functions; None: it has none.
+    """
+    try:
+        return table is not None and _module().take_tensors(table, tensor, parameter)
+    except (ImportError, ValueError):  # said at the module's first use
+        return False
 
 
 def _module() -> ModuleType:

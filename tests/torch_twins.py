@@ -28,7 +28,7 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm_cell": ("LSTMCell", {}),
 }
 
-# What issue and documentation promise against torch.nn.
+# What the documentation promises against torch.nn.
 OUTPUT = {torch.float32: 1e-5, torch.float64: 1e-12}
 GRADIENT = {torch.float32: 1e-4, torch.float64: 1e-10}
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <climits>
+#include <functional>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -15,29 +17,49 @@ namespace {
 // Reading less keeps the GIL: it takes 5 us.
 constexpr ptrdiff_t kReleasingPays = ptrdiff_t(256) << 10;
 
+// What `function` returns, whose C++ exceptions become Python's.
+template <class Function>
+PyObject* returned(const Function& function) {
+    try {
+        return function();
+    } catch (const py::builtin_exception& error) {
+        error.set_error();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
+// Contiguous arrays or tensors in a tuple; false where something is none.
+bool read_all(PyObject* tuple, std::vector<Array>& arrays) {
+    if (!PyTuple_CheckExact(tuple)) return false;
+    arrays.resize(size_t(PyTuple_GET_SIZE(tuple)));
+    for (size_t i = 0; i < arrays.size(); ++i)
+        if (!read_any(PyTuple_GET_ITEM(tuple, Py_ssize_t(i)), arrays[i]) ||
+            !is_contiguous(arrays[i]))
+            return false;
+    return true;
+}
+
 PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (count < 1 || count > 2 || !PyTuple_CheckExact(args[0])) {
-        PyErr_SetString(PyExc_TypeError,
-                        "arrays: expected a tuple, and perhaps threads, got another object");
+    if (count < 1 || count > 2) {
+        PyErr_Format(PyExc_TypeError, "fingerprint: got %zd arguments", count);
         return nullptr;
     }
-    PyObject* const arrays = args[0];
     const long threads = count > 1 ? PyLong_AsLong(args[1]) : 0;
     if (threads == -1 && PyErr_Occurred()) return nullptr;
-    try {
-        using api = py::detail::npy_api;
+    return returned([&] {
+        std::vector<Array> arrays;
+        if (!read_all(args[0], arrays))
+            throw py::type_error("arrays: expected contiguous ones in a tuple, got another object");
         std::vector<Bytes> views;
         ptrdiff_t all = 0;
-        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(arrays); ++i) {
-            PyObject* const object = PyTuple_GET_ITEM(arrays, i);
-            const bool fits =
-                Py_TYPE(object) == api::get().PyArray_Type_ &&
-                (py::detail::array_proxy(object)->flags & api::NPY_ARRAY_C_CONTIGUOUS_);
-            if (!fits)
-                throw py::type_error("arrays: expected contiguous arrays, got another object");
-            const auto array = py::reinterpret_borrow<py::array>(object);
-            views.push_back({static_cast<const unsigned char*>(array.data()), array.nbytes()});
-            all += array.nbytes();
+        for (const Array& array : arrays) {
+            const Bytes view{reinterpret_cast<const unsigned char*>(array.data),
+                             std::accumulate(array.sizes, array.sizes + array.axes, array.item,
+                                             std::multiplies<>())};
+            views.push_back(view);
+            all += view.count;
         }
         uint64_t result;
         {
@@ -47,12 +69,23 @@ PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
             result = fingerprint(views);
         }
         return PyLong_FromUnsignedLongLong(result);
-    } catch (const py::builtin_exception& error) {
-        error.set_error();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
-    }
-    return nullptr;
+    });
+}
+
+PyObject* place_of(PyObject*, PyObject* tuple) {
+    return returned([&]() -> PyObject* {
+        std::vector<Array> arrays;
+        if (!read_all(tuple, arrays)) Py_RETURN_NONE;
+        std::vector<intptr_t> numbers;
+        numbers.reserve(arrays.size() * (kMostAxes + 3));
+        for (const Array& array : arrays) {
+            numbers.insert(numbers.end(), {reinterpret_cast<intptr_t>(array.data), array.kind,
+                                           array.item, array.axes});
+            numbers.insert(numbers.end(), array.sizes, array.sizes + array.axes);
+        }
+        return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(numbers.data()),
+                                         Py_ssize_t(numbers.size() * sizeof(intptr_t)));
+    });
 }
 
 }  // namespace
@@ -60,7 +93,8 @@ PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
 void add_fingerprint(py::module_& module) {
     // By way of a function without arguments: compilers take other casts for mistakes.
     const auto plain = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fingerprint_of));
-    static PyMethodDef methods[] = {{"fingerprint", plain, METH_FASTCALL, nullptr}, {}};
+    static PyMethodDef methods[] = {
+        {"fingerprint", plain, METH_FASTCALL, nullptr}, {"place", &place_of, METH_O, nullptr}, {}};
     if (PyModule_AddFunctions(module.ptr(), methods) < 0) throw py::error_already_set();
 }
 

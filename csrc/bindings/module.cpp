@@ -8,6 +8,7 @@
 #include "bindings/packed.h"
 #include "bindings/pass.h"
 #include "bindings/stack.h"
+#include "bindings/tensors.h"
 #include "dispatch/float_env.h"
 #include "dispatch/registry.h"
 #include "dispatch/schedule.h"
@@ -156,6 +157,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
 #undef DTYPE
         throw py::value_error("dtype: expected a name in dtypes.inc, got " + dtype);
     });
+    add_tensors(m);
     add_fingerprint(m);
     m.def("isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);

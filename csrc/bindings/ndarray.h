@@ -1,26 +1,21 @@
-// NumPy arrays through NumPy's own structs: reads what fits a call as it lies, and makes new ones.
-// pybind11's wrappers, which arrays.h uses, take longer than a step of a small layer.
+// NumPy arrays through NumPy's own structs, and tensors: reads what fits a call as it lies, and makes
+// new ones. pybind11's wrappers, which arrays.h uses, take longer than a step of a small layer.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
+#include "bindings/tensors.h"
 #include "dispatch/buffer.h"
 
 namespace rnnfast {
 
 namespace py = pybind11;
-
-// The shape of an array of up to three axes.
-struct Shape {
-    Py_intptr_t sizes[3];
-    int count = 0;
-
-    void add(ptrdiff_t size) { sizes[count++] = size; }
-};
 
 // Where T and B are among the leading axes of a caller's arrays (T, B, ·); -1: nowhere, it is 1.
 struct Axes {
@@ -46,41 +41,66 @@ struct Rows {
     ptrdiff_t row = 0;
 };
 
-// NumPy's struct of `object` if it is an array, of no subclass, of aligned items that are T's in
-// this machine's byte order; else null.
+// NumPy's name for the kind of T's.
 template <class T>
-const py::detail::PyArray_Proxy* array_of(PyObject* object) {
-    using api = py::detail::npy_api;
-    if (Py_TYPE(object) != api::get().PyArray_Type_) return nullptr;
-    const auto* const array = py::detail::array_proxy(object);
-    const auto descr = py::reinterpret_borrow<py::dtype>(array->descr);
-    // By kind and size: NumPy has two numbers for int64, long and long long, where both have 8 bytes.
-    constexpr char kind = std::is_floating_point_v<T> ? 'f' : std::is_same_v<T, bool> ? 'b' : 'i';
-    const bool swapped = descr.byteorder() == (PY_BIG_ENDIAN ? '<' : '>');
-    const bool fits = descr.kind() == kind && descr.itemsize() == ptrdiff_t(sizeof(T)) && !swapped;
-    return fits && (array->flags & api::NPY_ARRAY_ALIGNED_) ? array : nullptr;
+constexpr char kKind = std::is_floating_point_v<T> ? 'f'
+                       : std::is_same_v<T, bool>   ? 'b'
+                                                   : 'i';
+
+inline bool is_contiguous(const Array& array) {
+    Py_intptr_t packed = array.item;
+    for (int axis = array.axes; axis-- > 0;) {
+        if (array.sizes[axis] == 0) return true;
+        if (array.sizes[axis] > 1 && array.strides[axis] != packed) return false;
+        packed *= array.sizes[axis];
+    }
+    return true;
 }
 
-inline bool has_shape(const py::detail::PyArray_Proxy& array, const Shape& shape) {
-    if (array.nd != shape.count) return false;
-    for (int axis = 0; axis < shape.count; ++axis)
-        if (array.dimensions[axis] != shape.sizes[axis]) return false;
+// `object` if it is an array of up to three axes and no subclass, or a tensor, of any items.
+inline bool read_any(PyObject* object, Array& array) {
+    using api = py::detail::npy_api;
+    if (Py_TYPE(object) != api::get().PyArray_Type_) return read_tensor(object, array);
+    const auto* const proxy = py::detail::array_proxy(object);
+    const auto descr = py::reinterpret_borrow<py::dtype>(proxy->descr);
+    const bool swapped = descr.byteorder() == (PY_BIG_ENDIAN ? '<' : '>');
+    if (proxy->nd > kMostAxes) return false;
+    array.data = proxy->data;
+    array.axes = proxy->nd;
+    // By kind and size: NumPy has two numbers for int64, long and long long, where both have 8 bytes.
+    array.kind = swapped ? '?' : descr.kind();
+    array.item = descr.itemsize();
+    std::copy_n(proxy->dimensions, array.axes, array.sizes);
+    std::copy_n(proxy->strides, array.axes, array.strides);
     return true;
+}
+
+// The same, if its items are aligned T's.
+template <class T>
+bool read_array(PyObject* object, Array& array) {
+    return read_any(object, array) && array.kind == kKind<T> &&
+           array.item == ptrdiff_t(sizeof(T)) &&
+           reinterpret_cast<uintptr_t>(array.data) % alignof(T) == 0;
+}
+
+inline bool has_shape(const Array& array, const Shape& shape) {
+    return array.axes == shape.count &&
+           std::equal(shape.sizes, shape.sizes + shape.count, array.sizes);
 }
 
 // The array's rows, if its last axis has unit stride and the others go forward by whole elements.
 template <class T>
-bool read_rows(const py::detail::PyArray_Proxy& array, const Axes& axes, Rows<const T>& rows) {
+bool read_rows(const Array& array, const Axes& axes, Rows<const T>& rows) {
     constexpr auto item = ptrdiff_t(sizeof(T));
     ptrdiff_t strides[3] = {0, 0, 0};
     bool empty = false;
-    for (int axis = 0; axis < array.nd; ++axis) {
+    for (int axis = 0; axis < array.axes; ++axis) {
         // The stride of an axis of one or none may be anything, and means nothing.
-        if (array.dimensions[axis] > 1) strides[axis] = array.strides[axis];
-        empty = empty || array.dimensions[axis] == 0;
+        if (array.sizes[axis] > 1) strides[axis] = array.strides[axis];
+        empty = empty || array.sizes[axis] == 0;
     }
-    const int last = array.nd - 1;
-    bool fits = array.dimensions[last] <= 1 || strides[last] == item;
+    const int last = array.axes - 1;
+    bool fits = array.sizes[last] <= 1 || strides[last] == item;
     for (int axis = 0; axis < last; ++axis)
         fits = fits && strides[axis] >= 0 && strides[axis] % item == 0;
     if (!fits && !empty) return false;
@@ -95,16 +115,11 @@ template <class T>
 bool read_contiguous(PyObject* object, const Shape& shape, const T*& data) {
     data = nullptr;
     if (object == Py_None) return true;
-    const auto* const array = array_of<T>(object);
-    if (!array || !has_shape(*array, shape)) return false;
-    if (!(array->flags & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_)) return false;
-    data = reinterpret_cast<const T*>(array->data);
+    Array array;
+    if (!read_array<T>(object, array) || !has_shape(array, shape) || !is_contiguous(array))
+        return false;
+    data = reinterpret_cast<const T*>(array.data);
     return true;
-}
-
-template <class T>
-T* array_data(const py::object& array) {
-    return reinterpret_cast<T*>(py::detail::array_proxy(array.ptr())->data);
 }
 
 // Of an array of T's to be allocated; throws where NumPy would, which leaves out axes of size 0.
@@ -161,21 +176,41 @@ py::object array_on(const Shape& shape, T* data, const py::object& owner, bool w
     return array;
 }
 
-// A new array, not initialised. Those that are large lie on memory that is kept when they have gone:
-// from the system it would come page by page, cleared.
+// A new array or tensor, not initialised, and where it lies.
 template <class T>
-py::object new_array(const Shape& shape) {
+struct New {
+    py::object object;
+    T* data;
+};
+
+// Those arrays that are large lie on memory that is kept when they have gone: from the system it
+// would come page by page, cleared.
+template <class T>
+New<T> new_array(const Shape& shape) {
     constexpr auto large = ptrdiff_t(kKeptFrom / sizeof(T));
     const ptrdiff_t count = element_count<T>(shape);
     if (count >= large) {
         Buffer<T> memory = allocate<T>(count);
         T* const data = memory.get();
-        return array_on(shape, data, owner_of(std::move(memory)), true);
+        return {array_on(shape, data, owner_of(std::move(memory)), true), data};
     }
     const auto& numpy = py::detail::npy_api::get();
-    return owned_or_throw(numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, descriptor<T>(),
-                                                      shape.count, shape.sizes, nullptr, nullptr, 0,
-                                                      nullptr));
+    py::object array = owned_or_throw(
+        numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, descriptor<T>(), shape.count, shape.sizes,
+                                    nullptr, nullptr, 0, nullptr));
+    auto* const data = reinterpret_cast<T*>(py::detail::array_proxy(array.ptr())->data);
+    return {std::move(array), data};
+}
+
+// What a caller whose x is `like` expects: a tensor or an array.
+template <class T>
+New<T> new_like(PyObject* like, const Shape& shape) {
+    if (!is_tensor(like)) return new_array<T>(shape);
+    Buffer<T> memory = allocate<T>(element_count<T>(shape));
+    T* const data = memory.get();
+    const size_t bytes = memory.get_deleter().bytes;
+    memory.release();
+    return {new_tensor(shape, kKind<T>, sizeof(T), data, bytes), data};
 }
 
 }  // namespace rnnfast

@@ -104,7 +104,7 @@ public:
         Axes axes;
         PassInputs<T> in;
         if (!read(args, count, axes, in)) return not_implemented();
-        const Outputs made = new_outputs(axes, in);
+        const Outputs made = new_outputs(args[0], axes, in);
         {
             const ThreadLimit limit(count > 5 ? integer(args[5]) : 0);
             const GilRelease release(releases(in.steps, in.batch, 1));
@@ -119,9 +119,11 @@ public:
     py::object backward(PyObject* const* args) const override;
 
     // The gradients of `pass`, or NotImplemented where an argument is not what can be read: all of
-    // them, those of parameters by name; or those that `wanted` tells, in a list.
-    py::object gradients(const Pass<T>& pass, const Axes& axes, ptrdiff_t steps, ptrdiff_t batch,
-                         PyObject* d_output, PyObject* d_state, PyObject* wanted) const;
+    // them, those of parameters by name; or those that `wanted` tells, in a list. Arrays, or tensors
+    // if `like` is one.
+    py::object gradients(const Pass<T>& pass, PyObject* like, const Axes& axes, ptrdiff_t steps,
+                         ptrdiff_t batch, PyObject* d_output, PyObject* d_state,
+                         PyObject* wanted) const;
 
 private:
     bool has_c() const { return layers_.kernels().has_c; }
@@ -142,23 +144,25 @@ private:
         py::object y, state;  // a cell's y: None
         PassOutputs<T> out;
     };
-    Outputs new_outputs(const Axes& axes, const PassInputs<T>& in) const {
-        const py::object hn = new_array<T>(state_shape(axes, in.batch, layers_.width()));
-        py::object cn, y = py::none();
+    Outputs new_outputs(PyObject* like, const Axes& axes, const PassInputs<T>& in) const {
         PassOutputs<T> out;
-        out.hn = array_data<T>(hn);
+        auto hn = new_like<T>(like, state_shape(axes, in.batch, layers_.width()));
+        out.hn = hn.data;
+        py::object cn, y = py::none();
         if (has_c()) {
-            cn = new_array<T>(state_shape(axes, in.batch, layers_.hidden()));
-            out.cn = array_data<T>(cn);
+            auto made = new_like<T>(like, state_shape(axes, in.batch, layers_.hidden()));
+            out.cn = made.data;
+            cn = std::move(made.object);
         }
         if (form_.cell) {
             out.y = {out.hn, 0, layers_.width()};  // of one step: h after it
         } else {
             const Shape shape = axes.shape(in.steps, in.batch, layers_.output());
-            y = new_array<T>(shape);
-            out.y = dense_rows(array_data<T>(y), axes, shape);
+            auto made = new_like<T>(like, shape);
+            out.y = dense_rows(made.data, axes, shape);
+            y = std::move(made.object);
         }
-        return {y, state(hn, cn), out};
+        return {y, state(hn.object, cn), out};
     }
 
     // Of an array (L*D, B, ·).
@@ -182,8 +186,9 @@ private:
     bool read_rows_or_none(PyObject* object, const Axes& axes, const Shape& shape,
                            Rows<const T>& rows) const {
         if (object == Py_None) return true;
-        const auto* const array = array_of<T>(object);
-        return array && has_shape(*array, shape) && read_rows(*array, axes, rows);
+        Array array;
+        return read_array<T>(object, array) && has_shape(array, shape) &&
+               read_rows(array, axes, rows);
     }
 
     // A state, or its gradient: h, or a pair (h, c). One of a pair may be None if `partly`.
@@ -201,11 +206,11 @@ private:
 
     // The arguments x and state, or x, state, lengths, reset and reset_reversed, and perhaps more.
     bool read(PyObject* const* args, Py_ssize_t count, Axes& axes, PassInputs<T>& in) const {
-        const auto* const x = array_of<T>(args[0]);
-        if (!x || !form_.axes(x->nd, axes)) return false;
-        if (axes.steps >= 0) in.steps = x->dimensions[axes.steps];
-        if (axes.batch >= 0) in.batch = x->dimensions[axes.batch];
-        if (x->dimensions[x->nd - 1] != layers_.input() || !read_rows(*x, axes, in.x)) return false;
+        Array x;
+        if (!read_array<T>(args[0], x) || !form_.axes(x.axes, axes)) return false;
+        if (axes.steps >= 0) in.steps = x.sizes[axes.steps];
+        if (axes.batch >= 0) in.batch = x.sizes[axes.batch];
+        if (x.sizes[x.axes - 1] != layers_.input() || !read_rows(x, axes, in.x)) return false;
         if (!read_state(args[1], axes, in.batch, false, in.h0, in.c0)) return false;
         return count == 2 || read_cuts(args + 2, in);
     }

@@ -25,7 +25,7 @@ public:
           pass_(std::move(pass)) {}
 
     py::object backward(PyObject* d_output, PyObject* d_state) const override {
-        return stack_.gradients(*pass_, axes_, steps_, batch_, d_output, d_state, nullptr);
+        return stack_.gradients(*pass_, Py_None, axes_, steps_, batch_, d_output, d_state, nullptr);
     }
 
 private:
@@ -71,9 +71,9 @@ py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t 
 }
 
 template <class T>
-py::object StackOf<T>::gradients(const Pass<T>& pass, const Axes& axes, ptrdiff_t steps,
-                                 ptrdiff_t batch, PyObject* d_output, PyObject* d_state,
-                                 PyObject* wanted) const {
+py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes& axes,
+                                 ptrdiff_t steps, ptrdiff_t batch, PyObject* d_output,
+                                 PyObject* d_state, PyObject* wanted) const {
     PassGradients<T> grads;
     const Shape y_shape = axes.shape(steps, batch, layers_.output());
     if (!read_rows_or_none(d_output, axes, y_shape, grads.dy)) return not_implemented();
@@ -83,15 +83,17 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, const Axes& axes, ptrdiff_
     const auto is_wanted = [&] { return !wanted || PyTuple_GET_ITEM(wanted, next++) == Py_True; };
     py::object dx = py::none();
     if (is_wanted()) {
-        dx = new_array<T>(x_shape);
-        grads.dx = dense_rows(array_data<T>(dx), axes, x_shape);
+        auto made = new_like<T>(like, x_shape);
+        grads.dx = dense_rows(made.data, axes, x_shape);
+        dx = std::move(made.object);
     }
-    const py::object dh0 = new_array<T>(state_shape(axes, batch, layers_.width()));
-    grads.dh0 = array_data<T>(dh0);
+    const auto dh0 = new_like<T>(like, state_shape(axes, batch, layers_.width()));
+    grads.dh0 = dh0.data;
     py::object dc0;
     if (has_c()) {
-        dc0 = new_array<T>(state_shape(axes, batch, layers_.hidden()));
-        grads.dc0 = array_data<T>(dc0);
+        auto made = new_like<T>(like, state_shape(axes, batch, layers_.hidden()));
+        grads.dc0 = made.data;
+        dc0 = std::move(made.object);
     }
     const py::object parameters = owned_or_throw(wanted ? PyList_New(0) : PyDict_New());
     std::vector<py::object> arrays;  // also those whose name another takes
@@ -112,9 +114,10 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, const Axes& axes, ptrdiff_
                 add(name, py::none());
                 return nullptr;
             }
-            const py::object& array = arrays.emplace_back(new_array<T>(shape));
-            add(name, array);
-            return array_data<T>(array);
+            auto made = new_like<T>(like, shape);
+            add(name, made.object);
+            arrays.push_back(std::move(made.object));
+            return made.data;
         };
         // Braces: in this order.
         grads.weights[k] = {gradient(0, {{gates, sizes.input}, 2}),
@@ -126,7 +129,8 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, const Axes& axes, ptrdiff_
         const GilRelease release(releases(steps, batch, 2));
         pass.backward(grads);
     }
-    return owned_or_throw(PyTuple_Pack(3, dx.ptr(), state(dh0, dc0).ptr(), parameters.ptr()));
+    return owned_or_throw(
+        PyTuple_Pack(3, dx.ptr(), state(dh0.object, dc0).ptr(), parameters.ptr()));
 }
 
 // x, state, lengths, threads -> output (a cell's: None), state, tape.
@@ -135,15 +139,15 @@ py::object StackOf<T>::forward(PyObject* const* args) const {
     Axes axes;
     PassInputs<T> in;
     if (!read(args, 2, axes, in) || !read_lengths(args[2], in)) return not_implemented();
-    const Outputs made = new_outputs(axes, in);
+    const Outputs made = new_outputs(args[0], axes, in);
     const Shape tape_shape{{Pass<T>::tape_size(layers_, in.steps * in.batch)}, 1};
-    const py::object tape = new_array<T>(tape_shape);
+    const auto tape = new_like<T>(args[0], tape_shape);
     {
         const ThreadLimit limit(integer(args[3]));
         const GilRelease release(releases(in.steps, in.batch, 1));
-        Pass<T>(layers_, in, made.out, true, array_data<T>(tape)).forward();
+        Pass<T>(layers_, in, made.out, true, tape.data).forward();
     }
-    return owned_or_throw(PyTuple_Pack(3, made.y.ptr(), made.state.ptr(), tape.ptr()));
+    return owned_or_throw(PyTuple_Pack(3, made.y.ptr(), made.state.ptr(), tape.object.ptr()));
 }
 
 // x, state, lengths, output, tape, d_output, d_state, wanted, threads -> as `gradients`.
@@ -157,7 +161,7 @@ py::object StackOf<T>::backward(PyObject* const* args) const {
     const Shape y_shape = axes.shape(in.steps, in.batch, layers_.output());
     const Shape tape_shape{{Pass<T>::tape_size(layers_, in.steps * in.batch)}, 1};
     if ((args[3] == Py_None) != form_.cell || !read_rows_or_none(args[3], axes, y_shape, y) ||
-        !read_contiguous(args[4], tape_shape, tape) || !tape)
+        !read_contiguous(args[4], tape_shape, tape) || args[4] == Py_None)
         return not_implemented();
     const Py_ssize_t gradients_of = 1 + parameters();
     if (!PyTuple_CheckExact(args[7]) || PyTuple_GET_SIZE(args[7]) != gradients_of)
@@ -169,7 +173,7 @@ py::object StackOf<T>::backward(PyObject* const* args) const {
     const PassOutputs<T> out{{only_read(y.data), y.step, y.row}, nullptr, nullptr};
     const ThreadLimit limit(integer(args[8]));
     const Pass<T> pass(layers_, in, out, true, only_read(tape));
-    return gradients(pass, axes, in.steps, in.batch, args[5], args[6], args[7]);
+    return gradients(pass, args[0], axes, in.steps, in.batch, args[5], args[6], args[7]);
 }
 
 }  // namespace rnnfast

@@ -16,18 +16,17 @@ import torch
 from torch import Tensor
 
 from rnnfast.torch import differentiable
-from rnnfast.torch.arrays import (
+from rnnfast.torch.exchange import (
     States,
-    array,
-    from_numpy,
-    is_batched,
+    gradients,
     is_leaf,
+    is_special,
     requires_grad,
-    state_arrays,
+    state_of,
     states_of,
     version,
 )
-from rnnfast.torch.packs import Kind, PackCache, Packs
+from rnnfast.torch.packs import PackCache, Packs
 
 if TYPE_CHECKING:
     from rnnfast._native import Stack
@@ -48,12 +47,10 @@ class _Step(NamedTuple):
 class _Weights:
     """The weights as the steps of a graph share them, and what those steps left in backward."""
 
-    def __init__(
-        self, holder: PackCache, packs: Packs, kind: Kind, weights: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, holder: PackCache, packs: Packs, weights: Sequence[Tensor]) -> None:
         self._holder = weakref.ref(holder)
         self.packs = packs
-        self.kind = kind
+        self.kind = packs.kind
         self.weights = tuple(weights)
         self.needed = tuple(map(requires_grad, weights))
         self.none_wanted = (False,) * len(weights)
@@ -126,18 +123,10 @@ class _Weights:
         tape = steps[0].tape
         if len(steps) > 1:
             tape = torch.cat([step.tape for step in steps])
-        _, _, found = stack.backward(
-            array(x),
-            state_arrays(states),
-            None,
-            None,
-            array(tape),
-            None,
-            state_arrays(d_states),
-            (False, *wanted),
-            torch.get_num_threads(),
+        _, _, found = gradients(
+            stack, x, states, None, None, tape, None, d_states, (False, *wanted)
         )
-        return tuple(None if d is None else from_numpy(d) for d in found)
+        return tuple(found)
 
 
 def _groups(steps: list[_Step]) -> list[list[_Step]]:
@@ -182,10 +171,9 @@ class _Token(torch.autograd.Function):
 def record(
     holder: PackCache,
     packs: Packs,
-    kind: Kind,
+    weights: Sequence[Tensor],
     x: Tensor,
     states: Sequence[Tensor] | None,
-    weights: Sequence[Tensor],
 ) -> States | None:
     """One step on torch's graph: (h,) or (h, c). None: the arguments do not fit.
 
@@ -193,18 +181,18 @@ def record(
         and their token.
     """
     stack = packs.stack()
-    result = stack.forward(array(x), state_arrays(states), None, torch.get_num_threads())
+    result = stack.forward(x, state_of(states), None, torch.get_num_threads())
     if result is NotImplemented:
         return None
     _, last, tape = result
     own, token = holder.shared or (None, None)
     if own is None or not own.still_fit(packs, weights):
-        own = _Weights(holder, packs, kind, weights)
+        own = _Weights(holder, packs, weights)
         token = own.new_token()
         # Weights made from others would keep the graph that they are on.
         holder.shared = (own, token) if all(map(is_leaf, weights)) else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
-    results = (*states_of(last), from_numpy(tape))
+    results = (*states_of(last), tape)
     return _apply(own, stack, results, token, x, h0, c0)
 
 
@@ -228,19 +216,19 @@ class _StepFunction(torch.autograd.Function):
         return results[:-1]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *d_states: Tensor | None) -> tuple[Any, ...]:
         own: _Weights = ctx.own
         tape, x, h0, c0 = ctx.saved_tensors
         own.check_unchanged()
         _, _, _, at_weights, *wanted = ctx.needs_input_grad
-        # With create_graph; or for gradients in batches, which NumPy has no arrays for.
-        if torch.is_grad_enabled() or any(d is not None and is_batched(d) for d in gradients):
+        # With create_graph; or for gradients in batches, or negated ones, which no kernel reads.
+        if torch.is_grad_enabled() or any(map(is_special, d_states)):
             found = differentiable.gradients(
                 own.kind,
                 None,
                 False,
                 None,
-                gradients,
+                d_states,
                 x,
                 h0,
                 c0,
@@ -251,30 +239,19 @@ class _StepFunction(torch.autograd.Function):
                 own.leave(found[3:])
             return (None, None, None, None, *found[:3])
         states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
-        d_states = [None if d is None else d.contiguous() for d in gradients]
-        arrays = [None if d is None else array(d) for d in d_states]
-        dx, initial, _ = ctx.stack.backward(
-            array(x),
-            state_arrays(states),
-            None,
-            None,
-            array(tape),
-            None,
-            tuple(arrays) if len(arrays) == 2 else arrays[0],
-            (wanted[0], *own.none_wanted),
-            torch.get_num_threads(),
+        dx, initial, _ = gradients(
+            ctx.stack, x, states, None, None, tape, None, d_states, (wanted[0], *own.none_wanted)
         )
         if at_weights:
             own.leave(_Step(x, states, tape, d_states))
-        at_states = states_of(initial) if wanted[1] or wanted[2] else (None, None)
         return (
             None,
             None,
             None,
             None,
-            None if dx is None else from_numpy(dx),
-            at_states[0] if wanted[1] else None,
-            at_states[1] if wanted[2] else None,
+            dx,
+            initial[0] if wanted[1] else None,
+            initial[1] if wanted[2] else None,
         )
 
 

@@ -7,7 +7,7 @@ asked for in each call is asked once, and by what takes least.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +16,12 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast.torch import cells
-from rnnfast.torch.arrays import States, requires_grad
 from rnnfast.torch.autograd import Call, Ragged, infer, record
-from rnnfast.torch.packs import DTYPES, TENSORS, Kind, PackCache, Packs
+from rnnfast.torch.exchange import TENSORS, States, requires_grad
+from rnnfast.torch.packs import DTYPES, Kind, PackCache, Packs
 
 if TYPE_CHECKING:
+    from rnnfast._native import Stack
     from rnnfast.torch.modules import Cell, Layer
 
 _DTYPES = frozenset(DTYPES)
@@ -40,15 +41,6 @@ def _is_plain(x: Any) -> bool:
     )
 
 
-def _runs_here(x: Any) -> bool:
-    return (
-        _is_plain(x)
-        and x.numel() > 0
-        and _tracing_state() is None
-        and forward_ad._current_level < 0
-    )
-
-
 def _is_ragged(batch_sizes: Tensor, rows: int) -> bool:
     """Whether they are of so many rows of packed data; a PackedSequence made by hand may not be."""
     if batch_sizes.dtype is not torch.int64 or not batch_sizes.is_cpu or batch_sizes.dim() != 1:
@@ -58,18 +50,27 @@ def _is_ragged(batch_sizes: Tensor, rows: int) -> bool:
     return len(sizes) > 0 and falls and bool(sizes[-1] > 0) and int(sizes.sum()) == rows
 
 
-def _prepared(
+def _ready(
     module: Layer | Cell, x: Any, states: Sequence[Tensor] | None
-) -> tuple[Packs, Sequence[Tensor]] | None:
-    """The module's packed weights, and what they are of, if they go with x and the states."""
-    if not _runs_here(x):
+) -> tuple[Packs, tuple[Tensor, ...]] | None:
+    """The module's packed weights, and what they are of.
+
+    None where torch must see the call, or where x or a state is not what lies in its memory. All
+    else that the kernels do not take shows in the call.
+    """
+    if (
+        type(x) not in TENSORS
+        or x.is_neg()
+        or not x.numel()
+        or _tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or not (states is None or all(type(s) in TENSORS and not s.is_neg() for s in states))
+    ):
         return None
     cache = PackCache.of(module)
     weights = module._weights(cache)
     packs = cache.get(module._kind(cache), weights)
-    if packs is None or not _have_dtype(x, states, weights):
-        return None
-    return packs, weights
+    return None if packs is None else (packs, weights)
 
 
 def layer(
@@ -79,63 +80,62 @@ def layer(
 
     states : (h,) or (h, c), in the order of the input's sequences.
     """
-    ragged = None
-    x: Any = input
-    if isinstance(input, PackedSequence):
-        x = input.data
-    elif type(input) in TENSORS and input.dim() not in (2, 3):
-        return None
-    ready = _prepared(module, x, states)
+    x = input.data if isinstance(input, PackedSequence) else input
+    ready = _ready(module, x, states)
     if ready is None:
         return None
     packs, weights = ready
-    kind = packs.kind
+    ragged = None
     if x is not input:
-        if x.dim() != 2 or x.shape[1] != kind.sizes.input:
+        if not _is_plain(x) or x.dim() != 2 or x.shape[1] != packs.kind.sizes.input:
             return None
         if not _is_ragged(input.batch_sizes, len(x)):
             return None
         ragged = Ragged(input.batch_sizes)
-    if kind.layers > 1 and module.training and module.dropout:
-        return _with_dropout(module, kind, packs, x, ragged, states, weights)
+    if packs.kind.layers > 1 and module.training and module.dropout:
+        return _with_dropout(module, packs, x, ragged, states, weights)
     batch_first = module.batch_first and ragged is None
-    return _run(Call(packs.stack(batch_first), kind, ragged, batch_first), x, states, weights)
+    return _run(packs.stack(batch_first), packs.kind, ragged, batch_first, weights, x, states)
 
 
 def cell(module: Cell, x: Any, states: Sequence[Tensor] | None) -> States | None:
     """The states (h,) or (h, c) of a cell after its step."""
-    ready = _prepared(module, x, states)
+    ready = _ready(module, x, states)
     if ready is None:
         return None
     packs, weights = ready
-    kind = packs.kind
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        call = Call(packs.stack(), kind)
-        result = infer(call, x, states) or infer(call, x.contiguous(), _contiguous(states))
+        result = infer(packs.stack(), None, x, states)
+        result = result or _again(infer, packs.stack(), None, x, states)
         return None if result is None else result[1]
     if weights[0].is_inference():  # which torch refuses to save for backward
         return None
-    cache = PackCache.of(module)
-    return cells.record(cache, packs, kind, x, states, weights) or cells.record(
-        cache, packs, kind, x.contiguous(), _contiguous(states), weights
-    )
-
-
-def _have_dtype(x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> bool:
-    dtype = x.dtype
-    if weights[0].dtype is not dtype:
-        return False
-    return states is None or all(_is_plain(s) and s.dtype is dtype for s in states)
+    own = PackCache.of(module), packs, weights
+    return cells.record(*own, x, states) or _again(cells.record, *own, x, states)
 
 
 def _run(
-    call: Call, x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]
+    stack: Stack,
+    kind: Kind,
+    ragged: Ragged | None,
+    batch_first: bool,
+    weights: Sequence[Tensor],
+    x: Tensor,
+    states: Sequence[Tensor] | None,
 ) -> tuple[Tensor, States] | None:
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        return infer(call, x, states) or infer(call, x.contiguous(), _contiguous(states))
-    return record(call, x, states, weights) or record(
-        call, x.contiguous(), _contiguous(states), weights
-    )
+        return infer(stack, ragged, x, states) or _again(infer, stack, ragged, x, states)
+    call = Call(stack, kind, ragged, batch_first)
+    return record(call, weights, x, states) or _again(record, call, weights, x, states)
+
+
+def _again(function: Callable[..., Any], *args: Any) -> Any:
+    """The function of contiguous x and states, its last arguments, if those can be made."""
+    *own, x, states = args
+    if not _is_plain(x) or not all(map(_is_plain, states or ())):
+        return None
+    copies = None if states is None else tuple(s.contiguous() for s in states)
+    return function(*own, x.contiguous(), copies)
 
 
 def _need_gradients(x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> bool:
@@ -148,13 +148,8 @@ def _need_gradients(x: Tensor, states: Sequence[Tensor] | None, weights: Sequenc
     )
 
 
-def _contiguous(states: Sequence[Tensor] | None) -> States | None:
-    return None if states is None else tuple(s.contiguous() for s in states)
-
-
 def _with_dropout(
     module: Layer,
-    kind: Kind,
     packs: Packs,
     x: Tensor,
     ragged: Ragged | None,
@@ -162,6 +157,9 @@ def _with_dropout(
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, States] | None:
     """Layer by layer, with torch's dropout in between: the same masks from the same seed."""
+    kind = packs.kind
+    if not _is_plain(x) or not all(map(_is_plain, states or ())) or x.dim() not in (2, 3):
+        return None
     unbatched = x.dim() == 2 and ragged is None
     swapped = module.batch_first and ragged is None and not unbatched
     if unbatched:
@@ -179,9 +177,9 @@ def _with_dropout(
     for index in range(kind.layers):
         rows = slice(index * directions, (index + 1) * directions)
         own = None if states is None else tuple(s[rows] for s in states)
-        call = Call(packs.layer(index), kind.layer(index), ragged)
+        stack = packs.layer(index)
         of_layer = weights[index * per_layer : (index + 1) * per_layer]
-        result = _run(call, x, own, of_layer)
+        result = _run(stack, kind.layer(index), ragged, False, of_layer, x, own)
         if result is None:
             return None
         x, h = result

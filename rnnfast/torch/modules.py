@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -79,7 +79,7 @@ class Layer(torch_rnn.RNNBase):
             return (hx,) if isinstance(hx, Tensor) else _OTHER
         return hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
 
-    def _weights(self, cache: PackCache) -> Sequence[Tensor]:
+    def _weights(self, cache: PackCache) -> tuple[Tensor, ...]:
         """The flat list of parameters, as they are now: parametrized, or swapped by a caller."""
         names = self.__dict__["_flat_weights_names"]
         if cache.select is None:
@@ -87,7 +87,7 @@ class Layer(torch_rnn.RNNBase):
         try:
             return cache.select(self.__dict__["_parameters"])
         except KeyError:
-            return [getattr(self, name) for name in names]
+            return tuple(getattr(self, name) for name in names)
 
     def _parameter(self, index: int) -> Tensor:
         return getattr(self, self._flat_weights_names[index])
@@ -168,14 +168,14 @@ class Cell(torch_rnn.RNNCellBase):
             return (hx,) if isinstance(hx, Tensor) else _OTHER
         return hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
 
-    def _weights(self, cache: PackCache) -> Sequence[Tensor]:
+    def _weights(self, cache: PackCache) -> tuple[Tensor, ...]:
         names = _CELL_NAMES if self.bias else _CELL_NAMES[:2]
         if cache.select is None:
             cache.select = operator.itemgetter(*names)
         try:
             return cache.select(self.__dict__["_parameters"])
         except KeyError:
-            return [getattr(self, name) for name in names]
+            return tuple(getattr(self, name) for name in names)
 
     def _parameter(self, index: int) -> Tensor:
         return getattr(self, _CELL_NAMES[index])

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from rnnfast._native_backend import NativeBackend
 from rnnfast.torch import differentiable
-from rnnfast.torch.arrays import array, from_numpy, state_arrays, states_of
+from rnnfast.torch.exchange import state_of, states_of
 from rnnfast.torch.operator_checks import check, checked_kind
 from rnnfast.torch.packs import DTYPES, ContentCache, Kind, Packs, native
 
@@ -77,15 +77,15 @@ def forward(
     """Output (T, B, D*W), h (L*D, B, W), c (L*D, B, H), and the tape."""
     kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
     stack, threads = _packed(kind, weights).stack(), torch.get_num_threads()
-    rows, states = array(x.contiguous()), state_arrays(_present(h0, c0))
+    rows, states = x.contiguous(), state_of(_present(h0, c0))
     tape = x.new_empty(0)
     if training:
         y, last, kept = stack.forward(rows, states, None, threads)
-        tape = pad(from_numpy(kept), (0, _tape_shape(kind, x)[0] - len(kept)))
+        tape = pad(kept, (0, _tape_shape(kind, x)[0] - len(kept)))
     else:
         y, last = stack.infer(rows, states, None, None, None, threads)
     h, *c = states_of(last)
-    return from_numpy(y), h, c[0] if c else x.new_empty(0), tape
+    return y, h, c[0] if c else x.new_empty(0), tape
 
 
 @torch.library.register_fake("rnnfast::forward")
@@ -137,17 +137,17 @@ def backward(
     _check_backward(kind, dy, dh, dc, x, y, tape, len(weights), wanted)
 
     def rows(tensor: Tensor | None) -> Any:
-        return None if tensor is None else array(tensor.contiguous())
+        return None if tensor is None else tensor.contiguous()
 
     dx, initial, parameters = (
         _packed(kind, weights)
         .stack()
         .backward(
             rows(x),
-            state_arrays(_present(h0, c0)),
+            state_of(_present(h0, c0)),
             None,
             rows(y),
-            array(tape)[: x.shape[0] * x.shape[1] * _tape_row(kind, x.dtype, 1)],
+            tape[: x.shape[0] * x.shape[1] * _tape_row(kind, x.dtype, 1)],
             rows(dy),
             (rows(dh), rows(dc)) if kind.has_c else rows(dh),
             (bool(wanted[0]), *map(bool, wanted[3:])),
@@ -157,10 +157,10 @@ def backward(
     dh0, *dc0 = states_of(initial)
     none = x.new_empty
     return (
-        none(0) if dx is None else from_numpy(dx),
+        none(0) if dx is None else dx,
         dh0 if wanted[1] else none(0),
         dc0[0] if wanted[2] else none(0),
-        [none(0) if d is None else from_numpy(d) for d in parameters],
+        [none(0) if d is None else d for d in parameters],
     )
 
 

@@ -6,28 +6,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rnnfast import _backend
 from rnnfast._cells import CELLS, Sizes, Weights, weight_shapes
 from rnnfast._locks import Lock
 from rnnfast._native_backend import NativeBackend
+from rnnfast.torch.exchange import TENSORS, array, is_neg, stack_taking_tensors, taking_tensors
 
 if TYPE_CHECKING:
     from rnnfast._native import Packed, Stack
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
-# Subclasses mean something of their own.
-TENSORS = frozenset({Tensor, torch.nn.Parameter})
-
-_data_ptr = Tensor.data_ptr
-_is_contiguous = Tensor.is_contiguous
-_is_neg = Tensor.is_neg
-_shape = Tensor.shape.__get__
 _get_num_threads = torch.get_num_threads
 
 
@@ -81,16 +73,16 @@ def native() -> NativeBackend | None:
 class Packs:
     """The packed weights of every layer and direction, and the stacks that run them."""
 
-    def __init__(self, backend: NativeBackend, kind: Kind, arrays: Sequence[NDArray]) -> None:
+    def __init__(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> None:
         cell = CELLS[kind.cell]
         self._backend = backend
         self.kind = kind
         self._packs: list[Packed] = []
         self._names: list[tuple[str | None, ...]] = []
-        given = iter(arrays)
+        given = map(array, weights)
         for shapes in kind.shapes():
-            weights = Weights(**{name: next(given) for name in shapes})
-            self._packs.append(backend.pack(cell, weights))
+            own = Weights(**{name: next(given) for name in shapes})
+            self._packs.append(backend.pack(cell, own))
             self._names.append(tuple(n if n in shapes else None for n in Weights._fields))
         self._stacks: dict[bool | int, Stack] = {}
 
@@ -110,24 +102,33 @@ class Packs:
 
     def _made(self, packs: list[Packed], names: list[Any], batch_first: bool) -> Stack:
         kind = self.kind
-        return self._backend.stack(packs, names, kind.directions, kind.one_step, batch_first)
+        made = self._backend.stack(packs, names, kind.directions, kind.one_step, batch_first)
+        return stack_taking_tensors(made)
 
 
-def _as_array(tensor: Tensor) -> NDArray:
-    """The memory of a detached tensor as an array, contiguous; a copy where it is not.
+class _Entry:
+    """Packed weights, with where the weights lie, which it keeps, and what was there."""
 
-    Not by its `numpy`, after which torch would refuse to resize its storage, as FSDP does.
-    """
-    return np.from_dlpack(tensor.contiguous())
+    def __init__(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> None:
+        self.backend = backend
+        self.kind = kind
+        self._weights = tuple(w.detach() for w in weights)  # others may give them other memory
+        self._place_of = taking_tensors(backend.place)
+        self._place = self._place_of(self._weights)
+        if self._place is not None:
+            self._fingerprint = self._contents()
+        self.packs = Packs(backend, kind, self._weights)
 
+    def is_of(self, weights: tuple[Tensor, ...]) -> bool:
+        """Whether they lie where those did."""
+        return self._place_of(weights) == self._place and not any(map(is_neg, weights))
 
-class _Entry(NamedTuple):
-    backend: NativeBackend
-    pointers: tuple[int, ...]
-    shapes: tuple[torch.Size, ...]
-    arrays: tuple[NDArray, ...]  # on the parameters' memory, which they keep
-    fingerprint: int
-    packs: Packs
+    def is_current(self) -> bool:
+        """Whether there is what was packed. A copy does not show changes, and never is."""
+        return self._place is not None and self._contents() == self._fingerprint
+
+    def _contents(self) -> int:
+        return taking_tensors(self.backend.fingerprint)(self._weights, _get_num_threads())
 
 
 class PackCache:
@@ -167,54 +168,37 @@ class PackCache:
         cache = own.get("_rnnfast")
         return own.setdefault("_rnnfast", PackCache()) if cache is None else cache
 
-    def get(self, kind: Kind, weights: Sequence[Tensor]) -> Packs | None:
+    def get(self, kind: Kind, weights: tuple[Tensor, ...]) -> Packs | None:
         """The packed weights; None where the kernels do not take them, or not in this process."""
         entry = self._entry
-        try:
-            pointers = tuple(map(_data_ptr, weights))
-        except (TypeError, RuntimeError):  # one is None, or has no memory, as a sparse tensor
-            return None
         if (
             entry is not None
-            and entry.pointers == pointers
-            and entry.packs.kind is kind
-            and entry.shapes == tuple(map(_shape, weights))
-            and all(map(_is_contiguous, weights))
-            and not any(map(_is_neg, weights))
+            and entry.kind is kind
+            and entry.is_of(weights)
             and entry.backend is _backend.current()
-            and (
-                self._frozen
-                or entry.backend.fingerprint(entry.arrays, _get_num_threads()) == entry.fingerprint
-            )
+            and (self._frozen or entry.is_current())
         ):
             return entry.packs
         backend = native()
-        held = [w.detach() for w in weights]  # another thread may give a weight other memory
-        if backend is None or not fits(kind, weights) or not fits(kind, held):
+        if backend is None or not fits(kind, weights):
             return None
-        arrays = tuple(map(_as_array, held))
-        seen = backend.fingerprint(arrays, _get_num_threads())
-        packs = Packs(backend, kind, arrays)
-        # Kept if nothing changed while it was packed; and a copy does not show later changes.
-        if (
-            all(map(_is_contiguous, held))
-            and backend.fingerprint(arrays, _get_num_threads()) == seen
-        ):
-            places = tuple(map(_data_ptr, held)), tuple(map(_shape, held))
-            self._entry = _Entry(backend, *places, arrays, seen, packs)
-        return packs
+        entry = _Entry(backend, kind, weights)
+        if entry.is_current():  # nothing changed while it was packed
+            self._entry = entry
+        return entry.packs
 
 
 def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
     """Whether the kernels take the weights: CPU tensors of one dtype, in the kind's shapes."""
+    if any(type(w) not in TENSORS for w in weights):
+        return False
     shapes = [shape for own in kind.shapes() for shape in own.values()]
     dtype = weights[0].dtype
     return (
         dtype in DTYPES
         and len(shapes) == len(weights)
         and all(
-            type(w) in TENSORS
-            and w.is_cpu
+            w.is_cpu
             and w.dtype is dtype
             and w.layout is torch.strided
             and not w.is_neg()
@@ -239,17 +223,17 @@ class ContentCache:
 
     def get(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> Packs:
         """The packed weights, which fit the kind."""
-        held = [w.detach() for w in weights]
-        arrays = tuple(map(_as_array, held))
-        place = kind, held[0].dtype, tuple(map(_data_ptr, held))
-        seen = backend.fingerprint(arrays, _get_num_threads())
+        held = tuple(w.detach().contiguous() for w in weights)
+        place = kind, held[0].dtype, tuple(w.data_ptr() for w in weights)
+        fingerprint = taking_tensors(backend.fingerprint)
+        seen = fingerprint(held, _get_num_threads())
         with self._lock:
             found = self._packs.get(place)
             if found is not None and found[0] == seen:
                 self._packs.move_to_end(place)
                 return found[1]
-        packs = Packs(backend, kind, arrays)
-        if backend.fingerprint(arrays, _get_num_threads()) == seen:  # it did not change meanwhile
+        packs = Packs(backend, kind, held)
+        if fingerprint(held, _get_num_threads()) == seen:  # it did not change meanwhile
             with self._lock:
                 self._packs[place] = seen, packs
                 self._packs.move_to_end(place)

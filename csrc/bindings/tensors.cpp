@@ -1,0 +1,114 @@
+#include "bindings/tensors.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <memory>
+
+#include "bindings/dlpack.h"
+#include "dispatch/buffer.h"
+
+namespace rnnfast {
+namespace {
+
+// The types whose objects are tensors, of which the first has made the table.
+struct Library {
+    dlpack::ExchangeApi api;
+    std::array<PyTypeObject*, 2> types;
+};
+
+// Never freed: another thread may be reading it. It keeps the types.
+std::atomic<const Library*> library{nullptr};
+
+constexpr struct {
+    char kind;
+    dlpack::TypeCode code;
+} kKinds[] = {{'f', dlpack::kFloat}, {'i', dlpack::kInt}, {'b', dlpack::kBool}};
+
+struct OwnedTensor {
+    dlpack::ManagedTensor managed;
+    int64_t sizes[kMostAxes], strides[kMostAxes];
+    size_t bytes;
+
+    static void free(dlpack::ManagedTensor* managed) {
+        const std::unique_ptr<OwnedTensor> own(static_cast<OwnedTensor*>(managed->manager));
+        free_bytes(managed->tensor.data, own->bytes);
+    }
+};
+
+bool take_tensors(const py::object& table, const py::type& tensor, const py::type& parameter) {
+    const auto* api = static_cast<const dlpack::ExchangeApi*>(
+        PyCapsule_GetPointer(table.ptr(), dlpack::kCapsuleName));
+    if (!api) throw py::error_already_set();
+    while (api && api->version.major != dlpack::kMajorVersion) api = api->previous;
+    if (!api || !api->tensor_from_object) return false;
+    const auto held = [](const py::type& type) {
+        return reinterpret_cast<PyTypeObject*>(py::type(type).release().ptr());
+    };
+    library.store(new Library{*api, {held(tensor), held(parameter)}}, std::memory_order_release);
+    return true;
+}
+
+}  // namespace
+
+bool is_tensor(PyObject* object) {
+    const Library* const known = library.load(std::memory_order_acquire);
+    return known && std::count(known->types.begin(), known->types.end(), Py_TYPE(object));
+}
+
+bool read_tensor(PyObject* object, Array& array) {
+    if (!is_tensor(object)) return false;
+    dlpack::Tensor tensor;
+    if (library.load(std::memory_order_acquire)->api.tensor_from_object(object, &tensor)) {
+        PyErr_Clear();  // it has no memory of its own, as sparse ones
+        return false;
+    }
+    if (tensor.device.type != dlpack::kCpu || tensor.ndim > kMostAxes || tensor.dtype.lanes != 1)
+        return false;
+    array.data = static_cast<const char*>(tensor.data) + tensor.byte_offset;
+    array.axes = tensor.ndim;
+    array.item = tensor.dtype.bits / 8;
+    array.kind = '?';
+    for (const auto& known : kKinds)
+        if (known.code == tensor.dtype.code) array.kind = known.kind;
+    Py_intptr_t packed = array.item;
+    for (int axis = tensor.ndim; axis-- > 0;) {
+        array.sizes[axis] = tensor.shape[axis];
+        array.strides[axis] = tensor.strides ? tensor.strides[axis] * array.item : packed;
+        packed *= tensor.shape[axis];
+    }
+    return tensor.data || packed == 0;  // torch has zeros without memory
+}
+
+py::object new_tensor(const Shape& shape, char kind, size_t item, void* memory, size_t bytes) {
+    std::unique_ptr<void, BufferDelete> owner(memory, {bytes});
+    auto own = std::make_unique<OwnedTensor>();
+    int64_t packed = 1;
+    for (int axis = shape.count; axis-- > 0;) {
+        own->sizes[axis] = shape.sizes[axis];
+        own->strides[axis] = packed;
+        packed *= shape.sizes[axis];
+    }
+    const auto* const known = std::find_if(std::begin(kKinds), std::end(kKinds),
+                                           [kind](const auto& k) { return k.kind == kind; });
+    own->bytes = bytes;
+    own->managed = {{dlpack::kMajorVersion, 0},
+                    own.get(),
+                    OwnedTensor::free,
+                    0,
+                    {owner.release(),
+                     {dlpack::kCpu, 0},
+                     shape.count,
+                     {known->code, uint8_t(8 * item), 1},
+                     own->sizes,
+                     own->strides,
+                     0}};
+    void* object = nullptr;
+    const auto make = library.load(std::memory_order_acquire)->api.object_from_managed;
+    if (make(&own.release()->managed, &object)) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+}
+
+void add_tensors(py::module_& module) { module.def("take_tensors", &take_tensors); }
+
+}  // namespace rnnfast

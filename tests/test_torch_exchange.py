@@ -1,0 +1,150 @@
+"""Tensors in the compiled module: which it takes, and what stands in for them with older torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch_twins import CELLS, LAYERS, flat, normal, state_for, twins  # noqa: E402
+
+from rnnfast.torch import exchange  # noqa: E402  after torch is known to be there
+
+HAS_EXCHANGE = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+needs_exchange = pytest.mark.skipif(not HAS_EXCHANGE, reason="this torch has no such functions")
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+del torch.Tensor.__dlpack_c_exchange_api__
+from test_torch_exchange import results
+torch.save(results(), sys.argv[2])
+"""
+
+
+def results() -> list[torch.Tensor]:
+    """All that modules give, and all their gradients."""
+    found = []
+    for kind in [*LAYERS, *CELLS]:
+        ours, _ = twins(kind)
+        shape = (3, 4) if kind in CELLS else (6, 3, 4)
+        x = normal(*shape).requires_grad_()
+        with torch.no_grad():
+            found += flat(ours(x))
+        outputs = flat(ours(x, state_for(ours, 3)))
+        sum(out.cos().sum() for out in outputs).backward()
+        found += [*outputs, x.grad, *(p.grad for p in ours.parameters())]
+        if kind in LAYERS:
+            packed = torch.nn.utils.rnn.pack_padded_sequence(x.detach(), [6, 4, 1])
+            found.append(ours(packed)[0].data)
+    return [tensor.detach() for tensor in found]
+
+
+@needs_exchange
+def test_the_same_bits_by_arrays(native, tmp_path):
+    """As with versions of torch that have no functions to exchange tensors."""
+    file = tmp_path / "results.pt"
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(file)]
+    subprocess.run(command, check=True, timeout=120)
+    theirs, ours = torch.load(file, weights_only=True), results()
+    assert len(theirs) == len(ours) > 0
+    assert all(map(torch.equal, theirs, ours))
+
+
+@pytest.fixture
+def stack(native):
+    """Of an Elman RNN of 2 inputs and 3 units, which takes tensors."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal(shape, np.float32) for shape in [(3, 2), (3, 3), (3,), (3,)]]
+    pack = native.pack("rnn_tanh", *weights, None)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", None)
+    return exchange.stack_taking_tensors(native.stack([pack], [names], 1, False, False))
+
+
+class Own(torch.Tensor):
+    pass
+
+
+@needs_exchange
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(4, 5, 2, device="meta"),
+        torch.zeros(4, 5, 2).to_sparse(),
+        torch._efficientzerotensor(4, 5, 2),
+        torch.zeros(4, 5, 2, dtype=torch.float64),
+        torch.zeros(4, 5, 2, dtype=torch.complex64),
+        torch.zeros(4, 5, 2, dtype=torch.int32),
+        torch.zeros(4, 5, 2, dtype=torch.bfloat16),
+        torch.zeros(4, 5, 3),
+        torch.zeros(1, 4, 5, 2),
+        torch.zeros(()),
+        torch.zeros(4, 2, 5).mT,
+        torch.zeros(2).expand(4, 5, 2)[..., :1].expand(4, 5, 2),
+        torch.zeros(4, 5, 2).as_subclass(Own),
+    ],
+    ids=lambda x: f"{tuple(x.shape)} {x.dtype} {x.layout} {x.device}",
+)
+def test_tensors_that_it_leaves(stack, x):
+    assert stack.infer(x, None) is NotImplemented
+    assert stack.forward(x, None, None, 1) is NotImplemented
+    good = torch.zeros(4, 5, 2)
+    assert stack.infer(good, x) is NotImplemented
+    assert stack.infer(good, None)[0].shape == (4, 5, 3)
+
+
+@needs_exchange
+def test_results_are_tensors_where_x_is_one(stack):
+    x = normal(4, 5, 2)
+    y, h = stack.infer(x, None)
+    by_array, h_by_array = stack.infer(x.numpy(), None)
+    assert type(y) is type(h) is torch.Tensor and type(by_array) is np.ndarray
+    assert np.array_equal(y.numpy(), by_array) and np.array_equal(h.numpy(), h_by_array)
+    assert y.is_contiguous() and y.data_ptr() % 64 == 0 and not y.requires_grad
+    mixed, _ = stack.infer(x, h_by_array)
+    assert torch.equal(mixed, stack.infer(x, h)[0])
+
+
+@needs_exchange
+def test_results_keep_their_memory(stack):
+    """Whatever else is made and freed meanwhile, of small and of large sizes."""
+    for steps in (1, 40_000):
+        x = normal(steps, 5, 2)
+        y, _ = stack.infer(x, None)
+        part, want = y[-1, :2], y[-1, :2].clone()
+        del y
+        for _ in range(5):
+            stack.infer(x + 1, None)
+        assert torch.equal(part, want)
+
+
+def test_gradients_that_stand_for_their_negative(native):
+    ours, theirs = twins("gru", batch_first=True)
+    x, dy = normal(3, 6, 4), normal(3, 6, 5)
+    negative = torch._neg_view(dy)
+    assert negative.is_neg()
+    found = []
+    for module, grad in ((ours, negative), (theirs, -dy)):
+        module(x)[0].backward(grad)
+        found.append([p.grad for p in module.parameters()])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("which", ["x", "state", "weight"])
+def test_inputs_that_stand_for_their_negative(native, which):
+    ours, theirs = twins("rnn_tanh")
+    x, h = normal(6, 3, 4), normal(1, 3, 5)
+    with torch.no_grad():
+        ours(x, h)  # its weights are packed
+        if which == "weight":
+            for module in (ours, theirs):
+                module.weight_hh_l0.data = torch._neg_view(module.weight_hh_l0.data)
+        given = [torch._neg_view(t) if w == which else t for w, t in (("x", x), ("state", h))]
+        for got, want in zip(ours(*given), theirs(*given), strict=True):
+            torch.testing.assert_close(got, want)
