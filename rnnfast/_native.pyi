@@ -9,7 +9,7 @@ Array = Any  # a NumPy array; or, after `take_tensors`, a tensor
 State = Any  # h, or a pair (h, c)
 
 class Packed:
-    """One layer's weights in panels, for the ISA in use."""
+    """One layer's weights: in panels, for the ISA in use, or where `borrow` found them."""
 
 class Saved:
     """What a forward pass keeps for its backward pass."""
@@ -23,6 +23,21 @@ def pack(
     weight_hr: NDArray | None,
     /,
 ) -> Packed: ...
+def borrow(
+    cell: str,
+    weight_ih: NDArray,
+    weight_hh: NDArray,
+    bias_ih: NDArray | None,
+    bias_hh: NDArray | None,
+    weight_hr: NDArray | None,
+    /,
+) -> Packed:
+    """The arrays themselves, kept and read in each pass, which gives the bits of `pack`.
+
+    A stack of them runs passes of one step and few rows, without lengths and resets; it answers
+    NotImplemented to others.
+    """
+
 def forward(
     packed: Packed,
     x: NDArray,
@@ -145,7 +160,7 @@ def stack(
     batch_first: bool,
     /,
 ) -> Stack:
-    """A stack of `packs`, layer by layer and direction by direction.
+    """A stack of `packs`, layer by layer and direction by direction: all borrowed, or none.
 
     names : for each pack, those of its parameters in the order of `pack`'s arguments, by which
         `Run.backward` returns their gradients; None: the pack has no such parameter.

@@ -29,6 +29,10 @@ class NativeBackend:
         """A private copy of the weights in panels, for the ISA in use."""
         return self._module.pack(cell.name, *weights)
 
+    def borrow(self, cell: Cell, weights: Weights) -> Any:
+        """The weights where they are, contiguous; see `rnnfast._native.borrow`."""
+        return self._module.borrow(cell.name, *weights)
+
     def stack(
         self,
         packs: Sequence[Any],

@@ -30,7 +30,7 @@ CellId find_cell(const std::string& name) {
 }
 
 template <class T>
-std::unique_ptr<Packed> pack_as(CellId cell, const WeightObjects& weights) {
+std::unique_ptr<Packed> pack_as(CellId cell, const WeightObjects& weights, Held held) {
     const py::array weight_ih(weights.weight_ih), weight_hh(weights.weight_hh);
     const CellKernels<T>& kernels = active_kernels_for<T>().cells[int(cell)];
     const bool projects = !weights.weight_hr.is_none();
@@ -42,15 +42,16 @@ std::unique_ptr<Packed> pack_as(CellId cell, const WeightObjects& weights) {
     if (weights.bias_ih.is_none() != weights.bias_hh.is_none())
         throw py::value_error("bias_hh: expected both biases or none, got one");
     const Sizes sizes{weight_ih.shape(1), rows / kernels.gates, projects ? weight_hh.shape(1) : 0};
-    return std::make_unique<PackedOf<T>>(cell, sizes, weights);
+    return std::make_unique<PackedOf<T>>(cell, sizes, weights, held);
 }
 
+template <Held held>
 std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::array weight_hh,
                              py::object bias_ih, py::object bias_hh, py::object weight_hr) {
     const CellId cell = find_cell(name);
     const WeightObjects weights{weight_ih, weight_hh, bias_ih, bias_hh, weight_hr};
 #define DTYPE(name, type) \
-    if (py::isinstance<py::array_t<type>>(weight_ih)) return pack_as<type>(cell, weights);
+    if (py::isinstance<py::array_t<type>>(weight_ih)) return pack_as<type>(cell, weights, held);
 #include "core/dtypes.inc"
 #undef DTYPE
     throw py::type_error("weight_ih: expected float32 or float64, got " +
@@ -132,7 +133,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     using namespace rnnfast;
     py::class_<Saved>(m, "Saved");
     py::class_<Packed>(m, "Packed");
-    m.def("pack", &pack);
+    m.def("pack", &pack<Held::packed>);
+    m.def("borrow", &pack<Held::borrowed>);
     m.def("forward", [](const Packed& packed, py::object x, py::object h0, py::object c0,
                         py::object lengths, py::object reset, bool reverse, py::object y,
                         py::object hn, py::object cn, bool training) {

@@ -1,7 +1,8 @@
-// One layer's packed weights as Python holds them, and its passes in one direction.
+// One layer's weights, packed or borrowed, as Python holds them, and its passes in one direction.
 #pragma once
 
 #include <memory>
+#include <type_traits>
 
 #include "bindings/arrays.h"
 #include "dispatch/registry.h"
@@ -37,23 +38,21 @@ struct SavedOf final : Saved {
     const Buffer<T> data;
 };
 
-// One layer's packed weights, of whichever dtype; opaque to Python.
+// One layer's weights, packed or borrowed, of whichever dtype; opaque to Python.
 struct Packed {
     virtual ~Packed() = default;
     virtual std::unique_ptr<Saved> forward(const ForwardObjects&, bool training) const = 0;
     virtual void backward(const Saved&, const ForwardObjects&, const BackwardObjects&) const = 0;
 };
 
+// Of a T that is not const, the arrays are to be writable.
 template <class T>
-Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const WeightObjects& o,
-                        bool writable) {
+Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const WeightObjects& o) {
     const ptrdiff_t rows = gates * sizes.hidden;
-    const auto get = [writable](const py::object& object, const char* name,
-                                std::initializer_list<ptrdiff_t> shape, bool needed) {
+    const auto get = [](const py::object& object, const char* name,
+                        std::initializer_list<ptrdiff_t> shape, bool needed) {
         if (needed) not_none(object, name);
-        // Packing only reads; const is cast away because gradients share the struct.
-        if (writable) return view<T>(object, {name, shape, true}).data;
-        return const_cast<T*>(view<const T>(object, {name, shape}).data);
+        return view<T>(object, {name, shape, !std::is_const_v<T>}).data;
     };
     const ptrdiff_t P = sizes.projection;
     return {get(o.weight_ih, "weight_ih", {rows, sizes.input}, true),
@@ -65,9 +64,15 @@ Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const WeightObjects
 template <class T>
 class PackedOf final : public Packed {
 public:
-    PackedOf(CellId cell, const Sizes& sizes, const WeightObjects& weights)
+    PackedOf(CellId cell, const Sizes& sizes, const WeightObjects& weights, Held held)
         : cell_(active_kernels_for<T>().cells[int(cell)]), sizes_(sizes) {
-        const Weights<T> views = weight_views<T>(sizes, cell_.gates, weights, false);
+        const auto views = weight_views<const T>(sizes, cell_.gates, weights);
+        if (held == Held::borrowed) {
+            const std::shared_ptr<const Lent> lent(
+                new Lent{weights, {cell, sizes, views, Held::borrowed}});
+            packed_ = {lent, &lent->weights};
+            return;
+        }
         py::gil_scoped_release release;
         packed_ = std::make_shared<const PackedWeights<T>>(cell, sizes, views);
     }
@@ -111,12 +116,18 @@ public:
             grads.dcn = view<const T>(g.dcn, {"dcn", {B, H}}).data;
             grads.dc0 = required<T>(g.dc0, {"dc0", {B, H}, true}).data;
         }
-        grads.weights = weight_views<T>(sizes_, cell_.gates, g.weights, true);
+        grads.weights = weight_views<T>(sizes_, cell_.gates, g.weights);
         py::gil_scoped_release release;
         run_backward(*packed_, args, grads, plan);
     }
 
 private:
+    // Borrowed weights, and what keeps them.
+    struct Lent {
+        WeightObjects arrays;
+        PackedWeights<T> weights;
+    };
+
     struct Call {
         ForwardArgs<T> args{};
         ptrdiff_t steps = 0, batch = 0;

@@ -125,6 +125,8 @@ void check(const Layers<T>& layers, const std::vector<Names>& names, const Form&
         refuse("packs: expected one for each layer and direction, got another number");
     if (int(names.size()) != jobs) refuse("names: expected those of each pack, got another number");
     for (int k = 0; k < jobs; ++k) {
+        if (layers.packs[size_t(k)]->borrowed() != layers.packs[0]->borrowed())
+            refuse("packs: expected all of them borrowed or none, got some");
         const Sizes& sizes = layers.packs[size_t(k)]->sizes();
         const ptrdiff_t input = k < directions ? layers.input() : layers.output();
         const Sizes& first = layers.packs[0]->sizes();

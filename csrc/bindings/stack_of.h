@@ -103,7 +103,7 @@ public:
     py::object infer(PyObject* const* args, Py_ssize_t count) const override {
         Axes axes;
         PassInputs<T> in;
-        if (!read(args, count, axes, in)) return not_implemented();
+        if (!read(args, count, axes, in) || !runs(in)) return not_implemented();
         const Outputs made = new_outputs(args[0], axes, in);
         {
             const ThreadLimit limit(count > 5 ? integer(args[5]) : 0);
@@ -132,6 +132,12 @@ private:
         for (const Names& own : names_)
             for (const py::object& name : own) count += !name.is_none();
         return count;
+    }
+    // Borrowed weights are for passes that read them once. Of more steps or rows, those that pack them
+    // are faster, and so may be those whose lengths leave rows out: callers keep a pack for these.
+    bool runs(const PassInputs<T>& in) const {
+        return !layers_.packs[0]->borrowed() ||
+               (in.steps == 1 && in.batch <= layers_.kernels().few && !in.lengths && !in.resets[0]);
     }
     // `passes`: how often as much is multiplied as in a forward pass.
     bool releases(ptrdiff_t steps, ptrdiff_t batch, int passes) const {

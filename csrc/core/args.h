@@ -109,14 +109,15 @@ struct Chunk {
 template <class T>
 struct ForwardArgs {
     Sizes sizes;
-    const T* packed;       // what pack() wrote; unused in backward
-    const T* x;            // (T, B, I)  in, rows of unit stride
-    ptrdiff_t x_step;      //            stride of T
-    ptrdiff_t x_row;       //            stride of B
-    const T* h0;           // (B, W)     in; null: zeros
-    const T* c0;           // (B, H)     in; null: zeros, or the cell has no c
-    const uint8_t* reset;  // (T, B)  in; null: never. Nonzero: zero state before the step runs
-    T* y;                  // (T, B, W)  out in forward (0 past a row's length), in in backward
+    const T* packed;           // what pack() wrote; unused in backward; null: `weights` are read
+    Weights<const T> weights;  // read where there is no pack
+    const T* x;                // (T, B, I)  in, rows of unit stride
+    ptrdiff_t x_step;          //            stride of T
+    ptrdiff_t x_row;           //            stride of B
+    const T* h0;               // (B, W)     in; null: zeros
+    const T* c0;               // (B, H)     in; null: zeros, or the cell has no c
+    const uint8_t* reset;      // (T, B)  in; null: never. Nonzero: zero state before the step runs
+    T* y;                      // (T, B, W)  out in forward (0 past a row's length), in in backward
     ptrdiff_t y_step;
     ptrdiff_t y_row;
     T* hn;     // (B, W)  out in forward, unused in backward; h after each row's last step
@@ -126,7 +127,7 @@ struct ForwardArgs {
 
 template <class T>
 struct BackwardArgs {
-    const T* transposed;  // what pack_transposed() wrote
+    const T* transposed;  // what pack_transposed() wrote; null: ForwardArgs::weights are read
     const T* dy;          // (T, B, W)  in; null: zeros; not read past a row's length
     ptrdiff_t dy_step;
     ptrdiff_t dy_row;

@@ -50,6 +50,7 @@ struct Job {
           grads(job.grads),
           plan(job.plan->plan()) {
         args.sizes = job.weights->sizes();
+        args.weights = job.weights->weights();
         grads.transposed = job.weights->transposed();
         const ptrdiff_t row = kernels.gradient_row(args.sizes);
         chunks = make_chunks(plan, row, row * (args.sizes.input + args.sizes.width()));

@@ -10,10 +10,13 @@
 namespace rnnfast {
 
 template <class T>
-PackedWeights<T>::PackedWeights(CellId cell, const Sizes& sizes, const Weights<T>& weights)
+PackedWeights<T>::PackedWeights(CellId cell, const Sizes& sizes, const Weights<const T>& weights,
+                                Held held)
     : kernels_(active_kernels_for<T>().cells[int(cell)]),
       sizes_(sizes),
-      packed_(allocate<T>(kernels_.packed_size(sizes))) {
+      weights_(held == Held::borrowed ? weights : Weights<const T>{}),
+      packed_(held == Held::borrowed ? nullptr : allocate<T>(kernels_.packed_size(sizes))) {
+    if (borrowed()) return;
     const FloatEnv env;  // biases are added
     kernels_.pack(sizes_, weights, packed_.get());
 }
@@ -25,6 +28,7 @@ PackedWeights<T>::~PackedWeights() {
 
 template <class T>
 const T* PackedWeights<T>::transposed() const {
+    if (borrowed()) return nullptr;
     const Buffer<T>* there = transposed_.load(std::memory_order_acquire);
     if (there) return there->get();
     // Two threads may both come here; the first to end wins. No lock, which a fork could leave held.

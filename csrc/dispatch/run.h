@@ -10,24 +10,34 @@
 
 namespace rnnfast {
 
+// Whether a layer's weights are copied into panels once, or read where the caller has them in each
+// pass.
+enum class Held { packed, borrowed };
+
 // One layer's weights as the kernels read them. The panels for backward are made when first needed.
 template <class T>
 class PackedWeights {
 public:
-    PackedWeights(CellId cell, const Sizes& sizes, const Weights<T>& weights);
+    // Borrowed arrays must outlive this.
+    PackedWeights(CellId cell, const Sizes& sizes, const Weights<const T>& weights,
+                  Held held = Held::packed);
     ~PackedWeights();
     PackedWeights(const PackedWeights&) = delete;
     PackedWeights& operator=(const PackedWeights&) = delete;
 
     const CellKernels<T>& kernels() const { return kernels_; }
     const Sizes& sizes() const { return sizes_; }
+    // What ForwardArgs and BackwardArgs have of them; borrowed ones have no panels.
+    bool borrowed() const { return !packed_; }
+    const Weights<const T>& weights() const { return weights_; }
     const T* packed() const { return packed_.get(); }
     const T* transposed() const;
 
 private:
     const CellKernels<T>& kernels_;
     const Sizes sizes_;
-    const Buffer<T> packed_;
+    const Weights<const T> weights_;  // null where they are packed
+    const Buffer<T> packed_;          // null where they are borrowed
     mutable std::atomic<const Buffer<T>*> transposed_{nullptr};
 };
 
@@ -47,7 +57,7 @@ private:
     Plan plan_;
 };
 
-// `args.sizes`, `args.packed` and `grads.transposed` are filled in from `weights`.
+// `args.sizes`, `args.weights`, `args.packed` and `grads.transposed` are filled in from `weights`.
 template <class T>
 void run_forward(const PackedWeights<T>& weights, const ForwardArgs<T>& args, const RowPlan& plan);
 

@@ -2,18 +2,10 @@
 // fma a term: a result has the same bits whichever tile, batch or thread computes it.
 #pragma once
 
-#include "simd/vec.h"
-
-// Never inlined: its tiles would be copied into every caller.
-#define RNNFAST_OUTLINE __attribute__((noinline))
+#include "kernels/matrix.h"
 
 namespace rnnfast {
 namespace {
-
-template <class T>
-constexpr ptrdiff_t smaller(T a, T b) {
-    return a < b ? a : b;
-}
 
 // The left operand (M, K): row m's elements lie in `runs` runs of `run` elements, `stride` apart.
 // K = runs * run; an ordinary matrix is one run.
@@ -50,35 +42,37 @@ constexpr int tile_rows(int width) {
     return kRegisters == 32 ? (width >= 4 ? 6 : 8) : (width >= 4 ? 3 : 4);
 }
 
-// One tile: rows first..first+M-1 by the W vectors that start at vector `column`.
-template <int M, int W, class T, class Epilogue>
-void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const T* panel,
-          const Epilogue& epilogue) {
-    Vec<T> acc[M][W];
-    epilogue.start(first, column, acc);
-    const T* left = a.base + first * a.ld;
-    for (ptrdiff_t r = 0; r < a.runs; ++r, left += a.stride, panel += a.run * W * kLanes<T>)
-        multiply<M, W>(a.run, left, a.ld, panel, acc);
-    epilogue.finish(first, column, acc);
-}
+// The right operand: some columns of a matrix in panels. Panel p is [k][its width][lane]; all are as
+// wide, but for the last of all, which may be narrower. Or, where there are none, the matrix itself.
+template <class T>
+struct Right {
+    const T* base;  // null: `matrix` is read
+    ptrdiff_t k;
+    ptrdiff_t begin, end;  // in vectors: from the first of a panel to the end of one
+    Matrix<T> matrix;
+};
 
-// A tile of `rows` rows, 1 to kMost.
-template <int kMost, int W, class T, class Epilogue>
-RNNFAST_INLINE void tile_of(ptrdiff_t rows, ptrdiff_t first, ptrdiff_t column, const Operand<T>& a,
-                            const T* panel, const Epilogue& epilogue) {
+// The number of a tile's rows, as a type.
+template <int M>
+struct Count {
+    static constexpr int value = M;
+};
+
+// body(Count<rows>), of 1 to kMost.
+template <int kMost, class Body>
+RNNFAST_INLINE void count_of(ptrdiff_t rows, const Body& body) {
     if constexpr (kMost > 1)
-        if (rows < kMost) return tile_of<kMost - 1, W>(rows, first, column, a, panel, epilogue);
-    tile<kMost, W>(first, column, a, panel, epilogue);
+        if (rows < kMost) return count_of<kMost - 1>(rows, body);
+    body(Count<kMost>());
 }
 
-// Tiles as high as registers allow, and the last two of about the same height: a tile of one or two
-// rows takes as long as one of three.
-template <int kMost, int W, class T, class Epilogue>
-RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a,
-                                 const T* panel, const Epilogue& epilogue) {
+// body(first row, their Count) for tiles as high as registers allow, and the last two of about the
+// same height: a tile of one or two rows takes as long as one of three.
+template <int kMost, class Body>
+RNNFAST_INLINE void cut_rows(ptrdiff_t rows, const Body& body) {
     ptrdiff_t r = 0;
     const auto run = [&](ptrdiff_t count) {
-        tile_of<kMost, W>(count, r, column, a, panel, epilogue);
+        count_of<kMost>(count, [&](auto m) { body(r, m); });
         r += count;
     };
     while (rows - r >= 2 * kMost) run(kMost);
@@ -86,14 +80,41 @@ RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand
     if (r < rows) run(rows - r);
 }
 
-// The right operand: some columns of a matrix in panels. Panel p is [k][its width][lane]; all are as
-// wide, but for the last of all, which may be narrower.
-template <class T>
-struct Right {
-    const T* base;
-    ptrdiff_t k;
-    ptrdiff_t begin, end;  // in vectors: from the first of a panel to the end of one
-};
+// One tile: rows first..first+M-1 by the W vectors that start at vector `column`.
+template <int M, int W, class T, class Epilogue>
+void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>& b,
+          const Epilogue& epilogue) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    Vec<T> acc[M][W];
+    epilogue.start(first, column, acc);
+    const T* left = a.base + first * a.ld;
+    if (b.base) {
+        const T* panel = b.base + column * b.k * L;
+        for (ptrdiff_t r = 0; r < a.runs; ++r, left += a.stride, panel += a.run * W * L)
+            multiply<M, W>(a.run, left, a.ld, panel, acc);
+    } else {
+        // A copy: what has an address does not stay in registers.
+        alignas(kVectorBytes) T sums[M * W * L];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) store(sums + (m * W + v) * L, acc[m][v]);
+        multiply_columns<M>(left, a.ld, b.matrix, column, W, sums);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) acc[m][v] = load(sums + (m * W + v) * L);
+    }
+    epilogue.finish(first, column, acc);
+}
+
+template <int kMost, int W, class T, class Epilogue>
+RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a,
+                                 const Right<T>& b, const Epilogue& epilogue) {
+    cut_rows<kMost>(rows, [&](ptrdiff_t first, auto m) {
+        tile<decltype(m)::value, W>(first, column, a, b, epilogue);
+    });
+}
 
 // A (rows, K) times panels of kWidth vectors. Widths are multiples of kGroup. `epilogue.start` fills
 // a tile's accumulators and `finish` takes them.
@@ -102,15 +123,41 @@ void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilo
     constexpr int kMost = tile_rows(kWidth);
     for (ptrdiff_t column = b.begin; column < b.end; column += kWidth) {
         const ptrdiff_t width = smaller<ptrdiff_t>(kWidth, b.end - column);
-        const T* panel = b.base + column * b.k * kLanes<T>;
-        if (width == kWidth) tile_column<kMost, kWidth>(rows, column, a, panel, epilogue);
+        if (width == kWidth) tile_column<kMost, kWidth>(rows, column, a, b, epilogue);
         if constexpr (kWidth > 3 && 3 % kGroup == 0)
-            if (width == 3) tile_column<kMost, 3>(rows, column, a, panel, epilogue);
+            if (width == 3) tile_column<kMost, 3>(rows, column, a, b, epilogue);
         if constexpr (kWidth > 2 && 2 % kGroup == 0)
-            if (width == 2) tile_column<kMost, 2>(rows, column, a, panel, epilogue);
+            if (width == 2) tile_column<kMost, 2>(rows, column, a, b, epilogue);
         if constexpr (kWidth > 1 && 1 % kGroup == 0)
-            if (width == 1) tile_column<kMost, 1>(rows, column, a, panel, epilogue);
+            if (width == 1) tile_column<kMost, 1>(rows, column, a, b, epilogue);
     }
+}
+
+// Vectors of a matrix's rows that are summed together: long pieces of a row, and sums in L1.
+constexpr ptrdiff_t kWide = 16;
+
+// A (rows, K) times the rows of a matrix, for some of its columns, as from panels of the transpose.
+template <class T, class Epilogue>
+RNNFAST_OUTLINE void product_rows(ptrdiff_t rows, const Operand<T>& a, const Matrix<T>& b,
+                                  const Shard& columns, const Epilogue& epilogue) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    cut_rows<tile_rows(4)>(rows, [&](ptrdiff_t first, auto count) {
+        constexpr int M = decltype(count)::value;
+        alignas(kVectorBytes) T sums[M * kWide * L];
+        for (ptrdiff_t column = columns.begin; column < columns.end; column += kWide) {
+            const ptrdiff_t width = smaller(kWide, columns.end - column);
+            Vec<T> acc[M][1];
+            for (ptrdiff_t v = 0; v < width; ++v) {
+                epilogue.start(first, column + v, acc);
+                for (int m = 0; m < M; ++m) store(sums + (m * width + v) * L, acc[m][0]);
+            }
+            multiply_rows<M>(a.base + first * a.ld, a.ld, a.stride, b, column, width, sums);
+            for (ptrdiff_t v = 0; v < width; ++v) {
+                for (int m = 0; m < M; ++m) acc[m][0] = load(sums + (m * width + v) * L);
+                epilogue.finish(first, column + v, acc);
+            }
+        }
+    });
 }
 
 // The width of panels whose columns come in groups of kGroup vectors.

@@ -20,6 +20,7 @@ struct BackwardWork {
 template <class T>
 struct CellKernels {
     ptrdiff_t gates;  // G
+    ptrdiff_t few;    // as many rows as a product reads the weights once for
     bool has_c;       // whether it carries a c beside h
     bool projects;    // whether it takes weight_hr
     ptrdiff_t (*packed_size)(const Sizes&);
@@ -28,7 +29,7 @@ struct CellKernels {
     ptrdiff_t (*gradient_row)(const Sizes&);  // of the buffer that a backward chunk fills
     ptrdiff_t (*unit_panels)(const Sizes&);   // into which the units can be cut for threads
     int (*meetings)(const Sizes&);            // of such threads in a step
-    void (*pack)(const Sizes&, const Weights<T>&, T* packed);
+    void (*pack)(const Sizes&, const Weights<const T>&, T* packed);
     void (*pack_transposed)(const Sizes&, const T* packed, T* transposed);
     // Parts of one whole share one scratch.
     ptrdiff_t (*forward_scratch)(const ForwardArgs<T>&, const Plan&, const Slice&);

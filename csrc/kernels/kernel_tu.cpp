@@ -16,6 +16,7 @@ template <class Cell, class T>
 constexpr CellKernels<T> cell_kernels() {
     return {
         Cell::kGates,
+        tile_rows(panel_width(1)),  // the widest panels' tiles, and product_rows's
         Cell::kHasC,
         Cell::kProjects,
         [](const Sizes& s) { return PackedLayout<Cell, T>(Shape<Cell, T>(s)).size; },

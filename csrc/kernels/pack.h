@@ -99,26 +99,55 @@ struct Panels {
     }
 };
 
-// W (G*H, K) or R into panels whose columns are [block][gate of this product][lane].
-template <class T, class GateOf>
-void pack_gates(const T* source, ptrdiff_t ks, ptrdiff_t hidden, int gates, GateOf gate_of,
-                T* out) {
+// The right operands of a cell's products, in torch's layout.
+template <class Cell, class T>
+struct Matrices {
+    Matrix<T> w, r, r_second, projection;
+
+    Matrices(const Shape<Cell, T>& s, const Weights<const T>& weights)
+        : w{weights.weight_ih, s.input, s.hidden, Cell::kGates,
+            [](int g) { return Cell::gate_of_x_slot(g); }},
+          r{weights.weight_hh, s.width, s.hidden, kFirstGates<Cell>,
+            [](int g) { return Cell::gate_of_h_slot(g + kApart<Cell>); }},
+          r_second{weights.weight_hh, s.width, s.hidden, 1,
+                   [](int) { return Cell::gate_of_h_slot(Cell::kSlots - 1); }},
+          projection{weights.weight_hr, s.hidden, s.projection, 1, [](int) { return 0; }} {}
+};
+
+// The biases of W's slots, with R's where R feeds the slot too, [block][slot][lane], and of the slots
+// that only R feeds, likewise. Null biases give zeros.
+template <class Cell, class T>
+void add_biases(const Shape<Cell, T>& s, const T* bias_ih, const T* bias_hh, T* bias_x, T* bias_h) {
     constexpr ptrdiff_t L = kLanes<T>;
-    const ptrdiff_t blocks = vectors<T>(hidden);
-    const Panels<T> panels{panel_width(gates), blocks * gates * L, ks};
-    for (ptrdiff_t b = 0; b < blocks; ++b)
-        for (int g = 0; g < gates; ++g) {
-            const ptrdiff_t column = (b * gates + g) * L, lanes = smaller(L, hidden - b * L);
-            const T* from = source + (gate_of(g) * hidden + b * L) * ks;
-            const ptrdiff_t step = panels.step(column);
+    for (ptrdiff_t b = 0; b < s.blocks; ++b)
+        for (int slot = 0; slot < Cell::kSlots; ++slot) {
+            const auto of = [&](const T* bias, int gate) {
+                return load_edge(bias + gate * s.hidden + b * L, s.lanes(b));
+            };
+            const bool from_x = slot < Cell::kGates;
+            Vec<T> sum = zero<T>();
+            if (bias_ih && from_x) sum = of(bias_ih, Cell::gate_of_x_slot(slot));
+            if (bias_hh && slot >= kApart<Cell>)
+                sum = sum + of(bias_hh, Cell::gate_of_h_slot(slot));
+            store(from_x ? bias_x + (b * Cell::kGates + slot) * L
+                         : bias_h + (b * kApart<Cell> + slot - Cell::kGates) * L,
+                  sum);
+        }
+}
+
+// A matrix into panels whose columns are [block][gate of this product][lane].
+template <class T>
+void pack_gates(const Matrix<T>& from, T* out) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    const Panels<T> panels{panel_width(from.gates), from.blocks() * from.gates * L, from.ks};
+    for (ptrdiff_t b = 0; b < from.blocks(); ++b)
+        for (int g = 0; g < from.gates; ++g) {
+            const ptrdiff_t column = (b * from.gates + g) * L, step = panels.step(column);
             T* to = out + panels.index(0, column);
-            for (ptrdiff_t k = 0; k < ks; k += L) {  // squares of L units by L of the k
+            for (ptrdiff_t k = 0; k < from.ks; k += L) {
                 Vec<T> square[L];
-#pragma GCC unroll 16
-                for (ptrdiff_t l = 0; l < L; ++l)
-                    square[l] = l < lanes ? load_edge(from + l * ks + k, ks - k) : zero<T>();
-                transpose<T>(square);
-                const ptrdiff_t n = smaller(L, ks - k);
+                load_square(from.rows_of(g, b) + k, from.ks, from.lanes(b), from.ks - k, square);
+                const ptrdiff_t n = smaller(L, from.ks - k);
 #pragma GCC unroll 16
                 for (ptrdiff_t i = 0; i < L; ++i)
                     if (i < n) store(to + (k + i) * step, square[i]);
@@ -151,36 +180,15 @@ void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken, i
 }
 
 template <class Cell, class T>
-void pack(const Sizes& sizes, const Weights<T>& weights, T* out) {
+void pack(const Sizes& sizes, const Weights<const T>& weights, T* out) {
     const Shape<Cell, T> s(sizes);
     const PackedLayout<Cell, T> at(s);
-    const auto x_gate = [](int g) { return Cell::gate_of_x_slot(g); };
-    const auto h_gate = [](int g) { return Cell::gate_of_h_slot(g + kApart<Cell>); };
-    const auto second = [](int) { return Cell::gate_of_h_slot(Cell::kSlots - 1); };
-    for (ptrdiff_t b = 0; b < s.blocks; ++b)
-        for (int slot = 0; slot < Cell::kSlots; ++slot)
-            for (ptrdiff_t l = 0; l < kLanes<T>; ++l) {
-                const ptrdiff_t unit = b * kLanes<T> + l;
-                T sum = 0;
-                if (weights.bias_ih && unit < s.hidden) {
-                    if (slot < Cell::kGates)
-                        sum = weights.bias_ih[Cell::gate_of_x_slot(slot) * s.hidden + unit];
-                    if (slot >= kApart<Cell>)
-                        sum += weights.bias_hh[Cell::gate_of_h_slot(slot) * s.hidden + unit];
-                }
-                if (slot < Cell::kGates)
-                    out[at.bias_x + (b * Cell::kGates + slot) * kLanes<T> + l] = sum;
-                else
-                    out[at.bias_h + (b * kApart<Cell> + slot - Cell::kGates) * kLanes<T> + l] = sum;
-            }
-    pack_gates(weights.weight_ih, s.input, s.hidden, Cell::kGates, x_gate, out + at.w);
-    pack_gates(weights.weight_hh, s.width, s.hidden, kFirstGates<Cell>, h_gate, out + at.r);
-    if (Cell::kTwoProducts)
-        pack_gates(weights.weight_hh, s.width, s.hidden, 1, second, out + at.r_second);
-    if (s.projection)
-        pack_gates(
-            weights.weight_hr, s.hidden, s.projection, 1, [](int) { return 0; },
-            out + at.projection);
+    const Matrices<Cell, T> from(s, weights);
+    add_biases(s, weights.bias_ih, weights.bias_hh, out + at.bias_x, out + at.bias_h);
+    pack_gates(from.w, out + at.w);
+    pack_gates(from.r, out + at.r);
+    if (Cell::kTwoProducts) pack_gates(from.r_second, out + at.r_second);
+    if (s.projection) pack_gates(from.projection, out + at.projection);
 }
 
 template <class Cell, class T>

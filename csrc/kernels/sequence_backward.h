@@ -21,6 +21,7 @@ class BackwardPass {
     const Plan& plan;
     const Shape<Cell, T> shape;
     const TransposedLayout<Cell, T> at;
+    const Matrices<Cell, T> weights;
     const ptrdiff_t h_ld, unit_ld, x_ld;
     const bool dx_regular;
     // Rows of the chunk, by columns:
@@ -47,6 +48,7 @@ public:
           plan(p),
           shape(a.sizes),
           at(shape),
+          weights(shape, a.weights),
           h_ld(spread<T>(shape.h_row())),
           unit_ld(spread<T>(shape.padded)),
           x_ld(spread<T>(vectors<T>(shape.input) * L)),
@@ -213,10 +215,9 @@ private:
                     store(dp.at(step.row_of(i), b),
                           keep_units(dh_at(t, step.place_of(i), b), shape.projection - b * L));
             slice.meet();
-            product<panel_width(1), 1>(
-                step.rows, operand(dp, step, 0, vectors<T>(shape.width)),
-                right(at.projection, shape.h_row(), units.blocks),
-                StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
+            times(step.rows, operand(dp, step, 0, vectors<T>(shape.width)), weights.projection,
+                  at.projection, units.blocks,
+                  StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         }
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
@@ -250,7 +251,7 @@ private:
             }
         }
         slice.meet();  // every thread's units are in da
-        recurrent_gradient(step, units.h, at.r, kApart<Cell>, Cell::kGates);
+        recurrent_gradient(step, units.h, kApart<Cell>, Cell::kGates);
     }
 
     void step_two_products(const Step& step, const Units& units, const Slice& slice) {
@@ -268,10 +269,9 @@ private:
             }
         }
         slice.meet();
-        product<panel_width(1), 1>(
-            step.rows, operand(da, step, Cell::N * shape.blocks, shape.blocks),
-            right(at.r_second, shape.padded, units.blocks),
-            StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
+        times(step.rows, operand(da, step, Cell::N * shape.blocks, shape.blocks), weights.r_second,
+              at.r_second, units.blocks,
+              StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
@@ -286,16 +286,14 @@ private:
             }
         }
         slice.meet();
-        recurrent_gradient(step, units.h, at.r, 0, kFirstGates<Cell>);
+        recurrent_gradient(step, units.h, 0, kFirstGates<Cell>);
     }
 
     // dh = R^T da, added to the direct part where the cell has one. `gates` slots from `slot` on.
-    void recurrent_gradient(const Step& step, const Shard& columns, ptrdiff_t packed, int slot,
-                            int gates) {
-        product<panel_width(1), 1>(
-            step.rows, operand(da, step, slot * shape.blocks, gates * shape.blocks),
-            right(packed, gates * shape.padded, columns),
-            StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld * step.stride});
+    void recurrent_gradient(const Step& step, const Shard& columns, int slot, int gates) {
+        times(step.rows, operand(da, step, slot * shape.blocks, gates * shape.blocks), weights.r,
+              at.r, columns,
+              StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld * step.stride});
     }
 
     static Operand<T> operand(const Columns<T>& of, const Step& step, ptrdiff_t v,
@@ -305,8 +303,14 @@ private:
         return a;
     }
 
-    Right<T> right(ptrdiff_t packed, ptrdiff_t k, const Shard& columns) const {
-        return {grads.transposed + packed, k, columns.begin, columns.end};
+    // A product with the transpose of `matrix`, whose panels, if there are any, lie at `packed`.
+    template <class Epilogue>
+    void times(ptrdiff_t rows, const Operand<T>& a, const Matrix<T>& matrix, ptrdiff_t packed,
+               const Shard& columns, const Epilogue& epilogue) {
+        if (!grads.transposed) return product_rows(rows, a, matrix, columns, epilogue);
+        product<panel_width(1), 1>(
+            rows, a, Right<T>{grads.transposed + packed, a.k(), columns.begin, columns.end, matrix},
+            epilogue);
     }
 
     // No gradient crosses a reset.
@@ -327,10 +331,9 @@ private:
     void input_gradient(const Chunk& chunk, const Shard& rows) {
         const ptrdiff_t ld = dx_regular ? regular_stride(plan, grads.dx_step, grads.dx_row) : x_ld;
         T* base = dx_regular ? grads.dx + chunk.begin * grads.dx_step : dx;
-        product<panel_width(1), 1>(
-            rows.end - rows.begin, da.operand(rows.begin, 0, Cell::kGates * shape.blocks),
-            Right<T>{grads.transposed + at.w, shape.pre_row(), 0, vectors<T>(shape.input)},
-            StoreEdges<T>{base + rows.begin * ld, ld, shape.input});
+        times(rows.end - rows.begin, da.operand(rows.begin, 0, Cell::kGates * shape.blocks),
+              weights.w, at.w, {0, vectors<T>(shape.input)},
+              StoreEdges<T>{base + rows.begin * ld, ld, shape.input});
         if (dx_regular) return;
         for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t)
             for (ptrdiff_t p = 0; p < plan.rows(t); ++p) {

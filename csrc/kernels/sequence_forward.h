@@ -21,10 +21,13 @@ class ForwardPass {
     const Shard& shard;
     const Shape<Cell, T> shape;
     const PackedLayout<Cell, T> at;
+    const Matrices<Cell, T> weights;
     const ptrdiff_t count;  // places of the shard
     const ptrdiff_t pre_ld, h_ld, unit_ld, saved_ld;
     const bool x_regular;
     T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
+    T *own_bias_x, *own_bias_h;  // of weights that are not packed
+    const T *bias_x, *bias_h;    // as PackedLayout has them
 
 public:
     ForwardPass(const ForwardArgs<T>& a, const Plan& p, const Slice& s, T* scratch)
@@ -34,6 +37,7 @@ public:
           shard(slice.rows),
           shape(a.sizes),
           at(shape),
+          weights(shape, a.weights),
           count(s.rows.count()),
           pre_ld(spread<T>(shape.pre_row())),
           h_ld(spread<T>(shape.h_row())),
@@ -58,6 +62,10 @@ public:
         hidden = scratch.take(shape.projection ? count * unit_ld : 0);
         reset_h = scratch.take(Cell::kTwoProducts ? count * unit_ld : 0);
         part = scratch.take(Cell::kTwoProducts && !args.saved ? count * shape.saved_row() : 0);
+        own_bias_x = scratch.take(args.packed ? 0 : shape.pre_row());
+        own_bias_h = scratch.take(args.packed ? 0 : kApart<Cell> * shape.padded);
+        bias_x = args.packed ? args.packed + at.bias_x : own_bias_x;
+        bias_h = args.packed ? args.packed + at.bias_h : own_bias_h;
         return scratch.end;
     }
 
@@ -116,6 +124,8 @@ private:
 
     // The initial states, in both buffers of h: a row that starts later finds its own in either.
     void start() {
+        if (!args.packed)
+            add_biases(shape, args.weights.bias_ih, args.weights.bias_hh, own_bias_x, own_bias_h);
         for (ptrdiff_t p = 0; p < count; ++p) {
             const ptrdiff_t row = plan.row(shard.at(p));
             const T* h0 = row_of(args.h0, row, shape.width);
@@ -134,9 +144,10 @@ private:
     }
 
     template <int kGroup>
-    Right<T> right(ptrdiff_t packed, ptrdiff_t k, ptrdiff_t columns) const {
-        const Shard own = own_columns(columns, panel_width(kGroup));
-        return {args.packed + packed, k, own.begin, own.end};
+    Right<T> right(ptrdiff_t packed, const Matrix<T>& matrix) const {
+        const Shard own = own_columns(matrix.blocks() * kGroup, panel_width(kGroup));
+        return {args.packed ? args.packed + packed : nullptr, matrix.ks, own.begin, own.end,
+                matrix};
     }
 
     // pre = W x + b for every row of the chunk.
@@ -150,9 +161,9 @@ private:
                     copy_or_zero(to, x_of(t, p), shape.input);
             a = Operand<T>{x, shape.input, shape.input};
         }
-        product<panel_width(Cell::kGates), Cell::kGates>(
-            chunk.rows, a, right<Cell::kGates>(at.w, shape.input, shape.blocks * Cell::kGates),
-            StoreBiased<T>{args.packed + at.bias_x, pre, pre_ld});
+        product<panel_width(Cell::kGates), Cell::kGates>(chunk.rows, a,
+                                                         right<Cell::kGates>(at.w, weights.w),
+                                                         StoreBiased<T>{bias_x, pre, pre_ld});
     }
 
     const T* x_of(ptrdiff_t t, ptrdiff_t p) const {
@@ -178,9 +189,8 @@ private:
                     const int slot = kFirst + v % kGatesHere;
                     const ptrdiff_t b = block + v / kGatesHere;
                     const ptrdiff_t apart = b * kApart<Cell> + slot - Cell::kGates;
-                    acc[m][v] = slot < Cell::kGates
-                                    ? load(pre_at(first + m, b) + slot * L)
-                                    : load(pass->args.packed + pass->at.bias_h + apart * L);
+                    acc[m][v] = slot < Cell::kGates ? load(pre_at(first + m, b) + slot * L)
+                                                    : load(pass->bias_h + apart * L);
                 }
         }
 
@@ -280,22 +290,20 @@ private:
                               : (Cell::kTwoProducts ? part : nullptr);
         constexpr int kFirst = kFirstGates<Cell>;
         product<panel_width(kFirst), kFirst>(
-            n, Operand<T>{h, h_ld, shape.width},
-            right<kFirst>(at.r, shape.width, shape.blocks * kFirst),
+            n, Operand<T>{h, h_ld, shape.width}, right<kFirst>(at.r, weights.r),
             Step<kFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>{this, step_pre, saved, y});
         if constexpr (Cell::kTwoProducts) {
             slice.meet();
             product<panel_width(1), 1>(n, Operand<T>{reset_h, unit_ld, shape.hidden},
-                                       right<1>(at.r_second, shape.hidden, shape.blocks),
+                                       right<1>(at.r_second, weights.r_second),
                                        Step<1, Cell::kSlots - 1>{this, step_pre, saved, y});
         }
         if constexpr (Cell::kProjects)
             if (shape.projection) {
                 slice.meet();
-                product<panel_width(1), 1>(
-                    n, Operand<T>{hidden, unit_ld, shape.hidden},
-                    right<1>(at.projection, shape.hidden, vectors<T>(shape.projection)),
-                    Projected{this, y});
+                product<panel_width(1), 1>(n, Operand<T>{hidden, unit_ld, shape.hidden},
+                                           right<1>(at.projection, weights.projection),
+                                           Projected{this, y});
             }
         for (ptrdiff_t p = n; first_part && p < count; ++p)
             copy_or_zero<T>(y_row(p, y), nullptr, shape.width);

@@ -78,12 +78,12 @@ struct Loss {
 };
 
 template <class T>
-Arrays run(naive::Layer& l, const Loss& loss, naive::Result& out) {
+Arrays run(naive::Layer& l, const Loss& loss, naive::Result& out, Held held = Held::packed) {
     Exact<T> x(l.x), h0(l.h0), c0(l.c0), y(out.y.size()), h(out.h.size()), c(out.c.size());
     Exact<T> w_ih(l.w_ih), w_hh(l.w_hh), b_ih(l.b_ih), b_hh(l.b_hh), w_hr(l.w_hr);
     const Sizes sizes{l.I, l.H, l.P};
-    const PackedWeights<T> packed(cell_id(l.cell), sizes,
-                                  {w_ih.get(), w_hh.get(), b_ih.get(), b_hh.get(), w_hr.get()});
+    const PackedWeights<T> packed(
+        cell_id(l.cell), sizes, {w_ih.get(), w_hh.get(), b_ih.get(), b_hh.get(), w_hr.get()}, held);
     const bool has_c = packed.kernels().has_c;
     const std::vector<int64_t> lengths(l.lengths.begin(), l.lengths.end());
     const RowPlan plan(l.T, l.B, l.reverse, lengths.empty() ? nullptr : lengths.data());
@@ -166,12 +166,23 @@ void expect(bool holds, const naive::Layer& l, const char* what, double error) {
                 l.T, l.B, l.I, l.H, l.P, l.reverse, error);
 }
 
+// Weights that are read where they are give the bits of their pack.
+template <class T>
+void check_borrowed(naive::Layer& l, const Loss& loss, const naive::Result& out,
+                    const Arrays& grads) {
+    naive::Result got = out;
+    const bool same = run<T>(l, loss, got, Held::borrowed) == grads && got.y == out.y &&
+                      got.h == out.h && got.c == out.c;
+    expect(same, l, "borrowed", double(sizeof(T)));
+}
+
 void check(naive::Layer l) {
     const naive::Result want = naive::forward(l);
     const Loss loss{normal(want.y.size()), normal(want.h.size()),
                     l.cell == "lstm" ? normal(want.c.size()) : Array()};
     naive::Result got = want, got32 = want;
     const Arrays grads = run<double>(l, loss, got), grads32 = run<float>(l, loss, got32);
+    check_borrowed<double>(l, loss, got, grads), check_borrowed<float>(l, loss, got32, grads32);
     const auto compare = [&](const char* what, const Array& a, const Array& b, double limit) {
         const double error = distance(a, b);
         expect(error < limit, l, what, error);

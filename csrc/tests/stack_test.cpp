@@ -80,8 +80,8 @@ Floats1D run(CellId cell, int directions, const int64_t* lengths, int wanted, in
             a.dx.resize(rows * size_t(below));
             a.saved.resize(rows * size_t(kernels.saved_row(a.sizes)));
             packs.emplace_back(cell, a.sizes,
-                               Weights<float>{a.w_ih.data(), a.w_hh.data(), a.b_ih.data(),
-                                              a.b_hh.data(), nullptr});
+                               Weights<const float>{a.w_ih.data(), a.w_hh.data(), a.b_ih.data(),
+                                                    a.b_hh.data(), nullptr});
             ForwardArgs<float> args{};
             args.x = l ? outputs[size_t(l) - 1].data() : x.data();
             args.x_step = kBatch * below, args.x_row = below;
