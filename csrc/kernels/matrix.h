@@ -34,85 +34,104 @@ struct Matrix {
     }
 };
 
-// One square of a panel, L of the k by the L units of `lanes` rows, ks - k of which are left.
+// L rows of L elements, `stride` apart.
 template <class T>
-RNNFAST_INLINE void load_square(const T* from, ptrdiff_t ks, ptrdiff_t lanes, ptrdiff_t left,
-                                Vec<T> (&square)[kLanes<T>]) {
+struct Square {
+    const T* base;
+    ptrdiff_t stride;
+};
+
+template <class T>
+RNNFAST_OUTLINE void copy_square(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t left, T* to) {
+    for (ptrdiff_t l = 0; l < kLanes<T>; ++l)
+        store(to + l * kLanes<T>,
+              l < lanes ? load_edge(from.base + l * from.stride, left) : zero<T>());
+}
+
+// A square that has but `lanes` rows, of which `left` elements remain: where either is less than L, a
+// copy, with zeros for the rest.
+template <class T>
+RNNFAST_INLINE Square<T> whole(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t left, T* copy) {
+    if (lanes >= kLanes<T> && left >= kLanes<T>) return from;
+    copy_square(from, lanes, left, copy);
+    return {copy, kLanes<T>};
+}
+
+// A square of a matrix as one of a panel: element i of row l becomes lane l of columns[i].
+template <class T>
+RNNFAST_INLINE void load_columns(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t left,
+                                 Vec<T> (&columns)[kLanes<T>]) {
     constexpr ptrdiff_t L = kLanes<T>;
-    if (lanes == L && left >= L) return load_transposed(from, ks, square);
+    alignas(kVectorBytes) T copy[L * L];
+    const Square<T> square = whole(from, lanes, left, copy);
 #pragma GCC unroll 16
-    for (ptrdiff_t l = 0; l < L; ++l)
-        square[l] = l < lanes ? load_edge(from + l * ks, left) : zero<T>();
-    transpose<T>(square);
+    for (ptrdiff_t l = 0; l < L; ++l) columns[l] = load(square.base + l * square.stride);
+    transpose<T>(columns);
 }
 
-// sums[m] += sum over k of a[m*ld + k] * b[unit][k], for the M rows of a tile and one of its vectors.
-// `sums` has `stride` elements a row.
+// acc[m] += a[m*ld] * right.
 template <int M, class T>
-RNNFAST_INLINE void multiply_square(ptrdiff_t n, const T* a, ptrdiff_t ld,
-                                    const Vec<T> (&square)[kLanes<T>], T* sums, ptrdiff_t stride) {
-    Vec<T> acc[M];
+RNNFAST_INLINE void multiply_vector(const T* a, ptrdiff_t ld, Vec<T> right, Vec<T> (&acc)[M]) {
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) acc[m] = load(sums + m * stride);
-#pragma GCC unroll 16
-    for (ptrdiff_t i = 0; i < kLanes<T>; ++i)
-        if (i < n)
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) acc[m] = fma(broadcast(a[m * ld + i]), square[i], acc[m]);
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) store(sums + m * stride, acc[m]);
+    for (int m = 0; m < M; ++m) acc[m] = fma(broadcast(a[m * ld]), right, acc[m]);
 }
 
-// k of a square's rows that are read before the next vector's: whole cache lines.
-constexpr ptrdiff_t kStripBytes = 64;
-
-// sums (M, width vectors) += a (M, ks) times the columns of b from vector `column` on.
+// sums (M, width vectors) += a (M, K) times the columns of b from vector `column` on. One vector after
+// the other: its rows follow on one another in memory, which is then read in order, and one row of a
+// takes the 64 cycles of its chain for what a core reads from L3 in about as many.
 template <int M, class T>
 RNNFAST_OUTLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b,
                                       ptrdiff_t column, int width, T* sums) {
     constexpr ptrdiff_t L = kLanes<T>;
-    constexpr auto strip = ptrdiff_t(kStripBytes / sizeof(T));
-    for (ptrdiff_t first = 0; first < b.ks; first += strip)
-        for (int v = 0; v < width; ++v) {
-            const ptrdiff_t block = (column + v) / b.gates;
-            const T* from = b.rows_of(int((column + v) % b.gates), block);
-            const ptrdiff_t lanes = b.lanes(block);
-            for (ptrdiff_t k = first; k < smaller(b.ks, first + strip); k += L) {
-                const ptrdiff_t left = b.ks - k;
-                Vec<T> square[L];
-                load_square(from + k, b.ks, lanes, left, square);
-                T* const to = sums + v * L;
-                if (left >= L)
-                    multiply_square<M>(L, a + k, ld, square, to, width * L);
-                else
-                    multiply_square<M>(left, a + k, ld, square, to, width * L);
-            }
+    for (int v = 0; v < width; ++v) {
+        const ptrdiff_t block = (column + v) / b.gates;
+        const T* const rows = b.rows_of(int((column + v) % b.gates), block);
+        const ptrdiff_t ks = b.ks, lanes = b.lanes(block);
+        Vec<T> acc[M], columns[L];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) acc[m] = load(sums + (m * width + v) * L);
+        ptrdiff_t k = 0;
+        for (; k + L <= ks; k += L) {
+            load_columns<T>({rows + k, ks}, lanes, L, columns);
+#pragma GCC unroll 16
+            for (ptrdiff_t i = 0; i < L; ++i) multiply_vector(a + k + i, ld, columns[i], acc);
         }
+        if (k < ks) {
+            load_columns<T>({rows + k, ks}, lanes, ks - k, columns);
+            alignas(kVectorBytes) T right[L * L];
+#pragma GCC unroll 16
+            for (ptrdiff_t i = 0; i < L; ++i) store(right + i * L, columns[i]);
+            for (ptrdiff_t i = 0; k + i < ks; ++i)
+                multiply_vector(a + k + i, ld, load(right + i * L), acc);
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) store(sums + (m * width + v) * L, acc[m]);
+    }
 }
 
-// sums (M, `count` vectors) += a times the rows of b, columns from vector `column` on. Each run of a
-// is a block of a gate; of the rows that it does not have, zeros, as panels have them.
+// sums (M, `count` vectors) += a times the rows of b, columns from vector `column` on. Each run of a,
+// `stride` from the next, is a block of a gate; for the rows that it lacks there are zeros, as in
+// panels, which may still change the sign of a zero.
 template <int M, class T>
 RNNFAST_OUTLINE void multiply_rows(const T* a, ptrdiff_t ld, ptrdiff_t stride, const Matrix<T>& b,
                                    ptrdiff_t column, ptrdiff_t count, T* sums) {
     constexpr ptrdiff_t L = kLanes<T>;
     for (int gate = 0; gate < b.gates; ++gate)
         for (ptrdiff_t block = 0; block < b.blocks(); ++block, a += stride) {
-            const T* const from = b.rows_of(gate, block) + column * L;
-            const ptrdiff_t lanes = b.lanes(block);
+            const T* const rows = b.rows_of(gate, block) + column * L;
+            const ptrdiff_t ks = b.ks, lanes = b.lanes(block);
             for (ptrdiff_t v = 0; v < count; ++v) {
-                Vec<T> square[L];
-                const ptrdiff_t left = b.ks - (column + v) * L;
-                if (lanes == L && left >= L) {
+                alignas(kVectorBytes) T copy[L * L];
+                const Square<T> square =
+                    whole<T>({rows + v * L, ks}, lanes, ks - (column + v) * L, copy);
+                Vec<T> acc[M];
+#pragma GCC unroll 8
+                for (int m = 0; m < M; ++m) acc[m] = load(sums + (m * count + v) * L);
 #pragma GCC unroll 16
-                    for (ptrdiff_t l = 0; l < L; ++l) square[l] = load(from + l * b.ks + v * L);
-                } else {
-#pragma GCC unroll 16
-                    for (ptrdiff_t l = 0; l < L; ++l)
-                        square[l] =
-                            l < lanes ? load_edge(from + l * b.ks + v * L, left) : zero<T>();
-                }
-                multiply_square<M>(L, a, ld, square, sums + v * L, count * L);
+                for (ptrdiff_t l = 0; l < L; ++l)
+                    multiply_vector(a + l, ld, load(square.base + l * square.stride), acc);
+#pragma GCC unroll 8
+                for (int m = 0; m < M; ++m) store(sums + (m * count + v) * L, acc[m]);
             }
         }
 }

@@ -143,10 +143,11 @@ void pack_gates(const Matrix<T>& from, T* out) {
     for (ptrdiff_t b = 0; b < from.blocks(); ++b)
         for (int g = 0; g < from.gates; ++g) {
             const ptrdiff_t column = (b * from.gates + g) * L, step = panels.step(column);
+            const T* const rows = from.rows_of(g, b);
             T* to = out + panels.index(0, column);
             for (ptrdiff_t k = 0; k < from.ks; k += L) {
                 Vec<T> square[L];
-                load_square(from.rows_of(g, b) + k, from.ks, from.lanes(b), from.ks - k, square);
+                load_columns<T>({rows + k, from.ks}, from.lanes(b), from.ks - k, square);
                 const ptrdiff_t n = smaller(L, from.ks - k);
 #pragma GCC unroll 16
                 for (ptrdiff_t i = 0; i < L; ++i)

@@ -196,46 +196,5 @@ RNNFAST_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
     transpose_halves<T, int(kLanes<T>) / 2>(rows);
 }
 
-// A vector of pieces of 16 bytes, which lie `stride` elements apart.
-#if defined(__AVX512F__)
-RNNFAST_INLINE Floats load_pieces(const float* p, ptrdiff_t stride) {
-    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(p));
-    v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(p + stride));
-    v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(p + 2 * stride));
-    return _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(p + 3 * stride));
-}
-RNNFAST_INLINE Doubles load_pieces(const double* p, ptrdiff_t stride) {
-    __m512d v = _mm512_castpd128_pd512(_mm_loadu_pd(p));
-    v = _mm512_mask_broadcast_f64x2(v, 0x0c, _mm_loadu_pd(p + stride));
-    v = _mm512_mask_broadcast_f64x2(v, 0x30, _mm_loadu_pd(p + 2 * stride));
-    return _mm512_mask_broadcast_f64x2(v, 0xc0, _mm_loadu_pd(p + 3 * stride));
-}
-#elif defined(__AVX2__)
-RNNFAST_INLINE Floats load_pieces(const float* p, ptrdiff_t stride) {
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride),
-                                1);
-}
-RNNFAST_INLINE Doubles load_pieces(const double* p, ptrdiff_t stride) {
-    return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + stride),
-                                1);
-}
-#else
-template <class T>
-RNNFAST_INLINE Vec<T> load_pieces(const T* p, ptrdiff_t) {
-    return load(p);
-}
-#endif
-
-// A square from memory, transposed: lane l of columns[i] is p[l * stride + i]. Where pieces are put
-// in their places as they are loaded, fewer shuffles remain.
-template <class T>
-RNNFAST_INLINE void load_transposed(const T* p, ptrdiff_t stride, Vec<T> (&columns)[kLanes<T>]) {
-    constexpr int piece = 16 / int(sizeof(T));
-#pragma GCC unroll 16
-    for (int i = 0; i < int(kLanes<T>); ++i)
-        columns[i] = load_pieces(p + i % piece * stride + i / piece * piece, piece * stride);
-    transpose_halves<T, piece / 2>(columns);
-}
-
 }  // namespace
 }  // namespace rnnfast
