@@ -134,11 +134,11 @@ class Stack:
         wanted: tuple[bool, ...],
         threads: int,
         /,
-    ) -> tuple[Array | None, State, list[Array | None]]:
+    ) -> tuple[Array | None, State | None, list[Array | None]]:
         """The gradients of a pass that `forward` ran: at x, at the state, and at each parameter.
 
-        wanted : for x and for each parameter, layer by layer and direction by direction, whether
-            its gradient is to be computed; None stands for the others.
+        wanted : for x, for the state, and for each parameter, layer by layer and direction by
+            direction, whether its gradient is to be computed; None stands for the others.
         """
 
 class Run:

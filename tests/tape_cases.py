@@ -35,7 +35,7 @@ class Case:
             self.d_output = None
         self.want = flat(run.backward(self.d_output, self.d_state))
         self.parameters = len(module.parameters)
-        self.all = (True,) * (1 + self.parameters)
+        self.all = (True,) * (2 + self.parameters)
 
     def forward(self, threads=0):
         """Output, state and tape; the output is what `backward` takes."""
@@ -62,20 +62,21 @@ class Case:
         return self.stack.backward(*self.arguments(**changes).values())
 
     def assert_wanted(self, gradients, wanted):
-        """Those of the state and those that `wanted` tells are there, in the bits of all."""
-        got, states = flat(gradients), len(parts(self.last))
-        asked = (wanted[0], *(True,) * states, *wanted[1:])
+        """Those that `wanted` tells are there, in the bits of all."""
+        states = len(parts(self.last))
+        got = flat(gradients, states)
+        asked = (wanted[0], *(wanted[1],) * states, *wanted[2:])
         assert [g is not None for g in got] == list(asked)
         for a, b in zip(got, self.want, strict=True):
             if a is not None:
                 assert_same_bits(a, b)
 
 
-def flat(gradients):
-    """The gradients at x, at each state and at each parameter, in a list."""
+def flat(gradients, states=1):
+    """The gradients at x, at each of the states and at each parameter, in a list."""
     dx, state, parameters = gradients
     own = parameters.values() if isinstance(parameters, dict) else parameters
-    return [dx, *parts(state), *own]
+    return [dx, *([None] * states if state is None else parts(state)), *own]
 
 
 def layer_case(kind, dtype="float32", *, lengths=None, batched=True, state=True, **options):

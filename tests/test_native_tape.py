@@ -89,7 +89,9 @@ def test_empty_sizes(kind, steps, batch, size, rng):
     case = Case(layer, x, state)
     assert_same_passes(case)
     alone = (False,) * case.parameters
-    case.assert_wanted(case.backward(wanted=(True, *alone)), (True, *alone))
+    for at_x, at_state in ((True, False), (False, True)):
+        wanted = (at_x, at_state, *alone)
+        case.assert_wanted(case.backward(wanted=wanted), wanted)
 
 
 def cases(dtype="float32"):
@@ -122,9 +124,9 @@ class TestWanted:
         layer = make("lstm_projected", SIZE, HIDDEN, num_layers=2)
         batch = 0 if steps else BATCH
         case = Case(layer, normal(rng, (steps, batch, SIZE), "float32"), None)
-        for one in range(1, len(case.all)):
+        for one in range(2, len(case.all)):
             wanted = tuple(i == one for i in range(len(case.all)))
-            gradient = case.backward(wanted=wanted)[2][one - 1]
+            gradient = case.backward(wanted=wanted)[2][one - 2]
             assert not gradient.any()
 
 

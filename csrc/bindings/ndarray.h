@@ -48,9 +48,10 @@ constexpr char kKind = std::is_floating_point_v<T> ? 'f'
                                                    : 'i';
 
 inline bool is_contiguous(const Array& array) {
+    const auto* const end = array.sizes + array.axes;
+    if (std::find(array.sizes, end, 0) != end) return true;  // its strides mean nothing
     Py_intptr_t packed = array.item;
     for (int axis = array.axes; axis-- > 0;) {
-        if (array.sizes[axis] == 0) return true;
         if (array.sizes[axis] > 1 && array.strides[axis] != packed) return false;
         packed *= array.sizes[axis];
     }

@@ -51,8 +51,8 @@ struct PassGradients {
     const T* dhn = nullptr;           // (L*D, B, W)  in; null: zeros
     const T* dcn = nullptr;           // (L*D, B, H)  in; null: zeros
     Rows<T> dx;                       // (T, B, I)    out, assigned; dense; null: not wanted
-    T* dh0 = nullptr;                 // (L*D, B, W)  out, assigned
-    T* dc0 = nullptr;                 // (L*D, B, H)  out, assigned; null: the cell has no c
+    T* dh0 = nullptr;                 // (L*D, B, W)  out, assigned; null: not wanted
+    T* dc0 = nullptr;                 // (L*D, B, H)  the same; null also: the cell has no c
     std::vector<Weights<T>> weights;  // of each job  out, assigned; null: not wanted
 };
 
@@ -273,7 +273,7 @@ void Pass<T>::backward(const PassGradients<T>& grads) const {
             args.dcn = grads.dcn ? grads.dcn + k * batch_ * hidden : nullptr;
             args.dx = direction && dx.data ? second_dx : dx.data;
             args.dx_step = dx.step, args.dx_row = dx.row;
-            args.dh0 = grads.dh0 + k * batch_ * width;
+            args.dh0 = grads.dh0 ? grads.dh0 + k * batch_ * width : nullptr;
             args.dc0 = grads.dc0 ? grads.dc0 + k * batch_ * hidden : nullptr;
             args.weights = grads.weights[size_t(k)];
             args.assign = true;

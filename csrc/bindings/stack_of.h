@@ -133,8 +133,9 @@ private:
             for (const py::object& name : own) count += !name.is_none();
         return count;
     }
-    // Borrowed weights are for passes that read them once. Of more steps or rows, those that pack them
-    // are faster, and so may be those whose lengths leave rows out: callers keep a pack for these.
+    // Borrowed weights are for passes that read them once, or not at all. Of more steps or rows, those
+    // that pack them are faster, and so may be those whose lengths leave rows out: callers keep a pack
+    // for these.
     bool runs(const PassInputs<T>& in) const {
         return !layers_.packs[0]->borrowed() ||
                (in.steps == 1 && in.batch <= layers_.kernels().few && !in.lengths && !in.resets[0]);

@@ -87,13 +87,14 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes
         grads.dx = dense_rows(made.data, axes, x_shape);
         dx = std::move(made.object);
     }
-    const auto dh0 = new_like<T>(like, state_shape(axes, batch, layers_.width()));
-    grads.dh0 = dh0.data;
-    py::object dc0;
-    if (has_c()) {
-        auto made = new_like<T>(like, state_shape(axes, batch, layers_.hidden()));
-        grads.dc0 = made.data;
-        dc0 = std::move(made.object);
+    py::object initial = py::none();
+    if (is_wanted()) {
+        auto dh0 = new_like<T>(like, state_shape(axes, batch, layers_.width()));
+        grads.dh0 = dh0.data;
+        New<T> dc0{};
+        if (has_c()) dc0 = new_like<T>(like, state_shape(axes, batch, layers_.hidden()));
+        grads.dc0 = dc0.data;
+        initial = state(dh0.object, dc0.object);
     }
     const py::object parameters = owned_or_throw(wanted ? PyList_New(0) : PyDict_New());
     std::vector<py::object> arrays;  // also those whose name another takes
@@ -130,7 +131,7 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes
         pass.backward(grads);
     }
     return owned_or_throw(
-        PyTuple_Pack(3, dx.ptr(), state(dh0.object, dc0).ptr(), parameters.ptr()));
+        PyTuple_Pack(3, dx.ptr(), initial.ptr(), parameters.ptr()));
 }
 
 // x, state, lengths, threads -> output (a cell's: None), state, tape.
@@ -156,8 +157,7 @@ template <class T>
 py::object StackOf<T>::backward(PyObject* const* args) const {
     Axes axes;
     PassInputs<T> in;
-    if (!read(args, 2, axes, in) || !read_lengths(args[2], in) || !runs(in))
-        return not_implemented();
+    if (!read(args, 2, axes, in) || !read_lengths(args[2], in)) return not_implemented();
     Rows<const T> y;
     const T* tape;
     const Shape y_shape = axes.shape(in.steps, in.batch, layers_.output());
@@ -165,11 +165,14 @@ py::object StackOf<T>::backward(PyObject* const* args) const {
     if ((args[3] == Py_None) != form_.cell || !read_rows_or_none(args[3], axes, y_shape, y) ||
         !read_contiguous(args[4], tape_shape, tape) || args[4] == Py_None)
         return not_implemented();
-    const Py_ssize_t gradients_of = 1 + parameters();
+    const Py_ssize_t gradients_of = 2 + parameters();
     if (!PyTuple_CheckExact(args[7]) || PyTuple_GET_SIZE(args[7]) != gradients_of)
         return not_implemented();
     for (Py_ssize_t i = 0; i < gradients_of; ++i)
         if (!PyBool_Check(PyTuple_GET_ITEM(args[7], i))) return not_implemented();
+    const bool at_inputs =
+        PyTuple_GET_ITEM(args[7], 0) == Py_True || PyTuple_GET_ITEM(args[7], 1) == Py_True;
+    if (!runs(in) && (at_inputs || in.steps > 1 || layers_.jobs() > 1)) return not_implemented();
     // The pass has run: of its memory, backward only reads.
     const auto only_read = [](const T* data) { return const_cast<T*>(data); };
     const PassOutputs<T> out{{only_read(y.data), y.step, y.row}, nullptr, nullptr};

@@ -136,8 +136,8 @@ struct BackwardArgs {
     T* dx;         // (T, B, I)  out, assigned (0 past a row's length); null: not wanted
     ptrdiff_t dx_step;
     ptrdiff_t dx_row;
-    T* dh0;              // (B, W)  out, assigned
-    T* dc0;              // (B, H)  out, assigned; null: the cell has no c
+    T* dh0;              // (B, W)  out, assigned; null: not wanted
+    T* dc0;              // (B, H)  out, assigned; null: not wanted, or the cell has no c
     Weights<T> weights;  // in/out, accumulated; out, assigned, where `assign`; null: not wanted
     bool assign = false;
 };

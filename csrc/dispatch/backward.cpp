@@ -51,7 +51,9 @@ struct Job {
           plan(job.plan->plan()) {
         args.sizes = job.weights->sizes();
         args.weights = job.weights->weights();
-        grads.transposed = job.weights->transposed();
+        // Of one step whose inputs' gradients are not wanted, nothing reads the weights.
+        const bool reads = grads.dx || grads.dh0 || plan.steps > 1;
+        if (reads || kernels.meetings(args.sizes) > 1) grads.transposed = job.weights->transposed();
         const ptrdiff_t row = kernels.gradient_row(args.sizes);
         chunks = make_chunks(plan, row, row * (args.sizes.input + args.sizes.width()));
         for (const Chunk& chunk : chunks)

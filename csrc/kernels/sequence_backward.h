@@ -101,8 +101,9 @@ public:
     void end(const Shard& shard) {
         for (ptrdiff_t p = shard.begin; p < shard.end; p += shard.step) {
             const ptrdiff_t row = plan.row(p);
-            copy_or_zero(grads.dh0 + row * shape.width, dh + p * h_ld, shape.width);
-            if (Cell::kHasC)
+            if (grads.dh0)
+                copy_or_zero(grads.dh0 + row * shape.width, dh + p * h_ld, shape.width);
+            if (grads.dc0)
                 copy_or_zero(grads.dc0 + row * shape.hidden, dc + p * unit_ld, shape.hidden);
         }
     }
@@ -291,6 +292,7 @@ private:
 
     // dh = R^T da, added to the direct part where the cell has one. `gates` slots from `slot` on.
     void recurrent_gradient(const Step& step, const Shard& columns, int slot, int gates) {
+        if (!grads.dh0 && !plan.rows_before(step.t)) return;  // nobody reads it
         times(step.rows, operand(da, step, slot * shape.blocks, gates * shape.blocks), weights.r,
               at.r, columns,
               StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld * step.stride});

@@ -126,8 +126,9 @@ class _Pass(torch.autograd.Function):
             rows, lengths = ragged.pad(x), ragged.lengths
             d_output = None if dy is None else ragged.pad(dy)
         states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
+        own = (wanted[0], wanted[1] or wanted[2], *wanted[3:])
         dx, initial, parameters = gradients(
-            call.stack, rows, states, lengths, y, tape, d_output, d_states, (wanted[0], *wanted[3:])
+            call.stack, rows, states, lengths, y, tape, d_output, d_states, own
         )
         if dx is not None and ragged is not None:
             dx = ragged.unpad(dx)

@@ -124,7 +124,7 @@ class _Weights:
         if len(steps) > 1:
             tape = torch.cat([step.tape for step in steps])
         _, _, found = gradients(
-            stack, x, states, None, None, tape, None, d_states, (False, *wanted)
+            stack, x, states, None, None, tape, None, d_states, (False, False, *wanted)
         )
         return tuple(found)
 
@@ -239,8 +239,9 @@ class _StepFunction(torch.autograd.Function):
                 own.leave(found[3:])
             return (None, None, None, None, *found[:3])
         states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
+        at_inputs = (wanted[0], wanted[1] or wanted[2], *own.none_wanted)
         dx, initial, _ = gradients(
-            ctx.stack, x, states, None, None, tape, None, d_states, (wanted[0], *own.none_wanted)
+            ctx.stack, x, states, None, None, tape, None, d_states, at_inputs
         )
         if at_weights:
             own.leave(_Step(x, states, tape, d_states))

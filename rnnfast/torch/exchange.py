@@ -18,6 +18,7 @@ from torch import Tensor
 from rnnfast import _native_backend
 
 States = tuple[Tensor, ...]  # (h,) or (h, c)
+_NO_STATES: Any = (None, None)
 
 # Subclasses mean something of their own.
 TENSORS = (Tensor, torch.nn.Parameter)
@@ -86,7 +87,10 @@ def gradients(
     d_states: Sequence[Tensor | None],
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, States, list[Tensor | None]]:
-    """The gradients that `stack.backward` gives, whatever the strides of its arguments."""
+    """The gradients that `stack.backward` gives, whatever the strides of its arguments.
+
+    Those at states that are not wanted are (None, None).
+    """
     threads = torch.get_num_threads()
     state, d_state = state_of(states), state_of(d_states)
     result = stack.backward(x, state, lengths, output, tape, d_output, d_state, wanted, threads)
@@ -94,7 +98,7 @@ def gradients(
         given = map(_contiguous, (x, state, lengths, output, tape, d_output, d_state))
         result = stack.backward(*given, wanted, threads)
     dx, initial, parameters = result
-    return dx, states_of(initial), parameters
+    return dx, _NO_STATES if initial is None else states_of(initial), parameters
 
 
 def array(tensor: Tensor) -> NDArray:

@@ -150,11 +150,11 @@ def backward(
             tape[: x.shape[0] * x.shape[1] * _tape_row(kind, x.dtype, 1)],
             rows(dy),
             (rows(dh), rows(dc)) if kind.has_c else rows(dh),
-            (bool(wanted[0]), *map(bool, wanted[3:])),
+            (bool(wanted[0]), bool(wanted[1] or wanted[2]), *map(bool, wanted[3:])),
             torch.get_num_threads(),
         )
     )
-    dh0, *dc0 = states_of(initial)
+    dh0, *dc0 = (None,) if initial is None else states_of(initial)
     none = x.new_empty
     return (
         none(0) if dx is None else dx,
