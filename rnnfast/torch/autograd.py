@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rnnfast.torch import differentiable
 from rnnfast.torch.exchange import States, gradients, is_special, state_of, states_of
-from rnnfast.torch.packs import Kind
+from rnnfast.torch.packs import Packs, Parameters
 
 if TYPE_CHECKING:
-    from rnnfast._native import Stack
+    pass
 
 _get_num_threads = torch.get_num_threads
 
@@ -43,21 +43,23 @@ class Ragged:
 class Call(NamedTuple):
     """One pass: what runs it, and what its arrays look like.
 
-    ragged : of packed input (N, I); None: x is (T, B, I), or as the stack says.
+    packs : of `parameters`, or of one of its layers.
+    ragged : of packed input (N, I); None: x is (T, B, I), or (B, T, I) if `batch_first`.
     """
 
-    stack: Stack
-    kind: Kind
+    parameters: Parameters
+    packs: Packs
     ragged: Ragged | None = None
     batch_first: bool = False
 
 
-def infer(
-    stack: Stack, ragged: Ragged | None, x: Tensor, states: Sequence[Tensor] | None
-) -> tuple[Tensor, States] | None:
+def infer(call: Call, x: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, States] | None:
     """Output (a cell's: None) and last states, without gradients. None: the arguments don't fit."""
+    _, packs, ragged, batch_first = call
     rows, lengths = (x, None) if ragged is None else (ragged.pad(x), ragged.lengths)
-    result = stack.infer(rows, state_of(states), lengths, None, None, _get_num_threads())
+    result = packs.stack(batch_first).infer(
+        rows, state_of(states), lengths, None, None, _get_num_threads()
+    )
     if result is NotImplemented:
         return None
     output, last = result
@@ -68,9 +70,9 @@ def record(
     call: Call, weights: Sequence[Tensor], x: Tensor, states: Sequence[Tensor] | None
 ) -> tuple[Tensor, States] | None:
     """The same of a layer, on torch's graph."""
-    ragged = call.ragged
+    _, packs, ragged, batch_first = call
     rows, lengths = (x, None) if ragged is None else (ragged.pad(x), ragged.lengths)
-    result = call.stack.forward(rows, state_of(states), lengths, _get_num_threads())
+    result = packs.stack(batch_first).forward(rows, state_of(states), lengths, _get_num_threads())
     if result is NotImplemented:
         return None
     y, last, tape = result
@@ -80,7 +82,7 @@ def record(
     kept = y
     if ragged is not None:
         y = ragged.unpad(y)
-    elif call.kind.cell != "lstm" or call.kind.sizes.projection or x.dtype is not torch.float32:
+    elif packs.kind.cell != "lstm" or packs.kind.sizes.projection or x.dtype is not torch.float32:
         kept = y.clone()
     results = (y, *states_of(last), kept, tape)
     outputs = _apply(call, results, x, h0, c0, *weights)
@@ -111,24 +113,27 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *d_states: Tensor | None) -> tuple[Any, ...]:
-        call: Call = ctx.call
-        y, tape, x, h0, c0, *weights = ctx.saved_tensors
+        parameters, packs, ragged, batch_first = ctx.call
+        saved = ctx.saved_tensors
+        y, tape, x, h0, c0 = saved[:5]
+        weights = saved[5:]
         wanted = ctx.needs_input_grad[2:]
         d_outputs = (dy, *d_states)
         # With create_graph; or for gradients in batches, or negated ones, which no kernel reads.
         if torch.is_grad_enabled() or any(map(is_special, d_outputs)):
             found = differentiable.gradients(
-                call.kind, call.ragged, call.batch_first, dy, d_states, x, h0, c0, weights, wanted
+                packs.kind, ragged, batch_first, dy, d_states, x, h0, c0, weights, wanted
             )
             return (None, None, *found)
-        ragged, lengths, rows, d_output = call.ragged, None, x, dy
+        lengths, rows, d_output = None, x, dy
         if ragged is not None:
             rows, lengths = ragged.pad(x), ragged.lengths
             d_output = None if dy is None else ragged.pad(dy)
         states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
-        own = (wanted[0], wanted[1] or wanted[2], *wanted[3:])
-        dx, initial, parameters = gradients(
-            call.stack, rows, states, lengths, y, tape, d_output, d_states, own
+        at = (wanted[0], wanted[1] or wanted[2], *wanted[3:])
+        stack = parameters.still(packs, weights).stack(batch_first)
+        dx, initial, d_weights = gradients(
+            stack, rows, states, lengths, y, tape, d_output, d_states, at
         )
         if dx is not None and ragged is not None:
             dx = ragged.unpad(dx)
@@ -138,7 +143,7 @@ class _Pass(torch.autograd.Function):
             dx,
             initial[0] if wanted[1] else None,
             initial[1] if wanted[2] else None,
-            *parameters,
+            *d_weights,
         )
 
 

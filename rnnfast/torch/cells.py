@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rnnfast.torch import differentiable
+from rnnfast.torch.autograd import Call
 from rnnfast.torch.exchange import (
     States,
     gradients,
@@ -26,10 +27,10 @@ from rnnfast.torch.exchange import (
     states_of,
     version,
 )
-from rnnfast.torch.packs import PackCache, Packs
+from rnnfast.torch.packs import PackCache, Packs, Parameters
 
 if TYPE_CHECKING:
-    from rnnfast._native import Stack
+    pass
 
 # That are copied for one product, which from some hundred rows on gains nothing by more.
 _MOST_ROWS = 4096
@@ -47,20 +48,27 @@ class _Step(NamedTuple):
 class _Weights:
     """The weights as the steps of a graph share them, and what those steps left in backward."""
 
-    def __init__(self, holder: PackCache, packs: Packs, weights: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        holder: PackCache,
+        parameters: Parameters,
+        packs: Packs,
+        weights: tuple[Tensor, ...],
+    ) -> None:
         self._holder = weakref.ref(holder)
-        self.packs = packs
-        self.kind = packs.kind
-        self.weights = tuple(weights)
+        self.parameters = parameters
+        self.kind = parameters.kind
+        self.weights = weights
+        self._stack = packs.stack()  # for products that read no weights
         self.needed = tuple(map(requires_grad, weights))
         self.none_wanted = (False,) * len(weights)
         self._versions = tuple(map(version, weights))
         self._left: dict[int, list[_Step | tuple[Tensor | None, ...]]] = {}
 
-    def still_fit(self, packs: Packs, weights: Sequence[Tensor]) -> bool:
+    def still_fit(self, parameters: Parameters, weights: tuple[Tensor, ...]) -> bool:
         """Whether another step can share them, as they are the same and have not changed."""
         return (
-            packs is self.packs
+            parameters is self.parameters
             and all(map(operator.is_, weights, self.weights))
             and tuple(map(requires_grad, weights)) == self.needed
             and tuple(map(version, weights)) == self._versions
@@ -109,7 +117,7 @@ class _Weights:
         return total
 
     def _of_steps(self, steps: list[_Step], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-        sizes, stack = self.kind.sizes, self.packs.stack()
+        sizes, stack = self.kind.sizes, self._stack
         x = _joined([step.x for step in steps], sizes.input)
         rows = [step.x.numel() // sizes.input for step in steps]
         widths = range(len(steps[0].d_states))
@@ -170,8 +178,8 @@ class _Token(torch.autograd.Function):
 
 def record(
     holder: PackCache,
-    packs: Packs,
-    weights: Sequence[Tensor],
+    call: Call,
+    weights: tuple[Tensor, ...],
     x: Tensor,
     states: Sequence[Tensor] | None,
 ) -> States | None:
@@ -180,20 +188,20 @@ def record(
     holder : has an attribute `shared`, where the `_Weights` of the module's last step are kept,
         and their token.
     """
-    stack = packs.stack()
-    result = stack.forward(x, state_of(states), None, torch.get_num_threads())
+    parameters, packs, *_ = call
+    result = packs.stack().forward(x, state_of(states), None, torch.get_num_threads())
     if result is NotImplemented:
         return None
     _, last, tape = result
     own, token = holder.shared or (None, None)
-    if own is None or not own.still_fit(packs, weights):
-        own = _Weights(holder, packs, weights)
+    if own is None or not own.still_fit(parameters, weights):
+        own = _Weights(holder, parameters, packs, weights)
         token = own.new_token()
         # Weights made from others would keep the graph that they are on.
         holder.shared = (own, token) if all(map(is_leaf, weights)) else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     results = (*states_of(last), tape)
-    return _apply(own, stack, results, token, x, h0, c0)
+    return _apply(own, packs, results, token, x, h0, c0)
 
 
 class _StepFunction(torch.autograd.Function):
@@ -203,14 +211,14 @@ class _StepFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         own: _Weights,
-        stack: Stack,
+        packs: Packs,
         results: tuple[Tensor, ...],
         token: Tensor | None,
         x: Tensor,
         h0: Tensor | None,
         c0: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        ctx.own, ctx.stack = own, stack
+        ctx.own, ctx.packs = own, packs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(results[-1], x, h0, c0)
         return results[:-1]
@@ -241,7 +249,15 @@ class _StepFunction(torch.autograd.Function):
         states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
         at_inputs = (wanted[0], wanted[1] or wanted[2], *own.none_wanted)
         dx, initial, _ = gradients(
-            ctx.stack, x, states, None, None, tape, None, d_states, at_inputs
+            own.parameters.still(ctx.packs, own.weights).stack(),
+            x,
+            states,
+            None,
+            None,
+            tape,
+            None,
+            d_states,
+            at_inputs,
         )
         if at_weights:
             own.leave(_Step(x, states, tape, d_states))

@@ -18,10 +18,9 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfast.torch import cells
 from rnnfast.torch.autograd import Call, Ragged, infer, record
 from rnnfast.torch.exchange import TENSORS, States, requires_grad
-from rnnfast.torch.packs import DTYPES, Kind, PackCache, Packs
+from rnnfast.torch.packs import DTYPES, PackCache, Parameters
 
 if TYPE_CHECKING:
-    from rnnfast._native import Stack
     from rnnfast.torch.modules import Cell, Layer
 
 _DTYPES = frozenset(DTYPES)
@@ -52,8 +51,8 @@ def _is_ragged(batch_sizes: Tensor, rows: int) -> bool:
 
 def _ready(
     module: Layer | Cell, x: Any, states: Sequence[Tensor] | None
-) -> tuple[Packs, tuple[Tensor, ...]] | None:
-    """The module's packed weights, and what they are of.
+) -> tuple[Parameters, tuple[Tensor, ...]] | None:
+    """The module's weights as the kernels take them, and as torch does.
 
     None where torch must see the call, or where x or a state is not what lies in its memory. All
     else that the kernels do not take shows in the call.
@@ -69,8 +68,8 @@ def _ready(
         return None
     cache = PackCache.of(module)
     weights = module._weights(cache)
-    packs = cache.get(module._kind(cache), weights)
-    return None if packs is None else (packs, weights)
+    parameters = cache.get(module._kind(cache), weights)
+    return None if parameters is None else (parameters, weights)
 
 
 def layer(
@@ -84,18 +83,33 @@ def layer(
     ready = _ready(module, x, states)
     if ready is None:
         return None
-    packs, weights = ready
-    ragged = None
+    parameters, weights = ready
+    kind, ragged = parameters.kind, None
     if x is not input:
-        if not _is_plain(x) or x.dim() != 2 or x.shape[1] != packs.kind.sizes.input:
+        if not _is_plain(x) or x.dim() != 2 or x.shape[1] != kind.sizes.input:
             return None
         if not _is_ragged(input.batch_sizes, len(x)):
             return None
         ragged = Ragged(input.batch_sizes)
-    if packs.kind.layers > 1 and module.training and module.dropout:
-        return _with_dropout(module, packs, x, ragged, states, weights)
+    if kind.layers > 1 and module.training and module.dropout:
+        return _with_dropout(module, parameters, x, ragged, states, weights)
     batch_first = module.batch_first and ragged is None
-    return _run(packs.stack(batch_first), packs.kind, ragged, batch_first, weights, x, states)
+    if ragged is None:
+        borrowed = parameters.borrowed(x.numel() // kind.sizes.input)
+        if borrowed is not None:
+            result = _run(Call(parameters, borrowed, None, batch_first), weights, x, states)
+            if result is not None:
+                return result
+    call = Call(parameters, parameters.packed(), ragged, batch_first)
+    return _run(call, weights, x, states) or _again(_run, call, weights, x, states)
+
+
+def _run(
+    call: Call, weights: tuple[Tensor, ...], x: Tensor, states: Sequence[Tensor] | None
+) -> tuple[Tensor, States] | None:
+    if not _is_grad_enabled() or not _need_gradients(x, states, weights):
+        return infer(call, x, states)
+    return record(call, weights, x, states)
 
 
 def cell(module: Cell, x: Any, states: Sequence[Tensor] | None) -> States | None:
@@ -103,30 +117,29 @@ def cell(module: Cell, x: Any, states: Sequence[Tensor] | None) -> States | None
     ready = _ready(module, x, states)
     if ready is None:
         return None
-    packs, weights = ready
+    parameters, weights = ready
+    borrowed = parameters.borrowed(x.numel() // parameters.kind.sizes.input)
+    if borrowed is not None:
+        result = _step(module, Call(parameters, borrowed), weights, x, states)
+        if result is not None:
+            return result
+    own = module, Call(parameters, parameters.packed()), weights
+    return _step(*own, x, states) or _again(_step, *own, x, states)
+
+
+def _step(
+    module: Cell,
+    call: Call,
+    weights: tuple[Tensor, ...],
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+) -> States | None:
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        result = infer(packs.stack(), None, x, states)
-        result = result or _again(infer, packs.stack(), None, x, states)
+        result = infer(call, x, states)
         return None if result is None else result[1]
     if weights[0].is_inference():  # which torch refuses to save for backward
         return None
-    own = PackCache.of(module), packs, weights
-    return cells.record(*own, x, states) or _again(cells.record, *own, x, states)
-
-
-def _run(
-    stack: Stack,
-    kind: Kind,
-    ragged: Ragged | None,
-    batch_first: bool,
-    weights: Sequence[Tensor],
-    x: Tensor,
-    states: Sequence[Tensor] | None,
-) -> tuple[Tensor, States] | None:
-    if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        return infer(stack, ragged, x, states) or _again(infer, stack, ragged, x, states)
-    call = Call(stack, kind, ragged, batch_first)
-    return record(call, weights, x, states) or _again(record, call, weights, x, states)
+    return cells.record(PackCache.of(module), call, weights, x, states)
 
 
 def _again(function: Callable[..., Any], *args: Any) -> Any:
@@ -150,14 +163,14 @@ def _need_gradients(x: Tensor, states: Sequence[Tensor] | None, weights: Sequenc
 
 def _with_dropout(
     module: Layer,
-    packs: Packs,
+    parameters: Parameters,
     x: Tensor,
     ragged: Ragged | None,
     states: Sequence[Tensor] | None,
-    weights: Sequence[Tensor],
+    weights: tuple[Tensor, ...],
 ) -> tuple[Tensor, States] | None:
     """Layer by layer, with torch's dropout in between: the same masks from the same seed."""
-    kind = packs.kind
+    kind, packs = parameters.kind, parameters.packed()
     if not _is_plain(x) or not all(map(_is_plain, states or ())) or x.dim() not in (2, 3):
         return None
     unbatched = x.dim() == 2 and ragged is None
@@ -177,9 +190,9 @@ def _with_dropout(
     for index in range(kind.layers):
         rows = slice(index * directions, (index + 1) * directions)
         own = None if states is None else tuple(s[rows] for s in states)
-        stack = packs.layer(index)
+        call = Call(parameters, packs.layer(index), ragged)
         of_layer = weights[index * per_layer : (index + 1) * per_layer]
-        result = _run(stack, kind.layer(index), ragged, False, of_layer, x, own)
+        result = _run(call, of_layer, x, own)
         if result is None:
             return None
         x, h = result

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
+# That the kernels may take from weights as they lie; it is for them to say.
+_FEW_ROWS = 8
+
 _get_num_threads = torch.get_num_threads
 
 
@@ -71,68 +74,106 @@ def native() -> NativeBackend | None:
 
 
 class Packs:
-    """The packed weights of every layer and direction, and the stacks that run them."""
+    """The weights of each layer and direction, packed or borrowed, and the stacks that run them."""
 
-    def __init__(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> None:
-        cell = CELLS[kind.cell]
-        self._backend = backend
+    def __init__(
+        self, backend: NativeBackend, kind: Kind, packs: list[Packed], names: list[Any]
+    ) -> None:
         self.kind = kind
-        self._packs: list[Packed] = []
-        self._names: list[tuple[str | None, ...]] = []
+        self._backend = backend
+        self._packs = packs
+        self._names = names  # of each pack's parameters, in the order of `Weights`
+        self._stacks: dict[bool | int, Stack] = {}
+
+    @classmethod
+    def of(
+        cls, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor], borrow: bool = False
+    ) -> Packs:
+        """Of weights that fit the kind; `borrow` : contiguous ones, to be read where they lie."""
+        cell = CELLS[kind.cell]
+        pack = backend.borrow if borrow else backend.pack
+        packs, names = [], []
         given = map(array, weights)
         for shapes in kind.shapes():
             own = Weights(**{name: next(given) for name in shapes})
-            self._packs.append(backend.pack(cell, own))
-            self._names.append(tuple(n if n in shapes else None for n in Weights._fields))
-        self._stacks: dict[bool | int, Stack] = {}
+            packs.append(pack(cell, own))
+            names.append(tuple(n if n in shapes else None for n in Weights._fields))
+        return cls(backend, kind, packs, names)
 
     def stack(self, batch_first: bool = False) -> Stack:
-        """Of all layers."""
+        """What runs all layers."""
         made = self._stacks.get(batch_first)
         if made is None:
-            made = self._made(self._packs, self._names, batch_first)
-            self._stacks[batch_first] = made
+            kind = self.kind
+            made = self._backend.stack(
+                self._packs, self._names, kind.directions, kind.one_step, batch_first
+            )
+            self._stacks[batch_first] = made = stack_taking_tensors(made)
         return made
 
-    def layer(self, layer: int) -> Stack:
-        """Of one layer."""
+    def layer(self, layer: int) -> Packs:
+        """Those of one layer."""
         directions = self.kind.directions
         own = slice(layer * directions, (layer + 1) * directions)
-        return self._made(self._packs[own], self._names[own], False)
-
-    def _made(self, packs: list[Packed], names: list[Any], batch_first: bool) -> Stack:
-        kind = self.kind
-        made = self._backend.stack(packs, names, kind.directions, kind.one_step, batch_first)
-        return stack_taking_tensors(made)
+        return Packs(self._backend, self.kind.layer(layer), self._packs[own], self._names[own])
 
 
-class _Entry:
-    """Packed weights, with where the weights lie, which it keeps, and what was there."""
+class Parameters:
+    """The parameters of a module where they lie, which this keeps: packed, and as they are.
 
-    def __init__(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> None:
+    frozen : the user has promised that their contents stay.
+    """
+
+    def __init__(
+        self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor], frozen: bool
+    ) -> None:
         self.backend = backend
         self.kind = kind
+        self._frozen = frozen
         self._weights = tuple(w.detach() for w in weights)  # others may give them other memory
         self._place_of = taking_tensors(backend.place)
         self._place = self._place_of(self._weights)
-        if self._place is not None:
-            self._fingerprint = self._contents()
-        self.packs = Packs(backend, kind, self._weights)
+        self._packed: tuple[int, Packs] | None = None  # with the fingerprint that they had
+        # Memory that is not contiguous is packed each time: copies of it would show no changes.
+        self.can_stay = self._place is not None
+        self._borrowed: Packs | None = None
+        if self.can_stay:
+            self._borrowed = Packs.of(backend, kind, self._weights, borrow=True)
 
-    def is_of(self, weights: tuple[Tensor, ...]) -> bool:
-        """Whether they lie where those did."""
-        return self._place_of(weights) == self._place and not any(map(is_neg, weights))
+    def are(self, weights: tuple[Tensor, ...]) -> bool:
+        """Whether these lie in the same memory."""
+        return self._place_of(weights) == self._place
 
-    def is_current(self) -> bool:
-        """Whether there is what was packed. A copy does not show changes, and never is."""
-        return self._place is not None and self._contents() == self._fingerprint
+    def borrowed(self, rows: int) -> Packs | None:
+        """To be read where they lie, by one step of so many rows; None: packed is better.
 
-    def _contents(self) -> int:
+        That reads them once, without a fingerprint.
+        """
+        return None if rows > _FEW_ROWS or self._frozen else self._borrowed
+
+    def still(self, packs: Packs, weights: tuple[Tensor, ...]) -> Packs:
+        """`packs`; or others of these weights, where those are borrowed and these have moved."""
+        if packs is not self._borrowed or self.are(weights):
+            return packs
+        return Packs.of(self.backend, self.kind, weights)
+
+    def packed(self) -> Packs:
+        """As they are now."""
+        packed = self._packed
+        if packed is not None and (self._frozen or packed[0] == self._fingerprint()):
+            return packed[1]
+        seen = self._fingerprint() if self.can_stay else None
+        packs = Packs.of(self.backend, self.kind, self._weights)
+        if seen is not None and seen == self._fingerprint():  # nothing changed meanwhile
+            self._packed = seen, packs
+        return packs
+
+    def _fingerprint(self) -> int:
         return taking_tensors(self.backend.fingerprint)(self._weights, _get_num_threads())
 
 
 class PackCache:
-    """The packed weights of one module, as its parameters last were.
+    """What is kept of one module's parameters.
 
     Torch does not tell when a parameter changes: `p.data.mul_(…)`, a view or another process may
     change it and leave `_version` as it was. So the pack is used only where the memory of the
@@ -140,10 +181,10 @@ class PackCache:
     module, and safe to use from several threads.
     """
 
-    __slots__ = ("__weakref__", "_entry", "_frozen", "kinds", "select", "shared")
+    __slots__ = ("__weakref__", "_frozen", "_parameters", "kinds", "select", "shared")
 
     def __init__(self) -> None:
-        self._entry: _Entry | None = None
+        self._parameters: Parameters | None = None
         self.kinds: dict[str, Kind] = {}  # of the module, by its cell, which users may change
         # From the dict of the module's parameters, those of its flat list.
         self.select: Callable[[Any], tuple[Tensor, ...]] | None = None
@@ -158,7 +199,7 @@ class PackCache:
 
     def freeze(self, frozen: bool) -> None:
         """Takes the promise that the contents stay as they are now, or gives it back."""
-        self._entry = None  # it may be of contents before these
+        self._parameters = None  # their pack may be of contents before these
         self._frozen = frozen
 
     @staticmethod
@@ -168,24 +209,23 @@ class PackCache:
         cache = own.get("_rnnfast")
         return own.setdefault("_rnnfast", PackCache()) if cache is None else cache
 
-    def get(self, kind: Kind, weights: tuple[Tensor, ...]) -> Packs | None:
-        """The packed weights; None where the kernels do not take them, or not in this process."""
-        entry = self._entry
+    def get(self, kind: Kind, weights: tuple[Tensor, ...]) -> Parameters | None:
+        """The module's weights for the kernels; None where those do not take them, or not now."""
+        found = self._parameters
         if (
-            entry is not None
-            and entry.kind is kind
-            and entry.is_of(weights)
-            and entry.backend is _backend.current()
-            and (self._frozen or entry.is_current())
+            found is not None
+            and found.kind is kind
+            and found.are(weights)
+            and found.backend is _backend.current()
+            and not any(map(is_neg, weights))
         ):
-            return entry.packs
+            return found
         backend = native()
         if backend is None or not fits(kind, weights):
             return None
-        entry = _Entry(backend, kind, weights)
-        if entry.is_current():  # nothing changed while it was packed
-            self._entry = entry
-        return entry.packs
+        found = Parameters(backend, kind, weights, self._frozen)
+        self._parameters = found if found.can_stay else None
+        return found
 
 
 def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
@@ -232,7 +272,7 @@ class ContentCache:
             if found is not None and found[0] == seen:
                 self._packs.move_to_end(place)
                 return found[1]
-        packs = Packs(backend, kind, held)
+        packs = Packs.of(backend, kind, held)
         if fingerprint(held, _get_num_threads()) == seen:  # it did not change meanwhile
             with self._lock:
                 self._packs[place] = seen, packs
