@@ -133,8 +133,8 @@ void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilo
     }
 }
 
-// Vectors of a matrix's rows that are summed together: long pieces of a row, and sums in L1.
-constexpr ptrdiff_t kWide = 16;
+// Sums of so many bytes stay in L1: the more of a row of the matrix is read at a time, the better.
+constexpr ptrdiff_t kSumsInL1 = 8192;
 
 // A (rows, K) times the rows of a matrix, for some of its columns, as from panels of the transpose.
 template <class T, class Epilogue>
@@ -143,9 +143,10 @@ RNNFAST_OUTLINE void product_rows(ptrdiff_t rows, const Operand<T>& a, const Mat
     constexpr ptrdiff_t L = kLanes<T>;
     cut_rows<tile_rows(4)>(rows, [&](ptrdiff_t first, auto count) {
         constexpr int M = decltype(count)::value;
-        alignas(kVectorBytes) T sums[M * kWide * L];
-        for (ptrdiff_t column = columns.begin; column < columns.end; column += kWide) {
-            const ptrdiff_t width = smaller(kWide, columns.end - column);
+        constexpr ptrdiff_t wide = kSumsInL1 / kVectorBytes / M;
+        alignas(kVectorBytes) T sums[M * wide * L];
+        for (ptrdiff_t column = columns.begin; column < columns.end; column += wide) {
+            const ptrdiff_t width = smaller(wide, columns.end - column);
             Vec<T> acc[M][1];
             for (ptrdiff_t v = 0; v < width; ++v) {
                 epilogue.start(first, column + v, acc);

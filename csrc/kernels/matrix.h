@@ -57,16 +57,14 @@ RNNFAST_INLINE Square<T> whole(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t
     return {copy, kLanes<T>};
 }
 
-// A square of a matrix as one of a panel: element i of row l becomes lane l of columns[i].
+// The transpose of such a square: element i of row l becomes lane l of columns[i].
 template <class T>
 RNNFAST_INLINE void load_columns(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t left,
                                  Vec<T> (&columns)[kLanes<T>]) {
     constexpr ptrdiff_t L = kLanes<T>;
     alignas(kVectorBytes) T copy[L * L];
     const Square<T> square = whole(from, lanes, left, copy);
-#pragma GCC unroll 16
-    for (ptrdiff_t l = 0; l < L; ++l) columns[l] = load(square.base + l * square.stride);
-    transpose<T>(columns);
+    load_transposed(square.base, square.stride, columns);
 }
 
 // acc[m] += a[m*ld] * right.

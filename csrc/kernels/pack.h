@@ -167,12 +167,8 @@ void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken, i
         const ptrdiff_t k = (v % gates * blocks + v / gates) * L, step = from.step(v * L);
         for (ptrdiff_t first = 0; first < from.ks;
              first += L) {  // squares of L columns by L of the k
-            const T* values = source + from.index(first, v * L);
             Vec<T> square[L];
-#pragma GCC unroll 16
-            for (ptrdiff_t i = 0; i < L; ++i)
-                square[i] = first + i < from.ks ? load(values + i * step) : zero<T>();
-            transpose<T>(square);
+            load_columns<T>({source + from.index(first, v * L), step}, from.ks - first, L, square);
             T* row = out + to.index(k, first);
 #pragma GCC unroll 16
             for (ptrdiff_t l = 0; l < L; ++l) store(row + l * to.step(first), square[l]);
