@@ -109,8 +109,8 @@ struct Chunk {
 template <class T>
 struct ForwardArgs {
     Sizes sizes;
-    const T* packed;           // what pack() wrote; unused in backward; null: `weights` are read
-    Weights<const T> weights;  // read where there is no pack
+    const T* packed;           // what pack() wrote; null: `weights` are read; unused in backward
+    Weights<const T> weights;  // null: there is a pack
     const T* x;                // (T, B, I)  in, rows of unit stride
     ptrdiff_t x_step;          //            stride of T
     ptrdiff_t x_row;           //            stride of B

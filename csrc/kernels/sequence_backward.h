@@ -31,8 +31,7 @@ class BackwardPass {
     Columns<T> reset_h;  // r h, for the cell with two products
     Columns<T> dp;       // with a projection: gradient at the projected h,
     Columns<T> hidden;   //                    and h before it
-    // Rows of the chunk:
-    T* dx;  // [row][x_ld]  where the caller's rows are not regular
+    T* dx;               // [row of the chunk][x_ld]  where the caller's rows are not regular
     // Rows of the batch, by place:
     T* dh;       // [place][h_ld]     gradient at h, of the step to come
     T* dc;       // [place][unit_ld]  the same for c
@@ -290,7 +289,7 @@ private:
         recurrent_gradient(step, units.h, 0, kFirstGates<Cell>);
     }
 
-    // dh = R^T da, added to the direct part where the cell has one. `gates` slots from `slot` on.
+    // dh = R^T da of `gates` slots from `slot` on, added to the direct part where there is one.
     void recurrent_gradient(const Step& step, const Shard& columns, int slot, int gates) {
         if (!grads.dh0 && !plan.rows_before(step.t)) return;  // nobody reads it
         times(step.rows, operand(da, step, slot * shape.blocks, gates * shape.blocks), weights.r,
@@ -310,9 +309,8 @@ private:
     void times(ptrdiff_t rows, const Operand<T>& a, const Matrix<T>& matrix, ptrdiff_t packed,
                const Shard& columns, const Epilogue& epilogue) {
         if (!grads.transposed) return product_rows(rows, a, matrix, columns, epilogue);
-        product<panel_width(1), 1>(
-            rows, a, Right<T>{grads.transposed + packed, a.k(), columns.begin, columns.end, matrix},
-            epilogue);
+        const Right<T> panels{grads.transposed + packed, a.k(), columns.begin, columns.end, matrix};
+        product<panel_width(1), 1>(rows, a, panels, epilogue);
     }
 
     // No gradient crosses a reset.

@@ -161,9 +161,9 @@ private:
                     copy_or_zero(to, x_of(t, p), shape.input);
             a = Operand<T>{x, shape.input, shape.input};
         }
-        product<panel_width(Cell::kGates), Cell::kGates>(chunk.rows, a,
-                                                         right<Cell::kGates>(at.w, weights.w),
-                                                         StoreBiased<T>{bias_x, pre, pre_ld});
+        const StoreBiased<T> store_pre{bias_x, pre, pre_ld};
+        product<panel_width(Cell::kGates), Cell::kGates>(
+            chunk.rows, a, right<Cell::kGates>(at.w, weights.w), store_pre);
     }
 
     const T* x_of(ptrdiff_t t, ptrdiff_t p) const {
