@@ -35,7 +35,7 @@ def borrow(
     """The arrays themselves, kept and read in each pass, which gives the bits of `pack`.
 
     A stack of them runs passes of one step and few rows, without lengths and resets; it answers
-    NotImplemented to others.
+    NotImplemented to others. The backward pass, too, reads them as they are when it runs.
     """
 
 def forward(

@@ -237,10 +237,14 @@ def guarded():
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_nothing_is_read_past_the_arrays(cell, sizes, dtype, rng, guarded):
-    pair = Pair(cell, *sizes, dtype, rng, make=lambda s: guarded(normal(rng, s, dtype) / 2))
-    pair.assert_same(2)
+    def make(shape):
+        return guarded(normal(rng, shape, dtype) / 2)
+
+    Pair(cell, *sizes, dtype, rng, make=make).assert_same(2)
 
 
 def test_nothing_is_read_past_a_projection(dtype, rng, guarded):
-    make = lambda s: guarded(normal(rng, s, dtype) / 2)  # noqa: E731
+    def make(shape):
+        return guarded(normal(rng, shape, dtype) / 2)
+
     Pair("lstm", 5, 17, dtype, rng, make=make, projection=5).assert_same(2)
