@@ -82,7 +82,7 @@ class Stack:
     Its arguments are arrays as users have them, in the layout of `stack`: of the right dtype and
     shape, aligned, in native byte order; x and gradients of the output with unit stride in the
     last axis, states contiguous; a pair of states in a tuple. Of everything else, right or wrong,
-    it computes nothing and returns NotImplemented. Results are tensors where x is one.
+    it computes nothing and returns NotImplemented.
 
     lengths : (B,) int64; reset, reset_reversed : (T, B) bool, as either direction runs it; all
         contiguous.
@@ -158,6 +158,7 @@ def stack(
     directions: int,
     one_step: bool,
     batch_first: bool,
+    tensors: bool,
     /,
 ) -> Stack:
     """A stack of `packs`, layer by layer and direction by direction: all borrowed, or none.
@@ -166,6 +167,7 @@ def stack(
         `Run.backward` returns their gradients; None: the pack has no such parameter.
     one_step : a cell's: arrays have no T, and states no axis of layers.
     batch_first : x and the output are (B, T, ·), unless they are unbatched.
+    tensors : x may be a tensor of a type given to `take_tensors`, and the results then are, too.
     """
 
 def tape_row(
@@ -194,7 +196,7 @@ def place(arrays: tuple[Array, ...], /) -> bytes | None:
     """
 
 def take_tensors(table: object, tensor: type, parameter: type, /) -> bool:
-    """From now on, takes objects of these types where it takes arrays, and gives such ones back.
+    """From now on, `place`, `fingerprint` and stacks for tensors take objects of these types.
 
     table : their library's capsule `__dlpack_c_exchange_api__`.
     Returns whether its version is one that can be used. Only contents with a sign bit that is set

@@ -40,9 +40,10 @@ class NativeBackend:
         directions: int,
         one_step: bool,
         batch_first: bool,
+        tensors: bool = False,
     ) -> Any:
         """What runs whole passes of a layer or cell in one call; see `rnnfast._native.stack`."""
-        return self._module.stack(packs, names, directions, one_step, batch_first)
+        return self._module.stack(packs, names, directions, one_step, batch_first, tensors)
 
     def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
         """See `rnnfast._backend.Backend`."""

@@ -71,7 +71,7 @@ class Pair:
     def assert_same(self, batch):
         """Every result of every pass, to the bit; and a tape of one goes with the other."""
         x, state = self.inputs_of(batch)
-        wanted = (True,) * (1 + len(self.parameters))
+        wanted = (True,) * (2 + len(self.parameters))
         results = []
         for first, second in product((self.packed, self.borrowed), repeat=2):
             output, last = first.infer(x, state)
@@ -151,7 +151,7 @@ def test_only_one_step_of_few_rows_without_lengths(rng):
     for x, state, lengths in refused.values():
         borrowed, packed = pair.borrowed, pair.packed
         y, last, tape = packed.forward(x, state, lengths, 0)
-        rest = (lengths, y, tape, y, last, (True,) * 5, 0)
+        rest = (lengths, y, tape, y, last, (True,) * 6, 0)
         assert packed.backward(x, state, *rest) is not NotImplemented
         assert borrowed.backward(x, state, *rest) is NotImplemented
         assert borrowed.forward(x, state, lengths, 0) is NotImplemented

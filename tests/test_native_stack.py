@@ -250,7 +250,7 @@ def test_stacks_that_do_not_fit(native):
 
     two = with_stack(make("lstm", SIZE, HIDDEN, num_layers=2, bidirectional=True))
     good, names = packs_of(two), two._packs().names
-    assert native.stack(good, names, 2, False, False)
+    assert native.stack(good, names, 2, False, False, False)
     wide, double = make("lstm", SIZE, HIDDEN + 1), make("lstm", SIZE, HIDDEN, dtype="float64")
     for packs, labels, directions, one_step in [
         ([], [], 1, False),
@@ -273,7 +273,7 @@ def test_stacks_that_do_not_fit(native):
         ([good[0], *packs_of(make("gru", SIZE, HIDDEN))], names[:2], 2, False),
     ]:
         with pytest.raises(ValueError, match=r"^(packs|names|directions): expected"):
-            native.stack(packs, labels, directions, one_step, False)
+            native.stack(packs, labels, directions, one_step, False, False)
     for nothing in (None, 1, two):
         with pytest.raises(TypeError):
-            native.stack([nothing], names[:1], 1, False, False)
+            native.stack([nothing], names[:1], 1, False, False, False)

@@ -63,7 +63,7 @@ def stack(native):
     weights = [rng.standard_normal(shape, np.float32) for shape in [(3, 2), (3, 3), (3,), (3,)]]
     pack = native.pack("rnn_tanh", *weights, None)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", None)
-    return exchange.stack_taking_tensors(native.stack([pack], [names], 1, False, False))
+    return exchange.stack_taking_tensors(native.stack([pack], [names], 1, False, False, True))
 
 
 class Own(torch.Tensor):

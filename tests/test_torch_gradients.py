@@ -260,7 +260,9 @@ class Spy:
 def computed(native, monkeypatch):
     """What the backward passes of modules made from now on computed: (dx, d states, d weights)."""
     seen, stack = [], NativeBackend.stack
-    monkeypatch.setattr(NativeBackend, "stack", lambda *args: Spy(stack(*args), seen))
+    monkeypatch.setattr(
+        NativeBackend, "stack", lambda *args, **kwargs: Spy(stack(*args, **kwargs), seen)
+    )
     return seen
 
 

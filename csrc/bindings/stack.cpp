@@ -172,12 +172,13 @@ void add_stack(py::module_& module) {
     const py::object run_type = add_type<Run>(module, "rnnfast._native.Run", of_run);
     module.def("stack", [stack_type, run_type](const std::vector<const Packed*>& packs,
                                                std::vector<Names> names, int directions, bool cell,
-                                               bool batch_first) {
+                                               bool batch_first, bool tensors) {
+        const Form form{cell, batch_first, tensors};
         std::unique_ptr<const Stack> made;
         for (const Packed* pack : packs)
             if (!pack) throw py::type_error("packs: expected those that pack returns, got None");
 #define DTYPE(name, type) \
-    if (!made) made = stack_of<type>(packs, directions, names, {cell, batch_first}, run_type);
+    if (!made) made = stack_of<type>(packs, directions, names, form, run_type);
 #include "core/dtypes.inc"
 #undef DTYPE
         if (!made) refuse("packs: expected packs of one dtype, got several");

@@ -51,6 +51,7 @@ using Names = std::array<py::object, 5>;
 struct Form {
     bool cell;  // one step without an axis T, and states without the axis L*D
     bool batch_first;
+    bool tensors;  // x may be a tensor, and the results are then
 
     // Of an array (T, B, ·) with so many axes; false where there is no such form.
     bool axes(int count, Axes& axes) const {
@@ -214,6 +215,7 @@ private:
     // The arguments x and state, or x, state, lengths, reset and reset_reversed, and perhaps more.
     bool read(PyObject* const* args, Py_ssize_t count, Axes& axes, PassInputs<T>& in) const {
         Array x;
+        if (!form_.tensors && is_tensor(args[0])) return false;
         if (!read_array<T>(args[0], x) || !form_.axes(x.axes, axes)) return false;
         if (axes.steps >= 0) in.steps = x.sizes[axes.steps];
         if (axes.batch >= 0) in.batch = x.sizes[axes.batch];

@@ -16,7 +16,13 @@ RNNFAST_INLINE void copy_or_zero(T* to, const T* from, ptrdiff_t n) {
         for (ptrdiff_t i = 0; i < n; ++i) to[i] = T(0);
 }
 
-// The same, followed by zeros up to `padded` elements.
+// Copies n elements, if there is somewhere to copy them to.
+template <class T>
+RNNFAST_INLINE void copy_if_wanted(T* to, const T* from, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; to && i < n; ++i) to[i] = from[i];
+}
+
+// As copy_or_zero, followed by zeros up to `padded` elements.
 template <class T>
 RNNFAST_INLINE void copy_padded(T* to, const T* from, ptrdiff_t n, ptrdiff_t padded) {
     copy_or_zero(to, from, n);

@@ -100,10 +100,8 @@ public:
     void end(const Shard& shard) {
         for (ptrdiff_t p = shard.begin; p < shard.end; p += shard.step) {
             const ptrdiff_t row = plan.row(p);
-            if (grads.dh0)
-                copy_or_zero(grads.dh0 + row * shape.width, dh + p * h_ld, shape.width);
-            if (grads.dc0)
-                copy_or_zero(grads.dc0 + row * shape.hidden, dc + p * unit_ld, shape.hidden);
+            copy_if_wanted(row_of(grads.dh0, row, shape.width), dh + p * h_ld, shape.width);
+            copy_if_wanted(row_of(grads.dc0, row, shape.hidden), dc + p * unit_ld, shape.hidden);
         }
     }
 

@@ -106,7 +106,7 @@ class Packs:
         if made is None:
             kind = self.kind
             made = self._backend.stack(
-                self._packs, self._names, kind.directions, kind.one_step, batch_first
+                self._packs, self._names, kind.directions, kind.one_step, batch_first, tensors=True
             )
             self._stacks[batch_first] = made = stack_taking_tensors(made)
         return made
