@@ -100,6 +100,21 @@ def test_memory_that_was_freed_and_is_back_elsewhere(kind):
     assert_near(passes(ours, x, state, before_backward=swap), passes(theirs, x, state))
 
 
+def test_storage_given_back_while_others_take_its_place():
+    """What had been packed was of the first storage, of which nothing is left."""
+    ours, theirs = twins("gru")
+    x = normal(6, 3, 4)
+    with torch.no_grad():
+        ours(x)
+        for parameter in ours.parameters():
+            before, values = parameter.data_ptr(), parameter.detach().clone()
+            parameter.untyped_storage().resize_(0)
+            tried = [torch.empty_like(values) for _ in range(50)]
+            parameter.data = next((t for t in tried if t.data_ptr() == before), tried[0])
+            parameter.copy_(values)
+        assert_near(ours(x), theirs(x))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_memory_between_the_passes(kind):
     found = []

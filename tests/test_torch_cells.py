@@ -12,6 +12,7 @@ from torch_modules import CELLS, SIZE, assert_same_gradients, flat, normal, twin
 torch = pytest.importorskip("torch")
 cells = importlib.import_module("rnnfast.torch.cells")
 packs = importlib.import_module("rnnfast.torch.packs")
+rt = importlib.import_module("rnnfast.torch")
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -129,3 +130,17 @@ def test_weights_made_from_others_are_not_kept(both):
     flat(y)[0].sum().backward()
     assert scale.grad is not None
     assert packs.PackCache.of(ours).shared is None
+
+
+@pytest.mark.parametrize("cell", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_no_inputs(cell):
+    """Which torch's constructor takes; the error at the call is its own."""
+    found = []
+    for module in (getattr(rt, cell)(0, 5), getattr(torch.nn, cell)(0, 5)):
+        with pytest.raises(RuntimeError) as error:
+            module(torch.zeros(3, 4))
+        found.append(str(error.value))
+        with torch.no_grad():
+            result = module(torch.zeros(3, 0))
+        assert (result[0] if isinstance(result, tuple) else result).shape == (3, 5)
+    assert found[0] == found[1]

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from torch_twins import CELLS, LAYERS, flat, normal, state_for, twins  # noqa: E402
 
+import rnnfast  # noqa: E402
 from rnnfast.torch import exchange  # noqa: E402  after torch is known to be there
 
 HAS_EXCHANGE = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
@@ -54,6 +55,61 @@ def test_the_same_bits_by_arrays(native, tmp_path):
     theirs, ours = torch.load(file, weights_only=True), results()
     assert len(theirs) == len(ours) > 0
     assert all(map(torch.equal, theirs, ours))
+
+
+OTHERS = """
+import torch
+del torch.Tensor.__dlpack_c_exchange_api__
+import rnnfast.torch as rt
+
+CHANGES = [torch.Tensor.bfloat16, torch.Tensor.to_sparse, torch.Tensor.int, lambda t: t.to("meta")]
+
+def outcome(module, *given):
+    try:
+        return module(*given)[0].dtype
+    except Exception as error:
+        return type(error), str(error)
+
+for name, shape in (("GRU", (1, 1)), ("GRUCell", (1,))):
+    x, h = torch.zeros(*shape, 4), torch.zeros(*shape, 5)
+    ours, theirs = (getattr(where, name)(4, 5) for where in (rt, torch.nn))
+    for change in CHANGES:
+        for given in ((change(x), h), (x, change(h))):
+            assert outcome(ours, *given) == outcome(theirs, *given), given
+    for change in CHANGES[0], CHANGES[3]:
+        ours, theirs = (getattr(where, name)(4, 5) for where in (rt, torch.nn))
+        with torch.no_grad():
+            ours(x)
+        ours._apply(change), theirs._apply(change)
+        assert outcome(ours, change(x)) == outcome(theirs, change(x))
+        assert outcome(ours, x) == outcome(theirs, x)
+print("the same")
+"""
+
+
+@needs_exchange
+def test_other_kinds_of_tensors_by_arrays(native):
+    """NumPy has no arrays for some that torch's own implementation takes, or has errors for."""
+    run = subprocess.run(
+        [sys.executable, "-c", OTHERS], capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout == "the same\n", run.stderr
+
+
+def test_layers_on_arrays_take_tensors_as_before(native):
+    """Through NumPy, to which those that stand for their negative are an error."""
+    layer, x = rnnfast.GRU(4, 5, seed=0), normal(6, 3, 4)
+    h = normal(1, 3, 5)
+    want, _ = layer(x.numpy(), h.numpy())
+    for given in ((x, h.numpy()), (x.numpy(), h)):
+        got, _ = layer(*given)
+        assert type(got) is np.ndarray and np.array_equal(got, want)
+    for given in ((torch._neg_view(x), h.numpy()), (x.numpy(), torch._neg_view(h))):
+        with pytest.raises((RuntimeError, TypeError)):
+            layer(*given)
+    tape = layer.record(x.numpy(), h.numpy())
+    with pytest.raises((RuntimeError, TypeError)):
+        tape.backward(torch._neg_view(normal(6, 3, 5)))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from torch_models import H, by_torch, packs_made, run  # noqa: E402  after torch
 
 import rnnfast.torch as rt  # noqa: E402
 from rnnfast import _backend  # noqa: E402
+from rnnfast.torch.packs import Parameters  # noqa: E402
 
 # Only the compiled kernels have packs to freeze.
 pytestmark = pytest.mark.usefixtures("native")
@@ -78,3 +79,20 @@ def test_what_is_frozen_is_what_the_parameters_are_now():
     rt.freeze(module)
     with torch.no_grad():
         torch.testing.assert_close(module(x)[0], theirs(x)[0])
+
+
+def test_unfrozen_while_the_parameters_are_taken_up(layer, monkeypatch):
+    """By another thread: the promise must not outlive it."""
+    rt.freeze(layer)
+    init = Parameters.__init__
+
+    def meanwhile(*args):
+        init(*args)
+        rt.unfreeze(layer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Parameters, "__init__", meanwhile)
+        run(layer)
+    run(layer)
+    layer.weight_hh_l0.data.mul_(2)
+    torch.testing.assert_close(run(layer), by_torch(layer))

@@ -335,3 +335,15 @@ def test_backward_refuses(what):
     arguments.update(WRONG_BACKWARD[what])
     with pytest.raises((RuntimeError, TypeError, ValueError), match="expected"):
         backward(*arguments.values())
+
+
+class Own(torch.Tensor):
+    pass
+
+
+def test_subclasses_hold_what_tensors_do():
+    """As where a model is compiled or counted whose inputs are of a class of their own."""
+    (x, *rest), _ = sample("gru", {})
+    found = [flat(forward(given, *rest, True)) for given in (x, x.as_subclass(Own))]
+    for want, got in zip(*found, strict=True):
+        assert torch.equal(got.as_subclass(torch.Tensor), want)

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bindings/ndarray.h"
+#include "bindings/returned.h"
 #include "dispatch/fingerprint.h"
 #include "dispatch/threads.h"
 
@@ -17,25 +18,12 @@ namespace {
 // Reading less keeps the GIL: it takes 5 us.
 constexpr ptrdiff_t kReleasingPays = ptrdiff_t(256) << 10;
 
-// What `function` returns, whose C++ exceptions become Python's.
-template <class Function>
-PyObject* returned(const Function& function) {
-    try {
-        return function();
-    } catch (const py::builtin_exception& error) {
-        error.set_error();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
-    }
-    return nullptr;
-}
-
 // Contiguous arrays or tensors in a tuple; false where something is none.
 bool read_all(PyObject* tuple, std::vector<Array>& arrays) {
     if (!PyTuple_CheckExact(tuple)) return false;
     arrays.resize(size_t(PyTuple_GET_SIZE(tuple)));
     for (size_t i = 0; i < arrays.size(); ++i)
-        if (!read_any(PyTuple_GET_ITEM(tuple, Py_ssize_t(i)), arrays[i]) ||
+        if (!read_any(PyTuple_GET_ITEM(tuple, Py_ssize_t(i)), true, arrays[i]) ||
             !is_contiguous(arrays[i]))
             return false;
     return true;
@@ -68,14 +56,14 @@ PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
             if (all >= kReleasingPays) release.emplace();
             result = fingerprint(views);
         }
-        return PyLong_FromUnsignedLongLong(result);
+        return owned_or_throw(PyLong_FromUnsignedLongLong(result));
     });
 }
 
 PyObject* place_of(PyObject*, PyObject* tuple) {
-    return returned([&]() -> PyObject* {
+    return returned([&]() -> py::object {
         std::vector<Array> arrays;
-        if (!read_all(tuple, arrays)) Py_RETURN_NONE;
+        if (!read_all(tuple, arrays)) return py::none();
         std::vector<intptr_t> numbers;
         numbers.reserve(arrays.size() * (kMostAxes + 3));
         for (const Array& array : arrays) {
@@ -83,8 +71,9 @@ PyObject* place_of(PyObject*, PyObject* tuple) {
                                            array.item, array.axes});
             numbers.insert(numbers.end(), array.sizes, array.sizes + array.axes);
         }
-        return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(numbers.data()),
-                                         Py_ssize_t(numbers.size() * sizeof(intptr_t)));
+        return owned_or_throw(
+            PyBytes_FromStringAndSize(reinterpret_cast<const char*>(numbers.data()),
+                                      Py_ssize_t(numbers.size() * sizeof(intptr_t))));
     });
 }
 

@@ -58,10 +58,11 @@ inline bool is_contiguous(const Array& array) {
     return true;
 }
 
-// `object` if it is an array of up to three axes and no subclass, or a tensor, of any items.
-inline bool read_any(PyObject* object, Array& array) {
+// `object` if it is an array of up to three axes and no subclass, or, where `tensors` are taken, a
+// tensor, of any items.
+inline bool read_any(PyObject* object, bool tensors, Array& array) {
     using api = py::detail::npy_api;
-    if (Py_TYPE(object) != api::get().PyArray_Type_) return read_tensor(object, array);
+    if (Py_TYPE(object) != api::get().PyArray_Type_) return tensors && read_tensor(object, array);
     const auto* const proxy = py::detail::array_proxy(object);
     const auto descr = py::reinterpret_borrow<py::dtype>(proxy->descr);
     const bool swapped = descr.byteorder() == (PY_BIG_ENDIAN ? '<' : '>');
@@ -78,8 +79,8 @@ inline bool read_any(PyObject* object, Array& array) {
 
 // The same, if its items are aligned T's.
 template <class T>
-bool read_array(PyObject* object, Array& array) {
-    return read_any(object, array) && array.kind == kKind<T> &&
+bool read_array(PyObject* object, bool tensors, Array& array) {
+    return read_any(object, tensors, array) && array.kind == kKind<T> &&
            array.item == ptrdiff_t(sizeof(T)) &&
            reinterpret_cast<uintptr_t>(array.data) % alignof(T) == 0;
 }
@@ -113,11 +114,11 @@ bool read_rows(const Array& array, const Axes& axes, Rows<const T>& rows) {
 
 // The data of a C-contiguous array of `shape`; None gives null. False where it is something else.
 template <class T>
-bool read_contiguous(PyObject* object, const Shape& shape, const T*& data) {
+bool read_contiguous(PyObject* object, bool tensors, const Shape& shape, const T*& data) {
     data = nullptr;
     if (object == Py_None) return true;
     Array array;
-    if (!read_array<T>(object, array) || !has_shape(array, shape) || !is_contiguous(array))
+    if (!read_array<T>(object, tensors, array) || !has_shape(array, shape) || !is_contiguous(array))
         return false;
     data = reinterpret_cast<const T*>(array.data);
     return true;

@@ -6,8 +6,8 @@
 #include <structmember.h>
 
 #include <cstring>
-#include <new>
 
+#include "bindings/returned.h"
 #include "bindings/stack_training.h"
 
 namespace rnnfast {
@@ -40,23 +40,6 @@ void deallocate(PyObject* self) {
     PyTypeObject* const type = Py_TYPE(self);
     type->tp_free(self);
     Py_DECREF(type);
-}
-
-// What `function` returns; C++'s exceptions become Python's.
-template <class Function>
-PyObject* returned(const Function& function) {
-    try {
-        return function().release().ptr();
-    } catch (py::error_already_set& error) {
-        error.restore();
-    } catch (const py::builtin_exception& error) {
-        error.set_error();
-    } catch (const std::bad_alloc&) {
-        PyErr_NoMemory();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
-    }
-    return nullptr;
 }
 
 bool takes(const char* method, Py_ssize_t given, bool right) {

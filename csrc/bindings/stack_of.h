@@ -51,7 +51,7 @@ using Names = std::array<py::object, 5>;
 struct Form {
     bool cell;  // one step without an axis T, and states without the axis L*D
     bool batch_first;
-    bool tensors;  // x may be a tensor, and the results are then
+    bool tensors;  // arguments may be tensors, and the results are if x is one
 
     // Of an array (T, B, ·) with so many axes; false where there is no such form.
     bool axes(int count, Axes& axes) const {
@@ -195,7 +195,7 @@ private:
                            Rows<const T>& rows) const {
         if (object == Py_None) return true;
         Array array;
-        return read_array<T>(object, array) && has_shape(array, shape) &&
+        return read_array<T>(object, form_.tensors, array) && has_shape(array, shape) &&
                read_rows(array, axes, rows);
     }
 
@@ -204,10 +204,10 @@ private:
                     const T*& c) const {
         if (object == Py_None) return true;
         const Shape h_shape = state_shape(axes, batch, layers_.width());
-        if (!has_c()) return read_contiguous(object, h_shape, h);
+        if (!has_c()) return read_contiguous(object, form_.tensors, h_shape, h);
         if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) != 2) return false;
-        return read_contiguous(PyTuple_GET_ITEM(object, 0), h_shape, h) &&
-               read_contiguous(PyTuple_GET_ITEM(object, 1),
+        return read_contiguous(PyTuple_GET_ITEM(object, 0), form_.tensors, h_shape, h) &&
+               read_contiguous(PyTuple_GET_ITEM(object, 1), form_.tensors,
                                state_shape(axes, batch, layers_.hidden()), c) &&
                (partly || (h && c));
     }
@@ -215,8 +215,7 @@ private:
     // The arguments x and state, or x, state, lengths, reset and reset_reversed, and perhaps more.
     bool read(PyObject* const* args, Py_ssize_t count, Axes& axes, PassInputs<T>& in) const {
         Array x;
-        if (!form_.tensors && is_tensor(args[0])) return false;
-        if (!read_array<T>(args[0], x) || !form_.axes(x.axes, axes)) return false;
+        if (!read_array<T>(args[0], form_.tensors, x) || !form_.axes(x.axes, axes)) return false;
         if (axes.steps >= 0) in.steps = x.sizes[axes.steps];
         if (axes.batch >= 0) in.batch = x.sizes[axes.batch];
         if (x.sizes[x.axes - 1] != layers_.input() || !read_rows(x, axes, in.x)) return false;
@@ -224,10 +223,10 @@ private:
         return count == 2 || read_cuts(args + 2, in);
     }
 
-    static bool read_lengths(PyObject* lengths, PassInputs<T>& in) {
+    bool read_lengths(PyObject* lengths, PassInputs<T>& in) const {
         Shape rows;
         rows.add(in.batch);
-        if (!read_contiguous(lengths, rows, in.lengths)) return false;
+        if (!read_contiguous(lengths, form_.tensors, rows, in.lengths)) return false;
         for (ptrdiff_t row = 0; in.lengths && row < in.batch; ++row)
             if (in.lengths[row] < 0 || in.lengths[row] > in.steps) return false;
         return true;
@@ -239,7 +238,7 @@ private:
         resets.add(in.steps), resets.add(in.batch);
         for (int direction = 0; direction < 2; ++direction) {
             const bool* reset;
-            if (!read_contiguous(args[1 + direction], resets, reset)) return false;
+            if (!read_contiguous(args[1 + direction], form_.tensors, resets, reset)) return false;
             in.resets[direction] = reinterpret_cast<const uint8_t*>(reset);
         }
         return !in.resets[0] == !in.resets[1];

@@ -130,8 +130,7 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes
         const GilRelease release(releases(steps, batch, 2));
         pass.backward(grads);
     }
-    return owned_or_throw(
-        PyTuple_Pack(3, dx.ptr(), initial.ptr(), parameters.ptr()));
+    return owned_or_throw(PyTuple_Pack(3, dx.ptr(), initial.ptr(), parameters.ptr()));
 }
 
 // x, state, lengths, threads -> output (a cell's: None), state, tape.
@@ -163,7 +162,7 @@ py::object StackOf<T>::backward(PyObject* const* args) const {
     const Shape y_shape = axes.shape(in.steps, in.batch, layers_.output());
     const Shape tape_shape{{Pass<T>::tape_size(layers_, in.steps * in.batch)}, 1};
     if ((args[3] == Py_None) != form_.cell || !read_rows_or_none(args[3], axes, y_shape, y) ||
-        !read_contiguous(args[4], tape_shape, tape) || args[4] == Py_None)
+        !read_contiguous(args[4], form_.tensors, tape_shape, tape) || args[4] == Py_None)
         return not_implemented();
     const Py_ssize_t gradients_of = 2 + parameters();
     if (!PyTuple_CheckExact(args[7]) || PyTuple_GET_SIZE(args[7]) != gradients_of)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ from torch import Tensor
 from rnnfast.torch import differentiable
 from rnnfast.torch.exchange import States, gradients, is_special, state_of, states_of
 from rnnfast.torch.packs import Packs, Parameters
-
-if TYPE_CHECKING:
-    pass
 
 _get_num_threads = torch.get_num_threads
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +28,6 @@ from rnnfast.torch.exchange import (
     version,
 )
 from rnnfast.torch.packs import PackCache, Packs, Parameters
-
-if TYPE_CHECKING:
-    pass
 
 # That are copied for one product, which from some hundred rows on gains nothing by more.
 _MOST_ROWS = 4096

@@ -7,6 +7,7 @@ asked for in each call is asked once, and by what takes least.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,13 +96,21 @@ def layer(
         return _with_dropout(module, parameters, x, ragged, states, weights)
     batch_first = module.batch_first and ragged is None
     if ragged is None:
-        borrowed = parameters.borrowed(x.numel() // kind.sizes.input)
+        borrowed = parameters.borrowed(_rows_of_one_step(x, batch_first))
         if borrowed is not None:
             result = _run(Call(parameters, borrowed, None, batch_first), weights, x, states)
             if result is not None:
                 return result
-    call = Call(parameters, parameters.packed(), ragged, batch_first)
+    call = Call(parameters, parameters.packed(weights), ragged, batch_first)
     return _run(call, weights, x, states) or _again(_run, call, weights, x, states)
+
+
+def _rows_of_one_step(x: Tensor, batch_first: bool) -> float:
+    """B; infinity where there are more steps."""
+    shape = x.shape
+    if len(shape) != 3:
+        return 1 if shape[:1] == (1,) else math.inf
+    return shape[1 - batch_first] if shape[batch_first] == 1 else math.inf
 
 
 def _run(
@@ -118,12 +127,12 @@ def cell(module: Cell, x: Any, states: Sequence[Tensor] | None) -> States | None
     if ready is None:
         return None
     parameters, weights = ready
-    borrowed = parameters.borrowed(x.numel() // parameters.kind.sizes.input)
+    borrowed = parameters.borrowed(len(x) if x.dim() == 2 else 1)
     if borrowed is not None:
         result = _step(module, Call(parameters, borrowed), weights, x, states)
         if result is not None:
             return result
-    own = module, Call(parameters, parameters.packed()), weights
+    own = module, Call(parameters, parameters.packed(weights)), weights
     return _step(*own, x, states) or _again(_step, *own, x, states)
 
 
@@ -170,7 +179,7 @@ def _with_dropout(
     weights: tuple[Tensor, ...],
 ) -> tuple[Tensor, States] | None:
     """Layer by layer, with torch's dropout in between: the same masks from the same seed."""
-    kind, packs = parameters.kind, parameters.packed()
+    kind, packs = parameters.kind, parameters.packed(weights)
     if not _is_plain(x) or not all(map(_is_plain, states or ())) or x.dim() not in (2, 3):
         return None
     unbatched = x.dim() == 2 and ragged is None

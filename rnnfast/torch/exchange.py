@@ -37,11 +37,29 @@ _IS_DIRECT = _native_backend.take_tensors(
 )
 
 
+UNREADABLE = "expected tensors that lie in the CPU's memory as they are, got another kind"
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """What a tensor of any subclass holds, contiguous."""
+    if type(tensor) not in TENSORS:
+        tensor = tensor.as_subclass(Tensor)
+    return tensor.resolve_neg().contiguous()
+
+
 def taking_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of the compiled module, with tensors in place of arrays."""
     if _IS_DIRECT:
         return function
-    return lambda *args: _with_tensors(function(*map(_with_arrays, args)))
+
+    def by_arrays(*args: Any) -> Any:
+        try:
+            arrays = [_with_arrays(value) for value in args]
+        except (BufferError, RuntimeError, TypeError):  # a dtype, layout or device that is torch's
+            return NotImplemented
+        return _with_tensors(function(*arrays))
+
+    return by_arrays
 
 
 def stack_taking_tensors(stack: Any) -> Any:
@@ -97,6 +115,8 @@ def gradients(
     if result is NotImplemented:
         given = map(_contiguous, (x, state, lengths, output, tape, d_output, d_state))
         result = stack.backward(*given, wanted, threads)
+    if result is NotImplemented:
+        raise RuntimeError(UNREADABLE)
     dx, initial, parameters = result
     return dx, _NO_STATES if initial is None else states_of(initial), parameters
 

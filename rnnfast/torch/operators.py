@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from rnnfast._native_backend import NativeBackend
 from rnnfast.torch import differentiable
-from rnnfast.torch.exchange import state_of, states_of
+from rnnfast.torch.exchange import UNREADABLE, gradients, plain, state_of, states_of
 from rnnfast.torch.operator_checks import check, checked_kind
 from rnnfast.torch.packs import DTYPES, ContentCache, Kind, Packs, native
 
@@ -34,11 +34,11 @@ def _backend() -> NativeBackend:
 
 
 def _packed(kind: Kind, weights: Sequence[Tensor]) -> Packs:
-    return _packs.get(_backend(), kind, weights)
+    return _packs.get(_backend(), kind, [plain(weight) for weight in weights])
 
 
 def _present(*states: Tensor | None) -> list[Tensor] | None:
-    given = [state.contiguous() for state in states if state is not None]
+    given = [plain(state) for state in states if state is not None]
     return given or None
 
 
@@ -77,13 +77,18 @@ def forward(
     """Output (T, B, D*W), h (L*D, B, W), c (L*D, B, H), and the tape."""
     kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
     stack, threads = _packed(kind, weights).stack(), torch.get_num_threads()
-    rows, states = x.contiguous(), state_of(_present(h0, c0))
+    x, states = plain(x), state_of(_present(h0, c0))
+    result: Any
+    if training:
+        result = stack.forward(x, states, None, threads)
+    else:
+        result = stack.infer(x, states, None, None, None, threads)
+    if result is NotImplemented:
+        raise RuntimeError(UNREADABLE)
+    y, last, *kept = result
     tape = x.new_empty(0)
     if training:
-        y, last, kept = stack.forward(rows, states, None, threads)
-        tape = pad(kept, (0, _tape_shape(kind, x)[0] - len(kept)))
-    else:
-        y, last = stack.infer(rows, states, None, None, None, threads)
+        tape = pad(kept[0], (0, _tape_shape(kind, x)[0] - len(kept[0])))
     h, *c = states_of(last)
     return y, h, c[0] if c else x.new_empty(0), tape
 
@@ -136,26 +141,19 @@ def backward(
     kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
     _check_backward(kind, dy, dh, dc, x, y, tape, len(weights), wanted)
 
-    def rows(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.contiguous()
-
-    dx, initial, parameters = (
-        _packed(kind, weights)
-        .stack()
-        .backward(
-            rows(x),
-            state_of(_present(h0, c0)),
-            None,
-            rows(y),
-            tape[: x.shape[0] * x.shape[1] * _tape_row(kind, x.dtype, 1)],
-            rows(dy),
-            (rows(dh), rows(dc)) if kind.has_c else rows(dh),
-            (bool(wanted[0]), bool(wanted[1] or wanted[2]), *map(bool, wanted[3:])),
-            torch.get_num_threads(),
-        )
+    x, none = plain(x), x.new_empty
+    dx, initial, parameters = gradients(
+        _packed(kind, weights).stack(),
+        x,
+        _present(h0, c0),
+        None,
+        plain(y),
+        plain(tape)[: x.shape[0] * x.shape[1] * _tape_row(kind, x.dtype, 1)],
+        None if dy is None else plain(dy),
+        [None if d is None else plain(d) for d in ((dh, dc) if kind.has_c else (dh,))],
+        (bool(wanted[0]), bool(wanted[1] or wanted[2]), *map(bool, wanted[3:])),
     )
-    dh0, *dc0 = (None,) if initial is None else states_of(initial)
-    none = x.new_empty
+    dh0, *dc0 = initial
     return (
         none(0) if dx is None else dx,
         dh0 if wanted[1] else none(0),

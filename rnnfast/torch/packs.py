@@ -83,7 +83,7 @@ class Packs:
         self._backend = backend
         self._packs = packs
         self._names = names  # of each pack's parameters, in the order of `Weights`
-        self._stacks: dict[bool | int, Stack] = {}
+        self._stacks: dict[bool, Stack] = {}
 
     @classmethod
     def of(
@@ -129,38 +129,44 @@ class Parameters:
     ) -> None:
         self.backend = backend
         self.kind = kind
-        self._frozen = frozen
+        self.frozen = frozen
         self._weights = tuple(w.detach() for w in weights)  # others may give them other memory
         self._place_of = taking_tensors(backend.place)
         self._place = self._place_of(self._weights)
         self._packed: tuple[int, Packs] | None = None  # with the fingerprint that they had
-        # Memory that is not contiguous is packed each time: copies of it would show no changes.
-        self.can_stay = self._place is not None
         self._borrowed: Packs | None = None
-        if self.can_stay:
-            self._borrowed = Packs.of(backend, kind, self._weights, borrow=True)
+        # Memory that is not contiguous is packed each time: copies of it would show no changes.
+        self.can_stay = isinstance(self._place, bytes)
 
     def are(self, weights: tuple[Tensor, ...]) -> bool:
         """Whether these lie in the same memory."""
         return self._place_of(weights) == self._place
 
-    def borrowed(self, rows: int) -> Packs | None:
+    def borrowed(self, rows: float) -> Packs | None:
         """To be read where they lie, by one step of so many rows; None: packed is better.
 
         That reads them once, without a fingerprint.
         """
-        return None if rows > _FEW_ROWS or self._frozen else self._borrowed
+        if rows > _FEW_ROWS or self.frozen or not self.can_stay:
+            return None
+        made = self._borrowed
+        if made is None:
+            made = Packs.of(self.backend, self.kind, self._weights, borrow=True)
+            self._borrowed = made
+        return made
 
     def still(self, packs: Packs, weights: tuple[Tensor, ...]) -> Packs:
         """`packs`; or others of these weights, where those are borrowed and these have moved."""
         if packs is not self._borrowed or self.are(weights):
             return packs
-        return Packs.of(self.backend, self.kind, weights)
+        return Packs.of(self.backend, self.kind, weights, borrow=True)
 
-    def packed(self) -> Packs:
-        """As they are now."""
+    def packed(self, weights: tuple[Tensor, ...]) -> Packs:
+        """As they are now, in the same memory: `weights`, whose storage may be another."""
+        if self.can_stay and not self.are(self._weights):  # that was given back, and taken again
+            self._weights = tuple(w.detach() for w in weights)
         packed = self._packed
-        if packed is not None and (self._frozen or packed[0] == self._fingerprint()):
+        if packed is not None and (self.frozen or packed[0] == self._fingerprint()):
             return packed[1]
         seen = self._fingerprint() if self.can_stay else None
         packs = Packs.of(self.backend, self.kind, self._weights)
@@ -215,6 +221,7 @@ class PackCache:
         if (
             found is not None
             and found.kind is kind
+            and found.frozen is self._frozen  # another thread may have changed that meanwhile
             and found.are(weights)
             and found.backend is _backend.current()
             and not any(map(is_neg, weights))
@@ -222,6 +229,7 @@ class PackCache:
             return found
         backend = native()
         if backend is None or not fits(kind, weights):
+            self._parameters = None
             return None
         found = Parameters(backend, kind, weights, self._frozen)
         self._parameters = found if found.can_stay else None
@@ -243,6 +251,7 @@ def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
             and w.layout is torch.strided
             and not w.is_neg()
             and w.shape == shape
+            and w.data_ptr() % w.element_size() == 0
             for w, shape in zip(weights, shapes, strict=True)
         )
     )
