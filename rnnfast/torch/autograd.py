@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rnnfast.torch import differentiable
-from rnnfast.torch.exchange import States, gradients, is_special, state_of, states_of
+from rnnfast.torch.exchange import States, copy_of, gradients, is_special, state_of, states_of
 from rnnfast.torch.packs import Packs, Parameters
 
 _get_num_threads = torch.get_num_threads
@@ -80,7 +80,7 @@ def record(
     if ragged is not None:
         y = ragged.unpad(y)
     elif packs.kind.cell != "lstm" or packs.kind.sizes.projection or x.dtype is not torch.float32:
-        kept = y.clone()
+        kept = copy_of(y)
     results = (y, *states_of(last), kept, tape)
     outputs = _apply(call, results, x, h0, c0, *weights)
     return outputs[0], outputs[1:]
