@@ -4,6 +4,7 @@
 
 #include <iterator>
 
+#include "api/functions.h"
 #include "bindings/fingerprint.h"
 #include "bindings/packed.h"
 #include "bindings/pass.h"
@@ -149,6 +150,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
             saved, {x, h0, c0, lengths, reset, reverse, y, py::none(), py::none()},
             {dy, dhn, dcn, dx, dh0, dc0, {weight_ih, weight_hh, bias_ih, bias_hh, weight_hr}});
     });
+    // For the Cython class of streams, which is not linked against this module.
+    m.attr("c_functions") = py::capsule(&rnnfast_c_functions, "rnnfast._native.c_functions");
     add_stack(m);
     m.def("tape_row", [](const std::string& cell, const std::string& dtype, ptrdiff_t input,
                          ptrdiff_t hidden, ptrdiff_t projection, int layers, int directions) {

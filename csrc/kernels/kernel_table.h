@@ -16,6 +16,18 @@ struct BackwardWork {
     bool first = false;     // whether `products` is the pass's first
 };
 
+// One layer of a stream: a forward pass over one step, kept from step to step. It reads `args`, which
+// may change in between, and keeps the state in its scratch, which is as of `forward`.
+template <class T>
+struct StreamKernels {
+    ptrdiff_t bytes;  // of the pass, wherever the caller wants it, aligned to 64 bytes
+    void (*make)(void* pass, const ForwardArgs<T>& args, const Plan& plan, T* scratch);
+    void (*step)(void* pass);       // args.x to args.y
+    void (*set_state)(void* pass);  // from args.h0 and args.c0; the first call of all
+    void (*get_state)(void* pass);  // to args.hn and args.cn
+    void (*reset)(void* pass);      // of the rows that args.reset names
+};
+
 // Sizes are in elements; scratch and packed weights are aligned to 64 bytes.
 template <class T>
 struct CellKernels {
@@ -39,6 +51,7 @@ struct CellKernels {
                                   ptrdiff_t rows);
     void (*backward)(const ForwardArgs<T>&, const BackwardArgs<T>&, const Plan&, ptrdiff_t rows,
                      T* scratch, const BackwardWork&);
+    StreamKernels<T> stream;
 };
 
 enum class CellId {

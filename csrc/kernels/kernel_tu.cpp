@@ -8,9 +8,25 @@
 #include "kernels/probe.h"
 #include "kernels/sequence_backward.h"
 #include "kernels/sequence_forward.h"
+#include "kernels/step.h"
 
 namespace rnnfast {
 namespace {
+
+template <class Cell, class T>
+constexpr StreamKernels<T> stream_kernels() {
+    using Pass = StepPass<Cell, T>;
+    return {
+        sizeof(Pass),
+        [](void* pass, const ForwardArgs<T>& args, const Plan& plan, T* scratch) {
+            new (pass) Pass(args, plan, scratch);
+        },
+        [](void* pass) { static_cast<Pass*>(pass)->step(); },
+        [](void* pass) { static_cast<Pass*>(pass)->set_state(); },
+        [](void* pass) { static_cast<Pass*>(pass)->get_state(); },
+        [](void* pass) { static_cast<Pass*>(pass)->reset(); },
+    };
+}
 
 template <class Cell, class T>
 constexpr CellKernels<T> cell_kernels() {
@@ -55,6 +71,7 @@ constexpr CellKernels<T> cell_kernels() {
                     return pass.end(work.slice.rows);
             }
         },
+        stream_kernels<Cell, T>(),
     };
 }
 

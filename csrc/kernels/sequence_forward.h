@@ -12,6 +12,7 @@ constexpr ptrdiff_t kChunkElements = 65536;
 
 template <class Cell, class T>
 class ForwardPass {
+protected:
     using V = Vec<T>;
     static constexpr ptrdiff_t L = kLanes<T>;
 
@@ -95,7 +96,7 @@ public:
         if (first) finish(0, live);
     }
 
-private:
+protected:
     ptrdiff_t clip(ptrdiff_t t) const { return shard.clip(plan.rows(t)); }
 
     // The most rows of a chunk: what the buffer holds, or the rows of one step.
@@ -158,16 +159,13 @@ private:
             T* to = x;
             for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t)
                 for (ptrdiff_t p = 0, n = clip(t); p < n; ++p, to += shape.input)
-                    copy_or_zero(to, x_of(t, p), shape.input);
+                    copy_or_zero(to, args.x + t * args.x_step + plan.row(shard.at(p)) * args.x_row,
+                                 shape.input);
             a = Operand<T>{x, shape.input, shape.input};
         }
         const StoreBiased<T> store_pre{bias_x, pre, pre_ld};
         product<panel_width(Cell::kGates), Cell::kGates>(
             chunk.rows, a, right<Cell::kGates>(at.w, weights.w), store_pre);
-    }
-
-    const T* x_of(ptrdiff_t t, ptrdiff_t p) const {
-        return args.x + t * args.x_step + plan.row(shard.at(p)) * args.x_row;
     }
 
     // What every tile of a step needs. kGates and kFirst: the gates of its product, and the slot
@@ -203,17 +201,21 @@ private:
 #pragma GCC unroll 4
                 for (int v = 0; v < W; ++v) store(&sums[m][v * L], acc[m][v]);
             for (int m = 0; m < M; ++m)
-                for (int u = 0; u < W / kGatesHere; ++u)
-                    unit_block(first + m, column / kGatesHere + u, &sums[m][u * kGatesHere * L]);
+                for (int u = 0; u < W / kGatesHere; ++u) {
+                    V of_unit[kGatesHere];
+                    for (int g = 0; g < kGatesHere; ++g)
+                        of_unit[g] = load(&sums[m][(u * kGatesHere + g) * L]);
+                    unit_block(first + m, column / kGatesHere + u, of_unit);
+                }
         }
 
         // Equations of one row and block of units, from the sums of this product's gates.
-        RNNFAST_INLINE void unit_block(ptrdiff_t p, ptrdiff_t b, const T* sums) const {
+        RNNFAST_INLINE void unit_block(ptrdiff_t p, ptrdiff_t b, const V* sums) const {
             V a[Cell::kSlots], kept[Cell::kSaved] = {}, next{}, c{};
             if constexpr (kApart<Cell> > 0)
                 for (int slot = 0; slot < kApart<Cell>; ++slot)
                     a[slot] = load(pre_at(p, b) + slot * L);
-            for (int g = 0; g < kGatesHere; ++g) a[kFirst + g] = load(sums + g * L);
+            for (int g = 0; g < kGatesHere; ++g) a[kFirst + g] = sums[g];
             const V h_prev = Cell::kDirect ? load(pass->h + p * pass->h_ld + b * L) : V{};
             T* keep = saved ? saved + p * pass->saved_ld + b * Cell::kSaved * L : nullptr;
             if constexpr (Cell::kTwoProducts && kFirst == 0) {
@@ -288,16 +290,28 @@ private:
         const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
-        constexpr int kFirst = kFirstGates<Cell>;
-        product<panel_width(kFirst), kFirst>(
-            n, Operand<T>{h, h_ld, shape.width}, right<kFirst>(at.r, weights.r),
-            Step<kFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>{this, step_pre, saved, y});
+        first_product(n, first_right(), FirstStep{this, step_pre, saved, y});
         if constexpr (Cell::kTwoProducts) {
             slice.meet();
             product<panel_width(1), 1>(n, Operand<T>{reset_h, unit_ld, shape.hidden},
                                        right<1>(at.r_second, weights.r_second),
                                        Step<1, Cell::kSlots - 1>{this, step_pre, saved, y});
         }
+        end_step(n, y);
+    }
+
+    static constexpr int kInFirst = kFirstGates<Cell>;  // gates of a step's first product
+    using FirstStep = Step<kInFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>;
+
+    Right<T> first_right() const { return right<kInFirst>(at.r, weights.r); }
+
+    template <class Epilogue>
+    void first_product(ptrdiff_t n, const Right<T>& r, const Epilogue& epilogue) const {
+        product<panel_width(kInFirst), kInFirst>(n, Operand<T>{h, h_ld, shape.width}, r, epilogue);
+    }
+
+    // The projection of a step's n rows; the rest of y; h takes its turn.
+    void end_step(ptrdiff_t n, T* y) {
         if constexpr (Cell::kProjects)
             if (shape.projection) {
                 slice.meet();
@@ -305,7 +319,7 @@ private:
                                            right<1>(at.projection, weights.projection),
                                            Projected{this, y});
             }
-        for (ptrdiff_t p = n; first_part && p < count; ++p)
+        for (ptrdiff_t p = n; slice.part == 0 && p < count; ++p)
             copy_or_zero<T>(y_row(p, y), nullptr, shape.width);
         slice.meet();
         T* swap = h;

@@ -1,0 +1,133 @@
+#include "dispatch/stream.h"
+
+#include <deque>
+
+#include "dispatch/float_env.h"
+
+namespace rnnfast {
+namespace {
+
+template <class T>
+using Stack = std::deque<PackedWeights<T>>;
+
+template <class T>
+class StreamOf final : public Stream {
+public:
+    StreamOf(ptrdiff_t batch, std::shared_ptr<const Stack<T>> weights)
+        : weights_(std::move(weights)),
+          kernels_(weights_->front().kernels().stream),
+          plan_{1, batch, false, nullptr, nullptr, nullptr} {
+        layers_.reserve(weights_->size());
+        for (const PackedWeights<T>& packed : *weights_) {
+            const Sizes& sizes = packed.sizes();
+            Layer& layer = layers_.emplace_back();
+            ForwardArgs<T>& args = layer.args;
+            args.sizes = sizes, args.packed = packed.packed();
+            args.x_row = sizes.input, args.x_step = batch * sizes.input;
+            args.y_row = sizes.width(), args.y_step = batch * sizes.width();
+            if (layers_.size() > 1) {
+                layer.between = allocate<T>(args.x_step);
+                args.x = layers_[layers_.size() - 2].args.y = layer.between.get();
+            }
+            layer.scratch =
+                allocate<T>(packed.kernels().forward_scratch(args, plan_, {{0, batch}}));
+            layer.pass = allocate<unsigned char>(kernels_.bytes);
+            kernels_.make(layer.pass.get(), args, plan_, layer.scratch.get());
+            kernels_.set_state(layer.pass.get());
+        }
+    }
+
+    std::unique_ptr<Stream> clone() const override {
+        std::vector<T> h(layers_.size() * size_t(h_count())), c(layers_.size() * size_t(c_count()));
+        get_state(h.data(), c.data());
+        auto other = std::make_unique<StreamOf>(plan_.batch, weights_);
+        other->set_state(h.data(), c.data());
+        return other;
+    }
+
+    void run(ptrdiff_t steps, const void* x, void* y) noexcept override {
+        const FloatEnv env;
+        ForwardArgs<T>& bottom = layers_.front().args;
+        ForwardArgs<T>& top = layers_.back().args;
+        bottom.x = static_cast<const T*>(x);
+        top.y = static_cast<T*>(y);
+        for (ptrdiff_t t = 0; t < steps; ++t) {
+            for (const Layer& layer : layers_) kernels_.step(layer.pass.get());
+            bottom.x += bottom.x_step;
+            top.y += top.y_step;
+        }
+    }
+
+    void get_state(void* h, void* c) const noexcept override {
+        T *to_h = static_cast<T*>(h), *to_c = static_cast<T*>(c);
+        for (const Layer& layer : layers_) {
+            layer.args.hn = to_h, layer.args.cn = to_c;
+            kernels_.get_state(layer.pass.get());
+            to_h += h_count();
+            if (to_c) to_c += c_count();
+        }
+    }
+
+    void set_state(const void* h, const void* c) noexcept override {
+        const T *from_h = static_cast<const T*>(h), *from_c = static_cast<const T*>(c);
+        for (Layer& layer : layers_) {
+            layer.args.h0 = from_h, layer.args.c0 = from_c;
+            kernels_.set_state(layer.pass.get());
+            if (from_h) from_h += h_count();
+            if (from_c) from_c += c_count();
+        }
+    }
+
+    void reset(const uint8_t* rows) noexcept override {
+        if (!rows) return set_state(nullptr, nullptr);
+        for (Layer& layer : layers_) {
+            layer.args.reset = rows;
+            kernels_.reset(layer.pass.get());
+            layer.args.reset = nullptr;
+        }
+    }
+
+    double work() const noexcept override {
+        double sum = 0;
+        for (const PackedWeights<T>& packed : *weights_) {
+            const Sizes& s = packed.sizes();
+            const double rows = double(packed.kernels().gates) * double(s.hidden);
+            sum += rows * double(s.input + s.width()) + double(s.hidden) * double(s.projection);
+        }
+        return sum * double(plan_.batch);
+    }
+
+private:
+    struct Layer {
+        mutable ForwardArgs<T> args{};     // which the pass reads; get_state's results too
+        Buffer<T> between, scratch;        // x, from the layer below; what the pass works in
+        Buffer<unsigned char> pass;
+    };
+
+    // The elements of a layer's h and c.
+    ptrdiff_t h_count() const { return plan_.batch * weights_->front().sizes().width(); }
+    ptrdiff_t c_count() const { return plan_.batch * weights_->front().sizes().hidden; }
+
+    const std::shared_ptr<const Stack<T>> weights_;
+    const StreamKernels<T>& kernels_;
+    const Plan plan_;
+    std::vector<Layer> layers_;  // which stay where they are: the passes know
+};
+
+}  // namespace
+
+template <class T>
+std::unique_ptr<Stream> make_stream(const StreamConfig& config, const Weights<const T>* weights) {
+    auto stack = std::make_shared<Stack<T>>();
+    Sizes sizes = config.sizes;
+    for (ptrdiff_t l = 0; l < config.layers; ++l, sizes.input = sizes.width())
+        stack->emplace_back(config.cell, sizes, weights[l]);
+    return std::make_unique<StreamOf<T>>(config.batch, std::move(stack));
+}
+
+#define DTYPE(name, type) \
+    template std::unique_ptr<Stream> make_stream(const StreamConfig&, const Weights<const type>*);
+#include "core/dtypes.inc"
+#undef DTYPE
+
+}  // namespace rnnfast
