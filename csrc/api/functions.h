@@ -10,16 +10,16 @@ extern "C" {
 #endif
 
 typedef struct rnnfast_functions {
-    rnnfast_stream *(*create)(const rnnfast_config *, const rnnfast_layer *);
-    rnnfast_stream *(*clone)(const rnnfast_stream *);
-    void (*destroy)(rnnfast_stream *);
-    void (*step)(rnnfast_stream *, const void *, void *);
-    void (*run)(rnnfast_stream *, int64_t, const void *, void *);
-    void (*get_state)(const rnnfast_stream *, void *, void *);
-    void (*set_state)(rnnfast_stream *, const void *, const void *);
-    void (*reset)(rnnfast_stream *, const uint8_t *);
-    double (*step_work)(const rnnfast_stream *);
-    const char *(*error)(void);
+    rnnfast_stream* (*create)(const rnnfast_config*, const rnnfast_layer*);
+    rnnfast_stream* (*clone)(const rnnfast_stream*);
+    void (*destroy)(rnnfast_stream*);
+    void (*step)(rnnfast_stream*, const void*, void*);
+    void (*run)(rnnfast_stream*, int64_t, const void*, void*);
+    void (*get_state)(const rnnfast_stream*, void*, void*);
+    void (*set_state)(rnnfast_stream*, const void*, const void*);
+    void (*reset)(rnnfast_stream*, const uint8_t*);
+    double (*step_work)(const rnnfast_stream*);
+    const char* (*error)(void);
 } rnnfast_functions;
 
 extern const rnnfast_functions rnnfast_c_functions;

@@ -77,20 +77,20 @@ void check_product(const StreamConfig& config, ptrdiff_t gates) {
     const double weights = double(gates) * units * (inputs + 2 * units);
     const double rows = double(config.batch) * (double(gates) * 2 * units + inputs);
     if ((weights + rows) * double(config.layers) > double(PTRDIFF_MAX) / 64)
-        fail("sizes: expected arrays that fit in memory, got input_size %lld, hidden_size %lld, "
-             "num_layers %lld, batch_size %lld",
-             static_cast<long long>(config.sizes.input),
-             static_cast<long long>(config.sizes.hidden), static_cast<long long>(config.layers),
-             static_cast<long long>(config.batch));
+        fail(
+            "sizes: expected arrays that fit in memory, got input_size %lld, hidden_size %lld, "
+            "num_layers %lld, batch_size %lld",
+            static_cast<long long>(config.sizes.input), static_cast<long long>(config.sizes.hidden),
+            static_cast<long long>(config.layers), static_cast<long long>(config.batch));
 }
 
 template <class T>
 StreamConfig checked(const rnnfast_config& c) {
-    const StreamConfig config{CellId(find("cell", c.cell, kCells)),
-                              {ptrdiff_t(c.input_size), ptrdiff_t(c.hidden_size),
-                               ptrdiff_t(c.proj_size)},
-                              ptrdiff_t(c.num_layers),
-                              ptrdiff_t(c.batch_size)};
+    const StreamConfig config{
+        CellId(find("cell", c.cell, kCells)),
+        {ptrdiff_t(c.input_size), ptrdiff_t(c.hidden_size), ptrdiff_t(c.proj_size)},
+        ptrdiff_t(c.num_layers),
+        ptrdiff_t(c.batch_size)};
     const CellKernels<T>& kernels = active_kernels_for<T>().cells[int(config.cell)];
     if (c.weights) fail("weights: expected NULL, got %s", c.weights);
     check_least("input_size", c.input_size, 0);

@@ -99,8 +99,8 @@ public:
 
 private:
     struct Layer {
-        mutable ForwardArgs<T> args{};     // which the pass reads; get_state's results too
-        Buffer<T> between, scratch;        // x, from the layer below; what the pass works in
+        mutable ForwardArgs<T> args{};  // which the pass reads; get_state's results too
+        Buffer<T> between, scratch;     // x, from the layer below; what the pass works in
         Buffer<unsigned char> pass;
     };
 

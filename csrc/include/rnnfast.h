@@ -28,9 +28,9 @@ typedef struct rnnfast_stream rnnfast_stream;
 
 /* What a stream computes. */
 typedef struct rnnfast_config {
-    const char *cell;    /* "rnn_tanh", "rnn_relu", "gru", "gru_reset_before" or "lstm" */
-    const char *dtype;   /* "float32" or "float64": of all arrays */
-    const char *weights; /* how the weights are kept: NULL, as they are */
+    const char* cell;    /* "rnn_tanh", "rnn_relu", "gru", "gru_reset_before" or "lstm" */
+    const char* dtype;   /* "float32" or "float64": of all arrays */
+    const char* weights; /* how the weights are kept: NULL, as they are */
     int64_t input_size;  /* I of the first layer; those above read W */
     int64_t hidden_size; /* H */
     int64_t proj_size;   /* of an LSTM with projection; 0: none */
@@ -40,49 +40,49 @@ typedef struct rnnfast_config {
 
 /* The parameters of a layer, in torch's layout. */
 typedef struct rnnfast_layer {
-    const void *weight_ih; /* (G*H, I) */
-    const void *weight_hh; /* (G*H, W) */
-    const void *bias_ih;   /* (G*H)  NULL: none; in all layers or in none, and as bias_hh */
-    const void *bias_hh;   /* (G*H) */
-    const void *weight_hr; /* (W, H) of an LSTM with projection; else NULL */
+    const void* weight_ih; /* (G*H, I) */
+    const void* weight_hh; /* (G*H, W) */
+    const void* bias_ih;   /* (G*H)  NULL: none; in all layers or in none, and as bias_hh */
+    const void* bias_hh;   /* (G*H) */
+    const void* weight_hr; /* (W, H) of an LSTM with projection; else NULL */
 } rnnfast_layer;
 
 /* A new stream, its state zero; NULL where the configuration is none, or memory is short, and
  * rnnfast_error() says why. `layers`: num_layers of them, copied. */
-RNNFAST_API rnnfast_stream *rnnfast_create(const rnnfast_config *config,
-                                           const rnnfast_layer *layers);
+RNNFAST_API rnnfast_stream* rnnfast_create(const rnnfast_config* config,
+                                           const rnnfast_layer* layers);
 
 /* Another stream with the same weights, which they share, and with the state as it is now. NULL
  * where memory is short. */
-RNNFAST_API rnnfast_stream *rnnfast_clone(const rnnfast_stream *stream);
+RNNFAST_API rnnfast_stream* rnnfast_clone(const rnnfast_stream* stream);
 
 /* NULL is allowed. */
-RNNFAST_API void rnnfast_destroy(rnnfast_stream *stream);
+RNNFAST_API void rnnfast_destroy(rnnfast_stream* stream);
 
 /* One step: x (B, I) in, y (B, W) out. */
-RNNFAST_API void rnnfast_step(rnnfast_stream *stream, const void *x, void *y);
+RNNFAST_API void rnnfast_step(rnnfast_stream* stream, const void* x, void* y);
 
 /* `steps` steps: x (steps, B, I) in, y (steps, B, W) out. */
-RNNFAST_API void rnnfast_run(rnnfast_stream *stream, int64_t steps, const void *x, void *y);
+RNNFAST_API void rnnfast_run(rnnfast_stream* stream, int64_t steps, const void* x, void* y);
 
 /* h (L, B, W) and, of an LSTM, c (L, B, H). Of other cells c is not read or written. Setting from
  * NULL sets zeros. */
-RNNFAST_API void rnnfast_get_state(const rnnfast_stream *stream, void *h, void *c);
-RNNFAST_API void rnnfast_set_state(rnnfast_stream *stream, const void *h, const void *c);
+RNNFAST_API void rnnfast_get_state(const rnnfast_stream* stream, void* h, void* c);
+RNNFAST_API void rnnfast_set_state(rnnfast_stream* stream, const void* h, const void* c);
 
 /* Zero state for the rows whose entry in `rows` (B) is not 0; NULL: for all. */
-RNNFAST_API void rnnfast_reset(rnnfast_stream *stream, const uint8_t *rows);
+RNNFAST_API void rnnfast_reset(rnnfast_stream* stream, const uint8_t* rows);
 
 /* Multiplications of a step, as a measure of how long it takes. */
-RNNFAST_API double rnnfast_step_work(const rnnfast_stream *stream);
+RNNFAST_API double rnnfast_step_work(const rnnfast_stream* stream);
 
 /* What was wrong with the last call of rnnfast_create or rnnfast_clone on this thread that returned
  * NULL; valid until the next one there. */
-RNNFAST_API const char *rnnfast_error(void);
+RNNFAST_API const char* rnnfast_error(void);
 
 /* The instruction set in use: one that this CPU has, or that RNNFAST_ISA forces. NULL where that
  * names none which can be, and rnnfast_error() says why. */
-RNNFAST_API const char *rnnfast_isa(void);
+RNNFAST_API const char* rnnfast_isa(void);
 
 #ifdef __cplusplus
 }

@@ -168,8 +168,7 @@ protected:
             chunk.rows, a, right<Cell::kGates>(at.w, weights.w), store_pre);
     }
 
-    // What every tile of a step needs. kGates and kFirst: the gates of its product, and the slot
-    // of the first of them.
+    // What every tile of a step needs: the gates of its product, and the slot of the first of them.
     template <int kGatesHere, int kFirst>
     struct Step {
         ForwardPass* pass;
@@ -202,10 +201,10 @@ protected:
                 for (int v = 0; v < W; ++v) store(&sums[m][v * L], acc[m][v]);
             for (int m = 0; m < M; ++m)
                 for (int u = 0; u < W / kGatesHere; ++u) {
-                    V of_unit[kGatesHere];
+                    V a[kGatesHere];
                     for (int g = 0; g < kGatesHere; ++g)
-                        of_unit[g] = load(&sums[m][(u * kGatesHere + g) * L]);
-                    unit_block(first + m, column / kGatesHere + u, of_unit);
+                        a[g] = load(&sums[m][(u * kGatesHere + g) * L]);
+                    unit_block(first + m, column / kGatesHere + u, a);
                 }
         }
 
@@ -215,6 +214,7 @@ protected:
             if constexpr (kApart<Cell> > 0)
                 for (int slot = 0; slot < kApart<Cell>; ++slot)
                     a[slot] = load(pre_at(p, b) + slot * L);
+#pragma GCC unroll 4
             for (int g = 0; g < kGatesHere; ++g) a[kFirst + g] = sums[g];
             const V h_prev = Cell::kDirect ? load(pass->h + p * pass->h_ld + b * L) : V{};
             T* keep = saved ? saved + p * pass->saved_ld + b * Cell::kSaved * L : nullptr;
@@ -234,6 +234,7 @@ protected:
                 pass->put_h(p, b, next, y);
             }
             if (keep)
+#pragma GCC unroll 8
                 for (int s = 0; s < Cell::kSaved; ++s) store(keep + s * L, kept[s]);
         }
 
@@ -290,7 +291,7 @@ protected:
         const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
-        first_product(n, first_right(), FirstStep{this, step_pre, saved, y});
+        first_product(n, right<kInFirst>(at.r, weights.r), FirstStep{this, step_pre, saved, y});
         if constexpr (Cell::kTwoProducts) {
             slice.meet();
             product<panel_width(1), 1>(n, Operand<T>{reset_h, unit_ld, shape.hidden},
@@ -302,8 +303,6 @@ protected:
 
     static constexpr int kInFirst = kFirstGates<Cell>;  // gates of a step's first product
     using FirstStep = Step<kInFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>;
-
-    Right<T> first_right() const { return right<kInFirst>(at.r, weights.r); }
 
     template <class Epilogue>
     void first_product(ptrdiff_t n, const Right<T>& r, const Epilogue& epilogue) const {

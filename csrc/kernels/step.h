@@ -18,7 +18,8 @@ class StepPass : ForwardPass<Cell, T> {
 
 public:
     StepPass(const ForwardArgs<T>& a, const Plan& plan, T* scratch)
-        : Pass(a, plan, {{0, plan.batch}}, scratch), r(this->first_right()) {}
+        : Pass(a, plan, {{0, plan.batch}}, scratch),
+          r(this->template right<Pass::kInFirst>(at.r, this->weights.r)) {}
 
     // The standard's placement new is an inline function, which might be shared between ISAs.
     static void* operator new(size_t, void* memory) { return memory; }

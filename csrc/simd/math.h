@@ -54,8 +54,7 @@ template <class T>
 RNNFAST_INLINE Exponential<T> exponential(Vec<T> x) {
     using K = ExpConstants<T>;
     using I = typename K::Ints;
-    x = x < K::kLowest ? broadcast(K::kLowest) : x;
-    x = x > K::kHighest ? broadcast(K::kHighest) : x;
+    x = at_most(broadcast(K::kHighest), at_least(broadcast(K::kLowest), x));
     const Vec<T> shifted = fma(x, broadcast(K::kLog2e), broadcast(K::kRound));
     const Vec<T> n = shifted - K::kRound;
     Vec<T> r = fma(n, broadcast(-K::kLn2High), x);

@@ -77,9 +77,7 @@ struct Case {
     bool biased;
 
     ptrdiff_t width() const { return P ? P : H; }
-    rnnfast_config config(const char* dtype) const {
-        return {name, dtype, nullptr, I, H, P, L, B};
-    }
+    rnnfast_config config(const char* dtype) const { return {name, dtype, nullptr, I, H, P, L, B}; }
     std::string text() const {
         return std::string(name) + " I " + std::to_string(I) + " H " + std::to_string(H) + " P " +
                std::to_string(P) + " L " + std::to_string(L) + " B " + std::to_string(B);
@@ -288,12 +286,12 @@ void check_errors() {
     refused("proj_size: expected less than hidden_size (5), got 5",
             [](Config& a, Layers&) { a.proj_size = 5; });
     refused("proj_size: expected 0 for gru, got 2", [](Config& a, Layers&) { a.cell = "gru"; });
-    refused("sizes: expected arrays that fit in memory, got input_size 3, hidden_size "
-            "4611686018427387904, num_layers 2, batch_size 1",
-            [](Config& a, Layers&) { a.hidden_size = int64_t(1) << 62; });
+    refused(
+        "sizes: expected arrays that fit in memory, got input_size 3, hidden_size "
+        "4611686018427387904, num_layers 2, batch_size 1",
+        [](Config& a, Layers&) { a.hidden_size = int64_t(1) << 62; });
     if (RNNFAST_COUNTS)  // a sanitizer ends the program instead
-        refused("not enough memory",
-                [](Config& a, Layers&) { a.batch_size = int64_t(1) << 44; });
+        refused("not enough memory", [](Config& a, Layers&) { a.batch_size = int64_t(1) << 44; });
     refused("weight_hh of layer 1: expected an array, got NULL",
             [](Config&, Layers& l) { l[1].weight_hh = nullptr; });
     refused("bias_ih of layer 1: expected an array, got NULL",
@@ -319,8 +317,8 @@ int main() {
         return 77;  // ctest's sign for a test that was skipped
     }
     std::printf("ISA %s; allocations are %scounted\n", rnnfast_isa(), RNNFAST_COUNTS ? "" : "not ");
-#define CELL(name, type)                     \
-    check_cell<float>(#name, CellId::name);  \
+#define CELL(name, type)                    \
+    check_cell<float>(#name, CellId::name); \
     check_cell<double>(#name, CellId::name);
 #include "core/cells.inc"
 #undef CELL
