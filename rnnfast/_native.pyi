@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 Array = Any  # a NumPy array; or, after `take_tensors`, a tensor
 State = Any  # h, or a pair (h, c)
 
+# The C functions of csrc/api/functions.h, in a capsule, for `rnnfast.stream`.
+c_functions: Any
+
 class Packed:
     """One layer's weights: in panels, for the ISA in use, or where `borrow` found them."""
 

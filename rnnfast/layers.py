@@ -7,16 +7,21 @@ of h (P, or H without projection), L layers, D directions.
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnnfast import _validate
+from rnnfast._cells import Weights
 from rnnfast._layout import State
 from rnnfast._module import NONLINEARITIES, Module, Options, option
 from rnnfast._stack import Dropout, Inputs
+from rnnfast._streams import Form, Stream
 from rnnfast._tape import Tape
+
+if TYPE_CHECKING:
+    from rnnfast.stream import Stream as CompiledStream
 
 
 class _Layer(Module):
@@ -133,6 +138,39 @@ class _Layer(Module):
         stack = self._packs()
         dropout = Dropout(dropped, self._rng) if dropped else None
         return Tape(*stack.record(inputs, dropout, recompute), self._signature)
+
+    def stream(self, batch_size: int = 1, weights: str | None = None) -> Stream | CompiledStream:
+        """Runs the layer step by step, for inference, with the state inside, which starts from zero.
+
+        A stream has a copy of the parameters: later changes do not show in it. On the native
+        backend its steps have the same bits as the layer over the whole sequence.
+
+        Parameters
+        ----------
+        batch_size : B.
+        weights : how they are kept: the layer's dtype, which None means too.
+
+        Returns
+        -------
+        stream : with `step`, `run`, `state` and `reset`; see `rnnfast.stream.Stream`.
+
+        Raises
+        ------
+        TypeError, ValueError : an argument of the wrong type or value; or the layer is
+            bidirectional, so that its first output needs the last input.
+        """
+        options = self._options
+        batch_size = _validate.integer("batch_size", batch_size, 1)
+        if weights is not None:
+            _validate.one_of("weights", weights, [options.dtype])
+        if options.bidirectional:
+            raise ValueError("bidirectional: expected False for a stream, got True")
+        arrays = self._parameters.copies()
+        layers = tuple(
+            Weights(**{name: arrays[name + suffix] for name in self._shapes(k)})
+            for k, suffix in enumerate(self._suffixes)
+        )
+        return Form(repr(self), self._signature, layers, options.dtype, batch_size).open()
 
     def _read(self, x: Any, state: Any, lengths: Any, reset: Any) -> Inputs:
         x, layout = self._signature.input(x)

@@ -43,7 +43,14 @@ def test_the_example_learns(capsys) -> None:
 
 
 def test_every_use_has_an_example() -> None:
-    headings = ["Use", "Training", "Lengths and resets", "PyTorch", "Configuration"]
+    headings = [
+        "Use",
+        "Training",
+        "Lengths and resets",
+        "Streaming",
+        "PyTorch",
+        "Configuration",
+    ]
     assert list(blocks("python")) == headings
     assert TEXT.count("```python\n") == len(blocks("python"))
 

@@ -1,0 +1,232 @@
+"""Streams: a layer one step at a time, with its state inside.
+
+`Form` says what a stream computes and checks what it is given. Two classes run one, with the same
+interface: `rnnfast.stream.Stream`, compiled, on the native backend, and `Stream` on the others.
+
+Letters: T steps, B batch, I input size, H hidden size, P projection size, W the width of h (P, or
+H without projection), L layers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnfast import _backend, _validate
+from rnnfast._cells import Sizes, Weights
+from rnnfast._layout import LAYER_LAYOUTS, Layout, Signature, State, state_widths
+from rnnfast._native_backend import NativeBackend
+from rnnfast._stack import Inputs, PackedStack
+from rnnfast.functional import pack_checked
+
+if TYPE_CHECKING:
+    from rnnfast.stream import Stream as CompiledStream
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What a stream computes, and the checks of what it takes.
+
+    layer : how the layer prints.
+    signature : the layer's, in one direction.
+    layers : the parameters of each layer, contiguous; nobody changes them.
+    weights : how they are kept: as the layer's dtype.
+    batch_size : B.
+
+    Raises
+    ------
+    ValueError : a state would not fit in memory.
+    """
+
+    layer: str
+    signature: Signature
+    layers: tuple[Weights, ...]
+    weights: str
+    batch_size: int
+
+    def __post_init__(self) -> None:  # noqa: D105
+        sizes = self.signature.sizes
+        widest = max(sizes.input, sizes.hidden) * self.signature.dtype.itemsize
+        if widest * len(self.layers) * self.batch_size > np.iinfo(np.intp).max:
+            raise ValueError(
+                f"batch_size: expected a size that fits in memory, got {self.batch_size}"
+            )
+
+    def open(self, state: State | None = None) -> Stream | CompiledStream:
+        """A new stream on the backend in use, with a state that another stream had."""
+        stream: Stream | CompiledStream
+        if isinstance(_backend.current(), NativeBackend):
+            from rnnfast.stream import Stream as CompiledStream
+
+            stream = CompiledStream(self)
+        else:
+            stream = Stream(self)
+        if state is not None:
+            stream.state = state
+        return stream
+
+    def text(self) -> str:
+        """How a stream prints."""
+        return f"Stream({self.layer}, batch_size={self.batch_size})"
+
+    def arguments(self, x: Any, out: Any, steps: bool) -> tuple[NDArray, NDArray]:
+        """The arguments of `run` (`steps`) or `step`, checked and converted.
+
+        Returns
+        -------
+        x : (T, B, I) contiguous, with memory apart from that of `out`.
+        out : `out` itself; or a new array, where it is None.
+        """
+        sizes, dtype, batch = self.signature.sizes, self.signature.dtype, self.batch_size
+        given = _validate.of_dtype("x", x, dtype)
+        # A batch of one may lack its axis.
+        layout = Layout((steps, batch > 1 or given.ndim > 1 + steps))
+        shape = (-1 if steps else 1, batch, sizes.input)
+        given = np.ascontiguousarray(layout.floats("x", given, dtype, shape, "T B I"))
+        shape = (*given.shape[:2], sizes.output)
+        if out is None:
+            own = [size for size, has in zip(shape, (*layout.has, True), strict=True) if has]
+            return given, np.empty(own, dtype)
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out: expected an array, got {type(out).__name__}")
+        layout.floats("out", out, dtype, shape, f"T B {'P' if sizes.projection else 'H'}")
+        flags = out.flags
+        if not (flags.carray and out.dtype.isnative):
+            raise ValueError(
+                "out: expected a writable, aligned, C-contiguous array in native byte order, "
+                "got another"
+            )
+        return given.copy() if np.may_share_memory(given, out) else given, out
+
+    def new_states(self) -> list[NDArray]:
+        """Zeros for h (L, B, W) and, of an LSTM, c (L, B, H)."""
+        widths = state_widths(self.signature.cell, self.signature.sizes).values()
+        leading = (len(self.layers), self.batch_size)
+        return [np.zeros((*leading, width), self.signature.dtype) for width in widths]
+
+    def states(self, value: Any) -> list[NDArray] | None:
+        """A state in the form that the layer takes, as contiguous arrays; None: zeros."""
+        first = value
+        if len(self.signature.cell.states) > 1 and isinstance(value, (tuple, list)) and value:
+            first = value[0]
+        # The state of a layer whose input has no B has none either.
+        has_batch = self.batch_size > 1 or getattr(first, "ndim", None) != 2
+        layout = LAYER_LAYOUTS[3 if has_batch else 2]
+        states = self.signature.states("state", value, layout, self.batch_size)
+        return [array for array in states.values() if array is not None] or None
+
+    def rows(self, value: Any) -> NDArray | None:
+        """Rows, as a mask or by their numbers, as a mask (B,) of bytes; None: all."""
+        if value is None:
+            return None
+        batch = self.batch_size
+        given = _validate.array("rows", value)
+        if given.size == 0 and not isinstance(value, np.ndarray):
+            given = given.astype(np.int64)  # an empty list has no dtype of its own
+        if given.dtype.kind not in "biu":
+            raise TypeError(f"rows: expected bool or integers, got {given.dtype}")
+        if given.dtype.kind == "b":
+            if given.shape != (batch,):
+                raise ValueError(f"rows: expected shape (B,) = ({batch},), got {given.shape}")
+            return given.astype(np.uint8)
+        if given.size and not (0 <= given.min() and given.max() < batch):
+            worst = given.min() if given.min() < 0 else given.max()
+            raise ValueError(f"rows: expected values in 0..B-1 = 0..{batch - 1}, got {worst}")
+        mask = np.zeros(batch, np.uint8)
+        mask[given.astype(np.intp)] = 1
+        return mask
+
+
+class Stream:
+    """A stream on a backend without one of its own; see `rnnfast.stream.Stream`."""
+
+    def __init__(self, form: Form, original: Stream | None = None) -> None:
+        signature, sizes = form.signature, form.signature.sizes
+        self._form = form
+        self._lock = threading.Lock()
+        self.batch_size = form.batch_size
+        self.input_size = sizes.input
+        self.output_size = sizes.output
+        self.dtype = signature.dtype.name
+        self.weights = form.weights
+        if original is not None:
+            self._stack = original._stack
+            self._states = original._copies()
+            return
+        above = Sizes(sizes.output, sizes.hidden, sizes.projection)
+        packs = [
+            pack_checked(signature.cell, above if k else sizes, weights)
+            for k, weights in enumerate(form.layers)
+        ]
+        self._stack = PackedStack(signature, packs, [])
+        self._states = form.new_states()
+
+    def step(self, x: Any, out: Any = None) -> NDArray:
+        """See `rnnfast.stream.Stream.step`."""
+        return self._advance(x, out, steps=False)
+
+    def run(self, x: Any, out: Any = None) -> NDArray:
+        """See `rnnfast.stream.Stream.run`."""
+        return self._advance(x, out, steps=True)
+
+    @property
+    def state(self) -> State:
+        """See `rnnfast.stream.Stream.state`."""
+        states = self._copies()
+        return states[0] if len(states) == 1 else (states[0], states[1])
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        given = self._form.states(value)
+        states = self._form.new_states() if given is None else [s.copy() for s in given]
+        with self._alone():
+            self._states = states
+
+    def reset(self, rows: Any = None) -> None:
+        """See `rnnfast.stream.Stream.reset`."""
+        mask = self._form.rows(rows)
+        chosen = slice(None) if mask is None else mask.astype(bool)
+        with self._alone():
+            for state in self._states:
+                state[:, chosen] = 0
+
+    def __copy__(self) -> Stream:
+        return Stream(self._form, self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
+        return Stream(self._form, self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._form.open, (self.state,)
+
+    def __repr__(self) -> str:
+        return self._form.text()
+
+    def _advance(self, x: Any, out: Any, steps: bool) -> NDArray:
+        given, result = self._form.arguments(x, out, steps)
+        names = self._form.signature.cell.states
+        with self._alone():
+            states = dict(zip(names, self._states, strict=True))
+            output, last = self._stack.infer(Inputs(given, states, LAYER_LAYOUTS[3]))
+            result[...] = output.reshape(result.shape)
+            self._states = list(last) if isinstance(last, tuple) else [last]
+        return result
+
+    def _copies(self) -> list[NDArray]:
+        with self._alone():
+            return [state.copy() for state in self._states]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("stream: expected one call at a time, got one during another")
+        try:
+            yield
+        finally:
+            self._lock.release()
