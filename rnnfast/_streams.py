@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,19 +147,22 @@ class Form:
 class Stream:
     """A stream on a backend without one of its own; see `rnnfast.stream.Stream`."""
 
+    __slots__ = ("__weakref__", "_form", "_lock", "_stack", "_states")
+
+    batch_size = property(attrgetter("_form.batch_size"), doc="B.")
+    input_size = property(attrgetter("_form.signature.sizes.input"), doc="I.")
+    output_size = property(attrgetter("_form.signature.sizes.output"), doc="W.")
+    dtype = property(attrgetter("_form.signature.dtype.name"), doc='"float32" or "float64".')
+    weights = property(attrgetter("_form.weights"), doc="How the weights are kept.")
+
     def __init__(self, form: Form, original: Stream | None = None) -> None:
-        signature, sizes = form.signature, form.signature.sizes
         self._form = form
         self._lock = threading.Lock()
-        self.batch_size = form.batch_size
-        self.input_size = sizes.input
-        self.output_size = sizes.output
-        self.dtype = signature.dtype.name
-        self.weights = form.weights
         if original is not None:
             self._stack = original._stack
             self._states = original._copies()
             return
+        signature, sizes = form.signature, form.signature.sizes
         above = Sizes(sizes.output, sizes.hidden, sizes.projection)
         packs = [
             pack_checked(signature.cell, above if k else sizes, weights)

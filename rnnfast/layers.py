@@ -140,7 +140,7 @@ class _Layer(Module):
         return Tape(*stack.record(inputs, dropout, recompute), self._signature)
 
     def stream(self, batch_size: int = 1, weights: str | None = None) -> Stream | CompiledStream:
-        """Runs the layer step by step, for inference, with the state inside, which starts from zero.
+        """Runs the layer step by step, for inference, with the state inside, zero at first.
 
         A stream has a copy of the parameters: later changes do not show in it. On the native
         backend its steps have the same bits as the layer over the whole sequence.

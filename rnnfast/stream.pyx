@@ -3,8 +3,8 @@
 """Streams on the compiled kernels: a layer one step at a time, with its state inside.
 
 A step of a small layer takes less than the checks of an array in Python would. Here an array that
-lies as the kernels need it is recognised by the fields of NumPy's own struct; every other one, right
-or wrong, goes to `rnnfast._streams.Form`, which checks and converts it.
+lies as the kernels need it is recognised by the fields of NumPy's own struct; every other one,
+right or wrong, goes to `rnnfast._streams.Form`, which checks and converts it.
 """
 
 cimport cython
@@ -21,7 +21,7 @@ from rnnfast import _native
 
 cdef extern from *:
     """
-    /* The first fields of NumPy's arrays and of their dtypes, the same in all its releases since 1.7. */
+    /* The first fields of NumPy's arrays and of their dtypes, the same since its 1.7. */
     typedef struct {
         PyObject_HEAD
         PyTypeObject *typeobj;
@@ -193,7 +193,7 @@ cdef class Stream:
         """
         states = self.form.new_states()
         cdef void* h = data_of(states[0])
-        cdef void* c = data_of(states[-1])
+        cdef void* c = data_of(states[1]) if len(states) > 1 else NULL
         self.take()
         functions.get_state(self.handle, h, c)
         rnnfast_free(&self.busy)
@@ -203,7 +203,7 @@ cdef class Stream:
     def state(self, value):
         states = self.form.states(value) or (None,)
         cdef void* h = data_of(states[0])
-        cdef void* c = data_of(states[-1])
+        cdef void* c = data_of(states[1]) if len(states) > 1 else NULL
         self.take()
         functions.set_state(self.handle, h, c)
         rnnfast_free(&self.busy)
