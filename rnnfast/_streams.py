@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnfast import _backend, _validate
-from rnnfast._cells import Sizes, Weights
+from rnnfast._cells import Weights
 from rnnfast._layout import LAYER_LAYOUTS, Layout, Signature, State, state_widths
 from rnnfast._native_backend import NativeBackend
 from rnnfast._stack import Inputs, PackedStack
@@ -51,7 +51,7 @@ class Form:
     weights: str
     batch_size: int
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         sizes = self.signature.sizes
         widest = max(sizes.input, sizes.hidden) * self.signature.dtype.itemsize
         if widest * len(self.layers) * self.batch_size > np.iinfo(np.intp).max:
@@ -104,6 +104,16 @@ class Form:
                 "got another"
             )
         return given.copy() if np.may_share_memory(given, out) else given, out
+
+    def packed(self) -> PackedStack:
+        """The weights for the backend in use."""
+        signature, sizes = self.signature, self.signature.sizes
+        above = sizes._replace(input=sizes.output)
+        packs = [
+            pack_checked(signature.cell, above if k else sizes, weights)
+            for k, weights in enumerate(self.layers)
+        ]
+        return PackedStack(signature, packs, [])
 
     def new_states(self) -> list[NDArray]:
         """Zeros for h (L, B, W) and, of an LSTM, c (L, B, H)."""
@@ -158,18 +168,12 @@ class Stream:
     def __init__(self, form: Form, original: Stream | None = None) -> None:
         self._form = form
         self._lock = threading.Lock()
-        if original is not None:
-            self._stack = original._stack
-            self._states = original._copies()
-            return
-        signature, sizes = form.signature, form.signature.sizes
-        above = Sizes(sizes.output, sizes.hidden, sizes.projection)
-        packs = [
-            pack_checked(signature.cell, above if k else sizes, weights)
-            for k, weights in enumerate(form.layers)
-        ]
-        self._stack = PackedStack(signature, packs, [])
-        self._states = form.new_states()
+        self._stack: PackedStack
+        self._states: list[NDArray]
+        if original is None:
+            self._stack, self._states = form.packed(), form.new_states()
+        else:
+            self._stack, self._states = original._stack, original._copies()
 
     def step(self, x: Any, out: Any = None) -> NDArray:
         """See `rnnfast.stream.Stream.step`."""
