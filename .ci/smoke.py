@@ -52,6 +52,11 @@ def main():
     parameters = layer.state_dict()
     np.testing.assert_allclose(output, lstm(x, parameters), rtol=0, atol=1e-13)
 
+    stream, steps = layer.stream(batch_size=3), []
+    for x_t in x:
+        steps.append(stream.step(x_t))
+    np.testing.assert_allclose(steps, output, rtol=0, atol=1e-13)
+
     d_output = rng.standard_normal(output.shape)
     grads = layer.record(x).backward(d_output)
     direction = {name: rng.standard_normal(p.shape) for name, p in parameters.items()}

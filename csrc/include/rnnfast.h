@@ -62,7 +62,7 @@ RNNFAST_API void rnnfast_destroy(rnnfast_stream* stream);
 /* One step: x (B, I) in, y (B, W) out. */
 RNNFAST_API void rnnfast_step(rnnfast_stream* stream, const void* x, void* y);
 
-/* `steps` steps: x (steps, B, I) in, y (steps, B, W) out. */
+/* `steps` steps: x (steps, B, I) in, y (steps, B, W) out; the same array where I = W, or apart. */
 RNNFAST_API void rnnfast_run(rnnfast_stream* stream, int64_t steps, const void* x, void* y);
 
 /* h (L, B, W) and, of an LSTM, c (L, B, H). Of other cells c is not read or written. Setting from
