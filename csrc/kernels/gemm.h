@@ -116,21 +116,37 @@ RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand
     });
 }
 
-// A (rows, K) times panels of kWidth vectors. Widths are multiples of kGroup. `epilogue.start` fills
-// a tile's accumulators and `finish` takes them.
-template <int kWidth, int kGroup, class T, class Epilogue>
-void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilogue& epilogue) {
-    constexpr int kMost = tile_rows(kWidth);
+// body(first vector, Count<vectors>) for panels of kWidth vectors. Widths are multiples of kGroup.
+template <int kWidth, int kGroup, class T, class Body>
+RNNFAST_INLINE void cut_columns(const Right<T>& b, const Body& body) {
     for (ptrdiff_t column = b.begin; column < b.end; column += kWidth) {
         const ptrdiff_t width = smaller<ptrdiff_t>(kWidth, b.end - column);
-        if (width == kWidth) tile_column<kMost, kWidth>(rows, column, a, b, epilogue);
+        if (width == kWidth) body(column, Count<kWidth>());
         if constexpr (kWidth > 3 && 3 % kGroup == 0)
-            if (width == 3) tile_column<kMost, 3>(rows, column, a, b, epilogue);
+            if (width == 3) body(column, Count<3>());
         if constexpr (kWidth > 2 && 2 % kGroup == 0)
-            if (width == 2) tile_column<kMost, 2>(rows, column, a, b, epilogue);
+            if (width == 2) body(column, Count<2>());
         if constexpr (kWidth > 1 && 1 % kGroup == 0)
-            if (width == 1) tile_column<kMost, 1>(rows, column, a, b, epilogue);
+            if (width == 1) body(column, Count<1>());
     }
+}
+
+// A (rows, K) times panels of kWidth vectors. `epilogue.start` fills a tile's accumulators and
+// `finish` takes them.
+template <int kWidth, int kGroup, class T, class Epilogue>
+void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilogue& epilogue) {
+    cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
+        tile_column<tile_rows(kWidth), decltype(w)::value>(rows, column, a, b, epilogue);
+    });
+}
+
+// The same, of one row, with its tiles inlined: a step of few units takes no longer than a few calls.
+template <int kWidth, int kGroup, class T, class Epilogue>
+__attribute__((flatten)) void product_of_row(const Operand<T>& a, const Right<T>& b,
+                                             const Epilogue& epilogue) {
+    cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
+        tile<1, decltype(w)::value>(0, column, a, b, epilogue);
+    });
 }
 
 // Sums of so many bytes stay in L1: the more of a row of the matrix is read at a time, the better.

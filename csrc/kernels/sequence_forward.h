@@ -291,7 +291,9 @@ protected:
         const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
-        first_product(n, right<kInFirst>(at.r, weights.r), FirstStep{this, step_pre, saved, y});
+        product<panel_width(kInFirst), kInFirst>(n, Operand<T>{h, h_ld, shape.width},
+                                                 right<kInFirst>(at.r, weights.r),
+                                                 FirstStep{this, step_pre, saved, y});
         if constexpr (Cell::kTwoProducts) {
             slice.meet();
             product<panel_width(1), 1>(n, Operand<T>{reset_h, unit_ld, shape.hidden},
@@ -303,11 +305,6 @@ protected:
 
     static constexpr int kInFirst = kFirstGates<Cell>;  // gates of a step's first product
     using FirstStep = Step<kInFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>;
-
-    template <class Epilogue>
-    void first_product(ptrdiff_t n, const Right<T>& r, const Epilogue& epilogue) const {
-        product<panel_width(kInFirst), kInFirst>(n, Operand<T>{h, h_ld, shape.width}, r, epilogue);
-    }
 
     // The projection of a step's n rows; the rest of y; h takes its turn.
     void end_step(ptrdiff_t n, T* y) {

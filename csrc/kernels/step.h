@@ -28,7 +28,12 @@ public:
     void step() {
         if constexpr (!Cell::kTwoProducts)
             if (apart()) {
-                this->first_product(count, r, Fused{{this, pre, nullptr, args.y}, this});
+                const Operand<T> h{this->h, this->h_ld, shape.width};
+                const Fused fused{{this, pre, nullptr, args.y}, this};
+                if (count == 1)
+                    product_of_row<panel_width(kGates), kGates>(h, r, fused);
+                else
+                    product<panel_width(kGates), kGates>(count, h, r, fused);
                 return this->end_step(count, args.y);
             }
         this->input_product({{0, 1}, count});
