@@ -272,3 +272,28 @@ def test_memory_is_bounded(use):
         sizes.append(resident())
     assert len(sizes) == 40
     assert sizes[-1] - sizes[9] < 20 * MIB
+
+
+def test_contents_changed_while_packing_and_back_again_before_a_look(module, x, monkeypatch):
+    """By another thread: what was packed then is of the contents in between."""
+    first, second = module.weight_hh_l0.detach().clone(), torch.full((80, 20), 0.1)
+    want, pack = run(module, x), NativeBackend.pack
+    module.weight_hh_l0.data.mul_(2)  # so that the pack is made anew
+    run(module, x)
+    module.weight_hh_l0.data.copy_(first)
+
+    def meanwhile(*args):
+        in_threads(lambda: module.weight_hh_l0.data.copy_(second))
+        packed = pack(*args)
+        in_threads(lambda: module.weight_hh_l0.data.copy_(first))
+        return packed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NativeBackend, "pack", meanwhile)
+        waiting = threading.Event()
+        other = threading.Thread(target=waiting.wait)
+        other.start()
+        run(module, x)
+        waiting.set()
+        other.join()
+    assert torch.equal(run(module, x), want)

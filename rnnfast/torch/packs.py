@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,14 @@ from rnnfast import _backend
 from rnnfast._cells import CELLS, Sizes, Weights, weight_shapes
 from rnnfast._locks import Lock
 from rnnfast._native_backend import NativeBackend
-from rnnfast.torch.exchange import TENSORS, array, is_neg, stack_taking_tensors, taking_tensors
+from rnnfast.torch.exchange import (
+    TENSORS,
+    array,
+    copy_of,
+    is_neg,
+    stack_taking_tensors,
+    taking_tensors,
+)
 
 if TYPE_CHECKING:
     from rnnfast._native import Packed, Stack
@@ -166,16 +174,33 @@ class Parameters:
         if self.can_stay and not self.are(self._weights):  # that was given back, and taken again
             self._weights = tuple(w.detach() for w in weights)
         packed = self._packed
-        if packed is not None and (self.frozen or packed[0] == self._fingerprint()):
+        if packed is not None and (
+            self.frozen or packed[0] == _fingerprint(self.backend, self._weights)
+        ):
             return packed[1]
-        seen = self._fingerprint() if self.can_stay else None
-        packs = Packs.of(self.backend, self.kind, self._weights)
-        if seen is not None and seen == self._fingerprint():  # nothing changed meanwhile
+        seen, packs = _packed(self.backend, self.kind, self._weights)
+        if seen is not None and self.can_stay:
             self._packed = seen, packs
         return packs
 
-    def _fingerprint(self) -> int:
-        return taking_tensors(self.backend.fingerprint)(self._weights, _get_num_threads())
+
+def _fingerprint(backend: NativeBackend, weights: tuple[Tensor, ...]) -> int:
+    fingerprint: int = taking_tensors(backend.fingerprint)(weights, _get_num_threads())
+    return fingerprint
+
+
+def _packed(
+    backend: NativeBackend, kind: Kind, weights: tuple[Tensor, ...]
+) -> tuple[int | None, Packs]:
+    """Packs of the weights, and the fingerprint of what was packed; None: which nobody knows."""
+    if len(sys._current_frames()) > 1:  # threads might change it, and back again before a look
+        copies = tuple(copy_of(weight) for weight in weights)
+        return _fingerprint(backend, copies), Packs.of(backend, kind, copies)
+    if not all(weight.is_contiguous() for weight in weights):
+        return None, Packs.of(backend, kind, weights)
+    seen = _fingerprint(backend, weights)
+    packs = Packs.of(backend, kind, weights)
+    return (seen if seen == _fingerprint(backend, weights) else None), packs
 
 
 class PackCache:
@@ -274,15 +299,14 @@ class ContentCache:
         """The packed weights, which fit the kind."""
         held = tuple(w.detach().contiguous() for w in weights)
         place = kind, held[0].dtype, tuple(w.data_ptr() for w in weights)
-        fingerprint = taking_tensors(backend.fingerprint)
-        seen = fingerprint(held, _get_num_threads())
+        seen: int | None = _fingerprint(backend, held)
         with self._lock:
             found = self._packs.get(place)
             if found is not None and found[0] == seen:
                 self._packs.move_to_end(place)
                 return found[1]
-        packs = Packs.of(backend, kind, held)
-        if fingerprint(held, _get_num_threads()) == seen:  # it did not change meanwhile
+        seen, packs = _packed(backend, kind, held)
+        if seen is not None:
             with self._lock:
                 self._packs[place] = seen, packs
                 self._packs.move_to_end(place)
