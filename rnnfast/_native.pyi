@@ -38,7 +38,8 @@ def borrow(
     """The arrays themselves, kept and read in each pass, which gives the bits of `pack`.
 
     A stack of them runs passes of one step and few rows, without lengths and resets; it answers
-    NotImplemented to others. The backward pass, too, reads them as they are when it runs.
+    NotImplemented to others. The backward pass, too, reads them as they are when it runs; of one
+    step and layer without gradients at x and at the state it reads none, and takes any rows.
     """
 
 def forward(

@@ -260,9 +260,9 @@ cdef class Stream:
         self.take()
         if self.work * steps > LONG:
             with nogil:
-                steps_of(self.handle, steps, x, y)
+                functions.run(self.handle, steps, x, y)
         else:
-            steps_of(self.handle, steps, x, y)
+            functions.run(self.handle, steps, x, y)
         rnnfast_free(&self.busy)
         return 0
 
@@ -271,16 +271,6 @@ cdef class Stream:
         if not rnnfast_take(&self.busy):
             raise RuntimeError("stream: expected one call at a time, got one during another")
         return 0
-
-
-cdef inline void steps_of(
-    rnnfast_stream* stream, int64_t steps, const void* x, void* y
-) noexcept nogil:
-    # Only a step lets x and y be the same array.
-    if steps == 1:
-        functions.step(stream, x, y)
-    else:
-        functions.run(stream, steps, x, y)
 
 
 cdef void* data_of(array) except? NULL:

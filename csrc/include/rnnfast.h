@@ -31,9 +31,9 @@ typedef struct rnnfast_config {
     const char* cell;    /* "rnn_tanh", "rnn_relu", "gru", "gru_reset_before" or "lstm" */
     const char* dtype;   /* "float32" or "float64": of all arrays */
     const char* weights; /* how the weights are kept: NULL, as they are */
-    int64_t input_size;  /* I of the first layer; those above read W */
+    int64_t input_size;  /* I of the first layer, 0 or more; those above read W */
     int64_t hidden_size; /* H */
-    int64_t proj_size;   /* of an LSTM with projection; 0: none */
+    int64_t proj_size;   /* of an LSTM with projection, below H; 0: none */
     int64_t num_layers;  /* L */
     int64_t batch_size;  /* B */
 } rnnfast_config;
@@ -65,8 +65,8 @@ RNNFAST_API void rnnfast_step(rnnfast_stream* stream, const void* x, void* y);
 /* `steps` steps: x (steps, B, I) in, y (steps, B, W) out; the same array where I = W, or apart. */
 RNNFAST_API void rnnfast_run(rnnfast_stream* stream, int64_t steps, const void* x, void* y);
 
-/* h (L, B, W) and, of an LSTM, c (L, B, H). Of other cells c is not read or written. Setting from
- * NULL sets zeros. */
+/* h (L, B, W) and, of an LSTM, c (L, B, H). Of other cells c is not read or written. Getting
+ * writes both; setting from NULL sets zeros. */
 RNNFAST_API void rnnfast_get_state(const rnnfast_stream* stream, void* h, void* c);
 RNNFAST_API void rnnfast_set_state(rnnfast_stream* stream, const void* h, const void* c);
 
