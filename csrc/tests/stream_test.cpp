@@ -24,7 +24,8 @@ using namespace rnnfast;
 #else
 #define RNNFAST_HAS_FEATURE(name) 0
 #endif
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !RNNFAST_HAS_FEATURE(address_sanitizer)
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
+    !RNNFAST_HAS_FEATURE(address_sanitizer) && !RNNFAST_HAS_FEATURE(thread_sanitizer)
 #define RNNFAST_COUNTS 1
 static long allocations = 0;
 extern "C" {
