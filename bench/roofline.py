@@ -9,14 +9,15 @@ One layer in one direction, forward, with B_t rows at step t, N = sum of B_t, an
     step_t      = max(2 G H^2 B_t / peak, s G H^2 / bandwidth(s G H^2))
     input       = max(2 G H I N / peak,   s G H I / bandwidth(all weights))
     elementwise = H N (sigmoids * t_sigmoid + tanhs * t_tanh)
-    inference   = sum of step_t + input + elementwise
+    inference   = sum of step_t, t > 0, + input + elementwise
 
-The first step, too, finds R where all weights fit, as the call before used them all.
+The first step has no product with R: its state is zeros.
 
-Training is three times the operations: backward runs a product of the size of R through the steps
-again, and takes three products over all steps, for the gradients of x, W and R:
+Training is three times the operations: backward runs a product of the size of R through all steps,
+of which the first finds R where all weights fit, and takes three products over all steps, for the
+gradients of x, W and R:
 
-    training = 2 sum of step_t + input + (4 G H I + 2 G H^2) N / peak + elementwise + saved
+    training = inference + sum of step_t + (4 G H I + 2 G H^2) N / peak + saved
 
 where `saved`, the elementwise part of the backward pass, reads what forward saved and the gradients
 of the gates once: s H N (A + G) bytes, at the bandwidth of an array of that size. Its arithmetic,
@@ -143,7 +144,7 @@ def bound(case: Case, roof: Roof) -> dict[str, float]:
     weights = size * width * shape.D * sum(inputs + shape.H for inputs in shape.inputs)
     read = np.full(shape.T, size * recurrent / roof.bandwidth(size * recurrent))
     read[0] = size * recurrent / roof.bandwidth(weights)
-    steps = float(np.maximum(2 * recurrent * rows / roof.peak, read).sum())
+    steps = np.maximum(2 * recurrent * rows / roof.peak, read)
     elementwise = shape.H * total * (SIGMOIDS[cell] * roof.sigmoid + TANHS[cell] * roof.tanh)
     kept = size * shape.H * total * (SAVED[cell] + GATES[cell])
     saved = kept / roof.bandwidth(min(kept, LEVELS["memory"]))
@@ -151,8 +152,8 @@ def bound(case: Case, roof: Roof) -> dict[str, float]:
     for inputs in shape.inputs:
         flops = 2 * width * inputs
         product = max(flops * total / roof.peak, size * width * inputs / roof.bandwidth(weights))
-        forward = steps + product + elementwise
+        forward = float(steps[1:].sum()) + product + elementwise
         gradients = (2 * flops + 2 * recurrent) * total / roof.peak
         inference += shape.D * forward
-        training += shape.D * (forward + steps + gradients + saved)
+        training += shape.D * (forward + float(steps.sum()) + gradients + saved)
     return {"inference": inference, "training": training}

@@ -115,6 +115,24 @@ def test_not_finite_goes_where_the_reference_has_it(kind, dtype, backend, where,
                 np.testing.assert_array_equal(test(got[which][name]), test(array), err_msg=what)
 
 
+@pytest.mark.parametrize("poison", [None, np.nan, np.inf])
+@pytest.mark.parametrize("row", [0, -1])
+def test_first_step_from_zeros(kind, dtype, backend, row, poison, rng):
+    """Its product with R is left out where that is zeros, but not where R makes it NaN."""
+    layer = make(kind, 3, 19, dtype=dtype, bidirectional=True)
+    if poison is not None:
+        with layer.parameters.edit() as p:
+            for name in ("weight_hh_l0", "weight_hh_l0_reverse"):
+                p[name][row, -1] = poison
+    x = normal(rng, (2, 5, 3), dtype)
+    zeros = [np.zeros_like(part) for part in parts(state_for(layer, 5, rng))]
+    got = layer(x)[0]
+    want = layer(x, tuple(zeros) if len(zeros) > 1 else zeros[0])[0]
+    np.testing.assert_array_equal(got, want)
+    first_steps = got[0, :, : got.shape[-1] // 2], got[1, :, got.shape[-1] // 2 :]
+    assert all(np.isnan(step).any() == (poison is not None) for step in first_steps)
+
+
 def decayed(value):
     """`value` times so little that all of it is denormal."""
     if isinstance(value, tuple):

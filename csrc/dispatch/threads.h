@@ -30,9 +30,10 @@ private:
 int allowed_threads();
 
 // How long threads that wait spin before they sleep. Between calls: longer than the gaps in a loop
-// of calls, short enough to leave the core to others. In a call: longer than one thread's part of a
-// chunk, since waking takes 30 us and more; who spins yields to whoever waits for the core.
-constexpr std::chrono::microseconds kSpinBetweenCalls{40}, kSpinInCall{1000};
+// of calls, of which the longest are the 50 to 70 us between a forward and a backward pass of torch's
+// autograd, and short enough to leave the core to others. In a call: longer than one thread's part of
+// a chunk, since waking takes 30 us and more; who spins yields to whoever waits for the core.
+constexpr std::chrono::microseconds kSpinBetweenCalls{100}, kSpinInCall{1000};
 
 // A counter that can be waited for: spinning at first, then asleep.
 class Signal {

@@ -47,7 +47,7 @@ constexpr int kFirstGates = Cell::kTwoProducts ? Cell::kGates - 1 : Cell::kGates
 
 template <class Cell, class T>
 struct PackedLayout {
-    ptrdiff_t bias_x, bias_h, w, r, r_second, projection, size;
+    ptrdiff_t bias_x, bias_h, w, r, r_second, projection, r_times_0, size;
 
     explicit PackedLayout(const Shape<Cell, T>& s) {
         ptrdiff_t end = 0;
@@ -58,6 +58,7 @@ struct PackedLayout {
         r = take(s.width * kFirstGates<Cell> * s.padded);
         r_second = take(Cell::kTwoProducts ? s.hidden * s.padded : 0);
         projection = take(s.projection ? s.hidden * s.h_row() : 0);
+        r_times_0 = take(kLanes<T>);  // zeros, or NaN where R is not finite
         size = end;
     }
 };
@@ -135,10 +136,12 @@ void add_biases(const Shape<Cell, T>& s, const T* bias_ih, const T* bias_hh, T* 
         }
 }
 
-// A matrix into panels whose columns are [block][gate of this product][lane].
+// A matrix into panels whose columns are [block][gate of this product][lane]. Returns zeros, or NaN
+// where an element is not finite.
 template <class T>
-void pack_gates(const Matrix<T>& from, T* out) {
+Vec<T> pack_gates(const Matrix<T>& from, T* out) {
     constexpr ptrdiff_t L = kLanes<T>;
+    Vec<T> times_0 = zero<T>();
     const Panels<T> panels{panel_width(from.gates), from.blocks() * from.gates * L, from.ks};
     for (ptrdiff_t b = 0; b < from.blocks(); ++b)
         for (int g = 0; g < from.gates; ++g) {
@@ -151,9 +154,13 @@ void pack_gates(const Matrix<T>& from, T* out) {
                 const ptrdiff_t n = smaller(L, from.ks - k);
 #pragma GCC unroll 16
                 for (ptrdiff_t i = 0; i < L; ++i)
-                    if (i < n) store(to + (k + i) * step, square[i]);
+                    if (i < n) {
+                        store(to + (k + i) * step, square[i]);
+                        times_0 = fma(square[i], zero<T>(), times_0);
+                    }
             }
         }
+    return times_0;
 }
 
 // Panels into panels of the transpose: of the first `taken` columns, with K padded to vectors. What
@@ -183,8 +190,9 @@ void pack(const Sizes& sizes, const Weights<const T>& weights, T* out) {
     const Matrices<Cell, T> from(s, weights);
     add_biases(s, weights.bias_ih, weights.bias_hh, out + at.bias_x, out + at.bias_h);
     pack_gates(from.w, out + at.w);
-    pack_gates(from.r, out + at.r);
-    if (Cell::kTwoProducts) pack_gates(from.r_second, out + at.r_second);
+    Vec<T> r_times_0 = pack_gates(from.r, out + at.r);
+    if (Cell::kTwoProducts) r_times_0 = r_times_0 + pack_gates(from.r_second, out + at.r_second);
+    store(out + at.r_times_0, r_times_0);
     if (s.projection) pack_gates(from.projection, out + at.projection);
 }
 

@@ -29,6 +29,7 @@ protected:
     T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
     T *own_bias_x, *own_bias_h;  // of weights that are not packed
     const T *bias_x, *bias_h;    // as PackedLayout has them
+    bool starts_from_zeros = false;
 
 public:
     ForwardPass(const ForwardArgs<T>& a, const Plan& p, const Slice& s, T* scratch)
@@ -73,6 +74,7 @@ public:
     void run() {
         const bool first = slice.part == 0;
         if (first) start();
+        starts_from_zeros = !args.h0 && r_is_finite();
         slice.meet();
         ptrdiff_t live = count;
         for (ptrdiff_t done = 0; done < plan.steps;) {
@@ -136,6 +138,19 @@ protected:
                 copy_padded(c + p * unit_ld, row_of(args.c0, row, shape.hidden), shape.hidden,
                             unit_ld);
         }
+    }
+
+    // Whether R times zeros is known to be zeros.
+    bool r_is_finite() const {
+        bool finite = args.packed;
+        for (ptrdiff_t i = 0; finite && i < L; ++i) finite = args.packed[at.r_times_0 + i] == 0;
+        return finite;
+    }
+
+    // A left operand of a product with R in step t, which is not computed where h is zeros.
+    Operand<T> state(ptrdiff_t t, const T* base, ptrdiff_t ld, ptrdiff_t k) const {
+        const bool is_first = t == (plan.reverse ? plan.steps - 1 : 0);
+        return {base, ld, starts_from_zeros && is_first ? 0 : k};
     }
 
     // This part's share of a product's columns, in vectors: whole panels.
@@ -291,12 +306,12 @@ protected:
         const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
-        product<panel_width(kInFirst), kInFirst>(n, Operand<T>{h, h_ld, shape.width},
+        product<panel_width(kInFirst), kInFirst>(n, state(t, h, h_ld, shape.width),
                                                  right<kInFirst>(at.r, weights.r),
                                                  FirstStep{this, step_pre, saved, y});
         if constexpr (Cell::kTwoProducts) {
             slice.meet();
-            product<panel_width(1), 1>(n, Operand<T>{reset_h, unit_ld, shape.hidden},
+            product<panel_width(1), 1>(n, state(t, reset_h, unit_ld, shape.hidden),
                                        right<1>(at.r_second, weights.r_second),
                                        Step<1, Cell::kSlots - 1>{this, step_pre, saved, y});
         }
