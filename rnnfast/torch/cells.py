@@ -32,6 +32,9 @@ from rnnfast.torch.packs import PackCache, Packs, Parameters
 # That are copied for one product, which from some hundred rows on gains nothing by more.
 _MOST_ROWS = 4096
 
+_get_num_threads = torch.get_num_threads
+_graph_task = torch._C._current_graph_task_id
+
 
 class _Step(NamedTuple):
     """What the gradients of the weights need of one step."""
@@ -77,6 +80,8 @@ class _Weights:
 
     def check_unchanged(self) -> None:
         """Raises what torch does where a weight was changed in place since the forward pass."""
+        if tuple(map(version, self.weights)) == self._versions:
+            return
         for weight, seen in zip(self.weights, self._versions, strict=True):
             if weight._version != seen:
                 raise RuntimeError(
@@ -87,7 +92,7 @@ class _Weights:
 
     def leave(self, step: _Step | tuple[Tensor | None, ...]) -> None:
         """Leaves a step, or its gradients as far as they are there, for the token's backward."""
-        task = torch._C._current_graph_task_id()
+        task = _graph_task()
         left = self._left.get(task)
         if left is None:
             left = self._left[task] = []
@@ -101,7 +106,7 @@ class _Weights:
 
     def gradients(self, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         """At each weight, of all that the present backward pass has left."""
-        left = self._left.pop(torch._C._current_graph_task_id(), [])
+        left = self._left.pop(_graph_task(), [])
         ready = [own for own in left if not isinstance(own, _Step)]
         steps = [own for own in left if isinstance(own, _Step)]
         ready += [self._of_steps(group, wanted) for group in _groups(steps)]
@@ -116,7 +121,7 @@ class _Weights:
     def _of_steps(self, steps: list[_Step], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
         sizes, stack = self.kind.sizes, self._stack
         x = _joined([step.x for step in steps], sizes.input)
-        rows = [step.x.numel() // sizes.input for step in steps]
+        rows = list(map(_rows, steps))
         widths = range(len(steps[0].d_states))
         states = None
         if any(step.states is not None for step in steps):
@@ -139,17 +144,23 @@ def _groups(steps: list[_Step]) -> list[list[_Step]]:
     groups: list[list[_Step]] = []
     rows = _MOST_ROWS
     for step in steps:
-        rows += len(step.x) if step.x.dim() == 2 else 1
+        own = _rows(step)
+        rows += own
         if rows > _MOST_ROWS:
             groups.append([])
-            rows = len(step.x) if step.x.dim() == 2 else 1
+            rows = own
         groups[-1].append(step)
     return groups
 
 
+def _rows(step: _Step) -> int:
+    shape = step.x.shape
+    return shape[0] if len(shape) == 2 else 1
+
+
 def _joined(parts: list[Tensor], width: int) -> Tensor:
     """The rows of tensors (B, ·) or (·,), one below another."""
-    rows = [part.reshape(-1, width) for part in parts]
+    rows = [part if part.dim() == 2 else part.reshape(1, width) for part in parts]
     return rows[0].contiguous() if len(rows) == 1 else torch.cat(rows)
 
 
@@ -186,7 +197,7 @@ def record(
         and their token.
     """
     parameters, packs, *_ = call
-    result = packs.stack().forward(x, state_of(states), None, torch.get_num_threads())
+    result = packs.stack().forward(x, state_of(states), None, _get_num_threads())
     if result is NotImplemented:
         return None
     _, last, tape = result
