@@ -88,8 +88,8 @@ class Stack:
     last axis, states contiguous; a pair of states in a tuple. Of everything else, right or wrong,
     it computes nothing and returns NotImplemented.
 
-    lengths : (B,) int64; reset, reset_reversed : (T, B) bool, as either direction runs it; all
-        contiguous.
+    lengths : (B,) int64; of a ragged stack, in their place, (T,) batch sizes, as a PackedSequence
+        has them. reset, reset_reversed : (T, B) bool, as either direction runs it. All contiguous.
     """
 
     def infer(
@@ -116,7 +116,7 @@ class Stack:
         reset_reversed: Array | None = ...,
         /,
     ) -> tuple[Run, Array, State]:
-        """The same, read-only, and a run with copies of the arguments."""
+        """The same, read-only, and a run with copies of the arguments; not of a ragged stack."""
 
     def forward(
         self, x: Array, state: State | None, lengths: Array | None, threads: int, /
@@ -163,6 +163,7 @@ def stack(
     one_step: bool,
     batch_first: bool,
     tensors: bool,
+    ragged: bool = ...,
     /,
 ) -> Stack:
     """A stack of `packs`, layer by layer and direction by direction: all borrowed, or none.
@@ -172,6 +173,8 @@ def stack(
     one_step : a cell's: arrays have no T, and states no axis of layers.
     batch_first : x and the output are (B, T, ·), unless they are unbatched.
     tensors : x may be a tensor of a type given to `take_tensors`, and the results then are, too.
+    ragged : x and the output are (N, ·), the steps of all sequences and no padding, as the data of
+        a PackedSequence; the batch sizes that stand for lengths must be given.
     """
 
 def tape_row(

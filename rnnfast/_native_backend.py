@@ -41,9 +41,10 @@ class NativeBackend:
         one_step: bool,
         batch_first: bool,
         tensors: bool = False,
+        ragged: bool = False,
     ) -> Any:
         """What runs whole passes of a layer or cell in one call; see `rnnfast._native.stack`."""
-        return self._module.stack(packs, names, directions, one_step, batch_first, tensors)
+        return self._module.stack(packs, names, directions, one_step, batch_first, tensors, ragged)
 
     def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
         """See `rnnfast._backend.Backend`."""

@@ -17,17 +17,26 @@ namespace rnnfast {
 
 namespace py = pybind11;
 
-// Where T and B are among the leading axes of a caller's arrays (T, B, ·); -1: nowhere, it is 1.
+// T and B of a caller's arrays (T, B, ·); or, where they are ragged, (N, ·): without padding.
+struct Extent {
+    ptrdiff_t steps = 1, batch = 1;
+    ptrdiff_t ragged = 0;  // N; 0: they are not
+
+    ptrdiff_t rows() const { return ragged ? ragged : steps * batch; }
+};
+
+// Where T and B are among the leading axes of such arrays; -1: nowhere, it is 1. Of ragged arrays, N
+// stands for B.
 struct Axes {
     int steps;
     int batch;
 
     int count() const { return (steps >= 0) + (batch >= 0); }
-    Shape shape(ptrdiff_t step_count, ptrdiff_t rows, ptrdiff_t width) const {
+    Shape shape(const Extent& extent, ptrdiff_t width) const {
         Shape result;
         result.count = count() + 1;
-        if (steps >= 0) result.sizes[steps] = step_count;
-        if (batch >= 0) result.sizes[batch] = rows;
+        if (steps >= 0) result.sizes[steps] = extent.steps;
+        if (batch >= 0) result.sizes[batch] = extent.ragged ? extent.ragged : extent.batch;
         result.sizes[count()] = width;
         return result;
     }

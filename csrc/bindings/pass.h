@@ -27,13 +27,14 @@ struct Layers {
     ptrdiff_t output() const { return directions * width(); }  // D*W
 };
 
+// Lengths and batch sizes are read while the pass is made only.
 template <class T>
-struct PassInputs {
-    ptrdiff_t steps = 1, batch = 1;
-    Rows<const T> x;                   // (T, B, I)
-    const T* h0 = nullptr;             // (L*D, B, W)  null: zeros
-    const T* c0 = nullptr;             // (L*D, B, H)  null: zeros, or the cell has no c
-    const int64_t* lengths = nullptr;  // (B)  null: all T; read while the pass is made only
+struct PassInputs : Extent {
+    Rows<const T> x;                       // (T, B, I)
+    const T* h0 = nullptr;                 // (L*D, B, W)  null: zeros
+    const T* c0 = nullptr;                 // (L*D, B, H)  null: zeros, or the cell has no c
+    const int64_t* lengths = nullptr;      // (B)  null: all T
+    const int64_t* batch_sizes = nullptr;  // (T)  of ragged arrays; null: they are not
     const uint8_t* resets[2] = {nullptr, nullptr};  // (T, B)  for each direction; null: never
 };
 
@@ -115,15 +116,16 @@ public:
     Pass(const Layers<T>& layers, const PassInputs<T>& in, const PassOutputs<T>& out, bool training,
          T* tape = nullptr)
         : layers_(layers),
-          steps_(in.steps),
+          extent_(in),
           batch_(in.batch),
-          plan_(steps_, batch_, false, in.lengths),
+          plan_(in.steps, batch_, false, in.lengths, in.batch_sizes),
           // Two layers that are not neighbours share an output, which only training must keep.
           inner_(training ? layers.layers() - 1 : std::min(layers.layers() - 1, 2)),
           arena_(tape ? Arena<T>(tape) : Arena<T>(memory_needed(in, training))),
           resets_(training && !tape && in.resets[0] ? allocate<uint8_t>(2 * rows()) : nullptr),
           jobs_(size_t(layers.jobs())) {
-        if (layers.directions == 2) backward_plan_.emplace(steps_, batch_, true, in.lengths);
+        if (layers.directions == 2)
+            backward_plan_.emplace(in.steps, batch_, true, in.lengths, in.batch_sizes);
         lay_out(training && !tape ? copied(in) : in, out, training);
     }
     Pass(const Pass&) = delete;
@@ -132,7 +134,7 @@ public:
     void forward() const { run_forward_stack(jobs_.data(), layers_.layers(), layers_.directions); }
     void backward(const PassGradients<T>& grads) const;
 
-    // Of the tape of a pass of so many rows, T*B; throws where no memory could hold it.
+    // Of the tape of a pass of so many rows; throws where no memory could hold it.
     static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
         const ptrdiff_t row = tape_row(layers.kernels(), layers.packs[0]->sizes(), layers.layers(),
                                        layers.directions);
@@ -145,7 +147,7 @@ public:
     }
 
 private:
-    ptrdiff_t rows() const { return steps_ * batch_; }
+    ptrdiff_t rows() const { return extent_.rows(); }
     // The rows of one direction in (T, B, D*W) rows.
     template <class U>
     Rows<U> half(const Rows<U>& rows, int direction) const {
@@ -170,7 +172,8 @@ private:
     void lay_out(const PassInputs<T>& in, const PassOutputs<T>& out, bool training);
 
     const Layers<T>& layers_;
-    const ptrdiff_t steps_, batch_;
+    const Extent extent_;
+    const ptrdiff_t batch_;
     const RowPlan plan_;
     std::optional<RowPlan> backward_plan_;  // of the second direction
     const int inner_;                       // outputs of inner layers in memory
@@ -186,7 +189,7 @@ PassInputs<T> Pass<T>::copied(const PassInputs<T>& in) {
     T* const x = arena_.take(rows() * width);
     own.x = {x, batch_ * width, width};
     // Without rows T may be huge, since it costs no memory.
-    for (ptrdiff_t t = 0; rows() && t < steps_; ++t)
+    for (ptrdiff_t t = 0; rows() && t < in.steps; ++t)
         for (ptrdiff_t b = 0; b < batch_; ++b)
             std::copy_n(in.x.data + t * in.x.step + b * in.x.row, width,
                         x + (t * batch_ + b) * width);

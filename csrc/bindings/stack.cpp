@@ -106,6 +106,8 @@ void check(const Layers<T>& layers, const std::vector<Names>& names, const Form&
     if (directions != 1 && directions != 2) refuse("directions: expected 1 or 2, got another");
     if (jobs == 0 || jobs % directions || (form.cell && jobs != 1))
         refuse("packs: expected one for each layer and direction, got another number");
+    if (form.ragged && (form.cell || form.batch_first))
+        refuse("ragged: expected a layer whose steps come first, got another");
     if (int(names.size()) != jobs) refuse("names: expected those of each pack, got another number");
     for (int k = 0; k < jobs; ++k) {
         if (layers.packs[size_t(k)]->borrowed() != layers.packs[0]->borrowed())
@@ -153,20 +155,24 @@ void add_stack(py::module_& module) {
     static PyMethodDef of_run[] = {method("backward", &run_backward), {}};
     const py::object stack_type = add_type<Stack>(module, "rnnfast._native.Stack", of_stack);
     const py::object run_type = add_type<Run>(module, "rnnfast._native.Run", of_run);
-    module.def("stack", [stack_type, run_type](const std::vector<const Packed*>& packs,
-                                               std::vector<Names> names, int directions, bool cell,
-                                               bool batch_first, bool tensors) {
-        const Form form{cell, batch_first, tensors};
-        std::unique_ptr<const Stack> made;
-        for (const Packed* pack : packs)
-            if (!pack) throw py::type_error("packs: expected those that pack returns, got None");
+    module.def(
+        "stack",
+        [stack_type, run_type](const std::vector<const Packed*>& packs, std::vector<Names> names,
+                               int directions, bool cell, bool batch_first, bool tensors,
+                               bool ragged) {
+            const Form form{cell, batch_first, ragged, tensors};
+            std::unique_ptr<const Stack> made;
+            for (const Packed* pack : packs)
+                if (!pack)
+                    throw py::type_error("packs: expected those that pack returns, got None");
 #define DTYPE(name, type) \
     if (!made) made = stack_of<type>(packs, directions, names, form, run_type);
 #include "core/dtypes.inc"
 #undef DTYPE
-        if (!made) refuse("packs: expected packs of one dtype, got several");
-        return new_object(stack_type.ptr(), std::move(made));
-    });
+            if (!made) refuse("packs: expected packs of one dtype, got several");
+            return new_object(stack_type.ptr(), std::move(made));
+        },
+        py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg() = false);
 }
 
 }  // namespace rnnfast

@@ -51,10 +51,15 @@ using Names = std::array<py::object, 5>;
 struct Form {
     bool cell;  // one step without an axis T, and states without the axis L*D
     bool batch_first;
+    bool ragged;   // x and y are (N, ·), as a PackedSequence's data, and B has no axis of 1
     bool tensors;  // arguments may be tensors, and the results are if x is one
 
     // Of an array (T, B, ·) with so many axes; false where there is no such form.
     bool axes(int count, Axes& axes) const {
+        if (ragged) {
+            axes = {-1, 0};
+            return count == 2;
+        }
         const int most = cell ? 2 : 3;
         if (count != most && count != most - 1) return false;
         const bool batched = count == most;
@@ -108,7 +113,7 @@ public:
         const Outputs made = new_outputs(args[0], axes, in);
         {
             const ThreadLimit limit(count > 5 ? integer(args[5]) : 0);
-            const GilRelease release(releases(in.steps, in.batch, 1));
+            const GilRelease release(releases(in, 1));
             Pass<T>(layers_, in, made.out, false).forward();
         }
         return pair(made.y, made.state);
@@ -122,8 +127,8 @@ public:
     // The gradients of `pass`, or NotImplemented where an argument is not what can be read: all of
     // them, those of parameters by name; or those that `wanted` tells, in a list. Arrays, or tensors
     // if `like` is one.
-    py::object gradients(const Pass<T>& pass, PyObject* like, const Axes& axes, ptrdiff_t steps,
-                         ptrdiff_t batch, PyObject* d_output, PyObject* d_state,
+    py::object gradients(const Pass<T>& pass, PyObject* like, const Axes& axes,
+                         const Extent& extent, PyObject* d_output, PyObject* d_state,
                          PyObject* wanted) const;
 
 private:
@@ -142,8 +147,8 @@ private:
                (in.steps == 1 && in.batch <= layers_.kernels().few && !in.lengths && !in.resets[0]);
     }
     // `passes`: how often as much is multiplied as in a forward pass.
-    bool releases(ptrdiff_t steps, ptrdiff_t batch, int passes) const {
-        return passes * double(steps) * double(batch) * work_ >= kReleasingPays;
+    bool releases(const Extent& extent, int passes) const {
+        return passes * double(extent.rows()) * work_ >= kReleasingPays;
     }
     py::object state(const py::object& h, const py::object& c) const { return c ? pair(h, c) : h; }
 
@@ -165,7 +170,7 @@ private:
         if (form_.cell) {
             out.y = {out.hn, 0, layers_.width()};  // of one step: h after it
         } else {
-            const Shape shape = axes.shape(in.steps, in.batch, layers_.output());
+            const Shape shape = axes.shape(in, layers_.output());
             auto made = new_like<T>(like, shape);
             out.y = dense_rows(made.data, axes, shape);
             y = std::move(made.object);
@@ -212,15 +217,19 @@ private:
                (partly || (h && c));
     }
 
-    // The arguments x and state, or x, state, lengths, reset and reset_reversed, and perhaps more.
+    // The arguments x and state, and lengths if `count` is above 2, and reset and reset_reversed if
+    // above 3; those behind are none of them.
     bool read(PyObject* const* args, Py_ssize_t count, Axes& axes, PassInputs<T>& in) const {
         Array x;
         if (!read_array<T>(args[0], form_.tensors, x) || !form_.axes(x.axes, axes)) return false;
         if (axes.steps >= 0) in.steps = x.sizes[axes.steps];
         if (axes.batch >= 0) in.batch = x.sizes[axes.batch];
         if (x.sizes[x.axes - 1] != layers_.input() || !read_rows(x, axes, in.x)) return false;
+        if (form_.ragged ? count == 2 || !read_batch_sizes(args[2], in)
+                         : count > 2 && !read_lengths(args[2], in))
+            return false;
         if (!read_state(args[1], axes, in.batch, false, in.h0, in.c0)) return false;
-        return count == 2 || read_cuts(args + 2, in);
+        return count <= 3 || read_resets(args + 3, in);
     }
 
     bool read_lengths(PyObject* lengths, PassInputs<T>& in) const {
@@ -232,13 +241,32 @@ private:
         return true;
     }
 
-    bool read_cuts(PyObject* const* args, PassInputs<T>& in) const {
-        if (!read_lengths(args[0], in)) return false;
+    // In place of lengths, where x is ragged: they tell T and B.
+    bool read_batch_sizes(PyObject* object, PassInputs<T>& in) const {
+        Array sizes;
+        if (!read_array<int64_t>(object, form_.tensors, sizes) || sizes.axes != 1 ||
+            !is_contiguous(sizes))
+            return false;
+        in.ragged = in.batch;  // as x has it
+        in.batch_sizes = reinterpret_cast<const int64_t*>(sizes.data);
+        in.steps = sizes.sizes[0];
+        int64_t rest = in.ragged, before = rest;
+        for (ptrdiff_t t = 0; t < in.steps; ++t) {
+            const int64_t size = in.batch_sizes[t];
+            if (size < 1 || size > before || size > rest) return false;
+            rest -= size, before = size;
+        }
+        if (in.steps == 0 || rest != 0) return false;
+        in.batch = in.batch_sizes[0];
+        return true;
+    }
+
+    bool read_resets(PyObject* const* args, PassInputs<T>& in) const {
         Shape resets;
         resets.add(in.steps), resets.add(in.batch);
         for (int direction = 0; direction < 2; ++direction) {
             const bool* reset;
-            if (!read_contiguous(args[1 + direction], form_.tensors, resets, reset)) return false;
+            if (!read_contiguous(args[direction], form_.tensors, resets, reset)) return false;
             in.resets[direction] = reinterpret_cast<const uint8_t*>(reset);
         }
         return !in.resets[0] == !in.resets[1];

@@ -15,24 +15,23 @@ class RunOf final : public Run {
 public:
     // `self` is `stack`'s Python object, and `outputs` what keeps the memory of the output.
     RunOf(const StackOf<T>& stack, PyObject* self, py::object outputs, const Axes& axes,
-          const PassInputs<T>& in, std::unique_ptr<const Pass<T>> pass)
+          const Extent& extent, std::unique_ptr<const Pass<T>> pass)
         : stack_(stack),
           self_(py::reinterpret_borrow<py::object>(self)),
           outputs_(std::move(outputs)),
           axes_(axes),
-          steps_(in.steps),
-          batch_(in.batch),
+          extent_(extent),
           pass_(std::move(pass)) {}
 
     py::object backward(PyObject* d_output, PyObject* d_state) const override {
-        return stack_.gradients(*pass_, Py_None, axes_, steps_, batch_, d_output, d_state, nullptr);
+        return stack_.gradients(*pass_, Py_None, axes_, extent_, d_output, d_state, nullptr);
     }
 
 private:
     const StackOf<T>& stack_;
     const py::object self_, outputs_;
     const Axes axes_;
-    const ptrdiff_t steps_, batch_;
+    const Extent extent_;
     const std::unique_ptr<const Pass<T>> pass_;
 };
 
@@ -40,9 +39,9 @@ template <class T>
 py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t count) const {
     Axes axes;
     PassInputs<T> in;
-    if (!read(args, count, axes, in) || !runs(in)) return not_implemented();
+    if (form_.ragged || !read(args, count, axes, in) || !runs(in)) return not_implemented();
     // The states lie apart from the output, which is larger: keeping a state does not keep it.
-    const Shape y_shape = axes.shape(in.steps, in.batch, layers_.output());
+    const Shape y_shape = axes.shape(in, layers_.output());
     const Shape h_shape = state_shape(axes, in.batch, layers_.width());
     const Shape c_shape = state_shape(axes, in.batch, layers_.hidden());
     const ptrdiff_t h_size = Arena<T>::whole_lines(element_count<T>(h_shape));
@@ -61,7 +60,7 @@ py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t 
     if (has_c()) cn = array_on(c_shape, out.cn, state_owner, false);
     std::unique_ptr<const Pass<T>> pass;
     {
-        const GilRelease release(releases(in.steps, in.batch, 1));
+        const GilRelease release(releases(in, 1));
         pass = std::make_unique<const Pass<T>>(layers_, in, out, true);
         pass->forward();
     }
@@ -72,13 +71,14 @@ py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t 
 
 template <class T>
 py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes& axes,
-                                 ptrdiff_t steps, ptrdiff_t batch, PyObject* d_output,
-                                 PyObject* d_state, PyObject* wanted) const {
+                                 const Extent& extent, PyObject* d_output, PyObject* d_state,
+                                 PyObject* wanted) const {
     PassGradients<T> grads;
-    const Shape y_shape = axes.shape(steps, batch, layers_.output());
+    const ptrdiff_t batch = extent.batch;
+    const Shape y_shape = axes.shape(extent, layers_.output());
     if (!read_rows_or_none(d_output, axes, y_shape, grads.dy)) return not_implemented();
     if (!read_state(d_state, axes, batch, true, grads.dhn, grads.dcn)) return not_implemented();
-    const Shape x_shape = axes.shape(steps, batch, layers_.input());
+    const Shape x_shape = axes.shape(extent, layers_.input());
     Py_ssize_t next = 0;  // of `wanted`
     const auto is_wanted = [&] { return !wanted || PyTuple_GET_ITEM(wanted, next++) == Py_True; };
     py::object dx = py::none();
@@ -127,7 +127,7 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes
                             gradient(4, {{sizes.projection, sizes.hidden}, 2})};
     }
     {
-        const GilRelease release(releases(steps, batch, 2));
+        const GilRelease release(releases(extent, 2));
         pass.backward(grads);
     }
     return owned_or_throw(PyTuple_Pack(3, dx.ptr(), initial.ptr(), parameters.ptr()));
@@ -138,14 +138,13 @@ template <class T>
 py::object StackOf<T>::forward(PyObject* const* args) const {
     Axes axes;
     PassInputs<T> in;
-    if (!read(args, 2, axes, in) || !read_lengths(args[2], in) || !runs(in))
-        return not_implemented();
+    if (!read(args, 3, axes, in) || !runs(in)) return not_implemented();
     const Outputs made = new_outputs(args[0], axes, in);
-    const Shape tape_shape{{Pass<T>::tape_size(layers_, in.steps * in.batch)}, 1};
+    const Shape tape_shape{{Pass<T>::tape_size(layers_, in.rows())}, 1};
     const auto tape = new_like<T>(args[0], tape_shape);
     {
         const ThreadLimit limit(integer(args[3]));
-        const GilRelease release(releases(in.steps, in.batch, 1));
+        const GilRelease release(releases(in, 1));
         Pass<T>(layers_, in, made.out, true, tape.data).forward();
     }
     return owned_or_throw(PyTuple_Pack(3, made.y.ptr(), made.state.ptr(), tape.object.ptr()));
@@ -156,11 +155,11 @@ template <class T>
 py::object StackOf<T>::backward(PyObject* const* args) const {
     Axes axes;
     PassInputs<T> in;
-    if (!read(args, 2, axes, in) || !read_lengths(args[2], in)) return not_implemented();
+    if (!read(args, 3, axes, in)) return not_implemented();
     Rows<const T> y;
     const T* tape;
-    const Shape y_shape = axes.shape(in.steps, in.batch, layers_.output());
-    const Shape tape_shape{{Pass<T>::tape_size(layers_, in.steps * in.batch)}, 1};
+    const Shape y_shape = axes.shape(in, layers_.output());
+    const Shape tape_shape{{Pass<T>::tape_size(layers_, in.rows())}, 1};
     if ((args[3] == Py_None) != form_.cell || !read_rows_or_none(args[3], axes, y_shape, y) ||
         !read_contiguous(args[4], form_.tensors, tape_shape, tape) || args[4] == Py_None)
         return not_implemented();
@@ -177,7 +176,7 @@ py::object StackOf<T>::backward(PyObject* const* args) const {
     const PassOutputs<T> out{{only_read(y.data), y.step, y.row}, nullptr, nullptr};
     const ThreadLimit limit(integer(args[8]));
     const Pass<T> pass(layers_, in, out, true, only_read(tape));
-    return gradients(pass, args[0], axes, in.steps, in.batch, args[5], args[6], args[7]);
+    return gradients(pass, args[0], axes, in, args[5], args[6], args[7]);
 }
 
 }  // namespace rnnfast

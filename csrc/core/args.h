@@ -40,10 +40,20 @@ struct Plan {
     const ptrdiff_t* order;   // (B)    the caller's row at each place; null: place = row
     const ptrdiff_t* active;  // (T)    rows that have step t; null: all B
     const ptrdiff_t* first;   // (T+1)  rows of all the steps before t; null: t*B
+    // Whether x, y and their gradients hold these rows alone, in the order of the plan, without
+    // padding: row `start(t) + place`, and no stride of T. Then place = row.
+    bool ragged = false;
 
     RNNFAST_INLINE ptrdiff_t row(ptrdiff_t place) const { return order ? order[place] : place; }
     RNNFAST_INLINE ptrdiff_t rows(ptrdiff_t t) const { return active ? active[t] : batch; }
     RNNFAST_INLINE ptrdiff_t start(ptrdiff_t t) const { return first ? first[t] : t * batch; }
+
+    // Where step t starts in an array (T, B, ·), from its strides; the caller's row 0 lies there.
+    RNNFAST_INLINE ptrdiff_t offset(ptrdiff_t t, ptrdiff_t step, ptrdiff_t row_stride) const {
+        return ragged ? start(t) * row_stride : t * step;
+    }
+    // The rows of such an array that lies without gaps.
+    RNNFAST_INLINE ptrdiff_t array_rows() const { return ragged ? start(steps) : steps * batch; }
 
     // The step that runs just before t, and how many rows have it: the rest of t's rows start at t.
     RNNFAST_INLINE ptrdiff_t previous(ptrdiff_t t) const { return reverse ? t + 1 : t - 1; }
@@ -112,7 +122,7 @@ struct ForwardArgs {
     const T* packed;           // what pack() wrote; null: `weights` are read; unused in backward
     Weights<const T> weights;  // null: there is a pack
     const T* x;                // (T, B, I)  in, rows of unit stride
-    ptrdiff_t x_step;          //            stride of T
+    ptrdiff_t x_step;          //            stride of T; unused where the plan is ragged
     ptrdiff_t x_row;           //            stride of B
     const T* h0;               // (B, W)     in; null: zeros
     const T* c0;               // (B, H)     in; null: zeros, or the cell has no c

@@ -115,7 +115,7 @@ struct Job {
 template <class T>
 void add_directions(const Job<T>& first, const Job<T>& second, int part, int parts) {
     if (!first.grads.dx) return;
-    const ptrdiff_t count = first.plan.batch * first.plan.steps * first.args.sizes.input;
+    const ptrdiff_t count = first.plan.array_rows() * first.args.sizes.input;
     const Shard mine = share(count, part, parts);
     for (ptrdiff_t i = mine.begin; i < mine.end; ++i) first.grads.dx[i] += second.grads.dx[i];
 }

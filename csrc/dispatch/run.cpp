@@ -39,22 +39,27 @@ const T* PackedWeights<T>::transposed() const {
     return there->get();
 }
 
-RowPlan::RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* lengths)
-    : plan_{steps, batch, reverse, nullptr, nullptr, nullptr} {
-    if (!lengths ||
-        std::all_of(lengths, lengths + batch, [steps](int64_t length) { return length == steps; }))
-        return;
-    order_.resize(size_t(batch));
-    std::iota(order_.begin(), order_.end(), ptrdiff_t(0));
-    std::stable_sort(order_.begin(), order_.end(),
-                     [lengths](ptrdiff_t a, ptrdiff_t b) { return lengths[a] > lengths[b]; });
-    active_.assign(size_t(steps), 0);
+RowPlan::RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* lengths,
+                 const int64_t* batch_sizes)
+    : plan_{steps, batch, reverse, nullptr, nullptr, nullptr, batch_sizes != nullptr} {
+    if (batch_sizes) {
+        active_.assign(batch_sizes, batch_sizes + steps);
+    } else {
+        if (!lengths || std::all_of(lengths, lengths + batch,
+                                    [steps](int64_t length) { return length == steps; }))
+            return;
+        order_.resize(size_t(batch));
+        std::iota(order_.begin(), order_.end(), ptrdiff_t(0));
+        std::stable_sort(order_.begin(), order_.end(),
+                         [lengths](ptrdiff_t a, ptrdiff_t b) { return lengths[a] > lengths[b]; });
+        active_.assign(size_t(steps), 0);
+        for (ptrdiff_t row = 0; row < batch; ++row)
+            if (lengths[row] > 0) ++active_[size_t(lengths[row]) - 1];  // whose last step it is
+        for (size_t t = active_.size(); t-- > 1;) active_[t - 1] += active_[t];
+        plan_.order = order_.data();
+    }
     first_.assign(size_t(steps) + 1, 0);
-    for (ptrdiff_t row = 0; row < batch; ++row)
-        if (lengths[row] > 0) ++active_[size_t(lengths[row]) - 1];  // rows whose last step it is
-    for (size_t t = active_.size(); t-- > 1;) active_[t - 1] += active_[t];
     std::partial_sum(active_.begin(), active_.end(), first_.begin() + 1);
-    plan_.order = order_.data();
     plan_.active = active_.data();
     plan_.first = first_.data();
 }

@@ -44,8 +44,10 @@ private:
 // A Plan and the arrays that it points to.
 class RowPlan {
 public:
-    // lengths: (B), each in 0..T; null: all T.
-    RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* lengths);
+    // lengths: (B), each in 0..T; null: all T. Or, of a ragged plan, batch_sizes: (T), the rows that
+    // have each step, from B on never more than before, and at least one.
+    RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* lengths,
+            const int64_t* batch_sizes = nullptr);
     RowPlan(const RowPlan&) = delete;
     RowPlan& operator=(const RowPlan&) = delete;
 

@@ -35,12 +35,19 @@ RNNFAST_INLINE T* row_of(T* array, ptrdiff_t row, ptrdiff_t n) {
     return array ? array + row * n : nullptr;
 }
 
+// Writes zeros over some vectors of a row.
+template <class T>
+RNNFAST_INLINE void zero_vectors(T* row, const Shard& of_vectors) {
+    for (ptrdiff_t v = of_vectors.begin; v < of_vectors.end; ++v)
+        store(row + v * kLanes<T>, zero<T>());
+}
+
 // Whether the chunk's rows of a (T, B, n) array lie one stride apart: no row is out of order, none
 // of the batch is missing, and a step follows the other as a row does.
 inline bool regular(const Plan& plan, const Shard& shard, ptrdiff_t step, ptrdiff_t row) {
-    const bool whole = shard.begin == 0 && shard.end == plan.batch;
-    return !plan.active && whole &&
-           (plan.batch == 1 || plan.steps == 1 || step == plan.batch * row);
+    if (shard.begin != 0 || shard.end != plan.batch || shard.step != 1) return false;
+    if (plan.ragged) return true;
+    return !plan.active && (plan.batch == 1 || plan.steps == 1 || step == plan.batch * row);
 }
 
 // Memory cut into arrays of whole vectors; with no base it only counts.
@@ -58,7 +65,7 @@ struct Scratch {
 
 // The distance between rows of a regular array.
 inline ptrdiff_t regular_stride(const Plan& plan, ptrdiff_t step, ptrdiff_t row) {
-    return plan.batch == 1 ? step : row;
+    return plan.batch == 1 && !plan.ragged ? step : row;
 }
 
 // Pads the distance between scratch rows of n elements so that a column of them does not fall into

@@ -5,6 +5,7 @@
 // the parameters' gradients. No sum is split, so that the bits don't depend on the shards.
 #pragma once
 
+#include "kernels/backward_step.h"
 #include "kernels/parameter_gradients.h"
 #include "kernels/rows.h"
 
@@ -14,6 +15,8 @@ namespace {
 template <class Cell, class T>
 class BackwardPass {
     using V = Vec<T>;
+    using Step = BackwardStep<T>;
+    using Units = BackwardUnits;
     static constexpr ptrdiff_t L = kLanes<T>;
 
     const ForwardArgs<T>& args;
@@ -91,7 +94,8 @@ public:
                         unit_ld);
         }
         if (shard.begin == 0) copy_or_zero<T>(zeros, nullptr, unit_ld);
-        for (ptrdiff_t t = 0; grads.dx && plan.active && t < plan.steps; ++t)  // past the lengths
+        const bool padded = plan.active && !plan.ragged;
+        for (ptrdiff_t t = 0; grads.dx && padded && t < plan.steps; ++t)  // past the lengths
             for (ptrdiff_t i = shard.clip(plan.rows(t)), p; (p = shard.at(i)) < shard.end; ++i)
                 copy_or_zero<T>(dx_of(t, p), nullptr, shape.input);
     }
@@ -111,8 +115,10 @@ public:
         for (ptrdiff_t i = 0; i < chunk.end - chunk.begin; ++i) {
             const ptrdiff_t t = plan.reverse ? chunk.begin + i : chunk.end - 1 - i;
             const ptrdiff_t n = slice.rows.clip(plan.rows(t));
-            const Step step{t, chunk_row(t, chunk) + slice.rows.begin, slice.rows.begin, n,
-                            slice.rows.step};
+            const ptrdiff_t first = slice.rows.begin;
+            const T* const dy =
+                grads.dy ? grads.dy + plan.offset(t, grads.dy_step, grads.dy_row) : nullptr;
+            const Step step{t, chunk_row(t, chunk) + first, first, n, slice.rows.step, dy};
             gather(step, units);
             if constexpr (Cell::kTwoProducts)
                 step_two_products(step, units, slice);
@@ -137,19 +143,6 @@ public:
     }
 
 private:
-    // Step t of `rows` places, the first of them `place` and the chunk's row `row`.
-    struct Step {
-        ptrdiff_t t, row, place, rows, stride;
-
-        ptrdiff_t row_of(ptrdiff_t i) const { return row + i * stride; }
-        ptrdiff_t place_of(ptrdiff_t i) const { return place + i * stride; }
-    };
-
-    // The vectors of h, of c and the gates, and of x that are a thread's own.
-    struct Units {
-        Shard h, blocks, x;
-    };
-
     Units units_of(const Slice& slice) const {
         const auto own = [&](ptrdiff_t columns) {  // whole panels of the transposed weights
             constexpr int width = panel_width(1);
@@ -170,24 +163,26 @@ private:
 
     // Copies what a step's rows of the chunk need from the caller: x, and h before the step.
     void gather(const Step& step, const Units& units) {
-        const ptrdiff_t before = plan.rows_before(step.t);
+        const ptrdiff_t before = plan.rows_before(step.t), previous = plan.previous(step.t);
+        const T* const y =
+            before ? args.y + plan.offset(previous, args.y_step, args.y_row) : nullptr;
+        const T* const from_x = args.x + plan.offset(step.t, args.x_step, args.x_row);
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = plan.row(p);
             const T* from = row_of(args.h0, row, shape.width);
-            if (p < before) from = args.y + plan.previous(step.t) * args.y_step + row * args.y_row;
+            if (p < before) from = y + row * args.y_row;
             if (is_reset(step.t, p)) from = nullptr;
             put_row(h_prev, step.row_of(i), from, shape.width, units.h);
             if (grads.weights.weight_ih)
-                put_row(x, step.row_of(i), args.x + step.t * args.x_step + row * args.x_row,
-                        shape.input, units.x);
+                put_row(x, step.row_of(i), from_x + row * args.x_row, shape.input, units.x);
         }
     }
 
     // The gradient at h_t, block b: from the steps after it, and from the caller.
-    RNNFAST_INLINE V dh_at(ptrdiff_t t, ptrdiff_t p, ptrdiff_t b) const {
+    RNNFAST_INLINE V dh_at(const Step& step, ptrdiff_t p, ptrdiff_t b) const {
         const V later = load(dh + p * h_ld + b * L);
-        if (!grads.dy) return later;
-        const T* dy = grads.dy + t * grads.dy_step + plan.row(p) * grads.dy_row;
+        if (!step.dy) return later;
+        const T* dy = step.dy + plan.row(p) * grads.dy_row;
         return later + load_edge(dy + b * L, shape.width - b * L);
     }
 
@@ -211,7 +206,7 @@ private:
             for (ptrdiff_t i = 0; i < step.rows; ++i)
                 for (ptrdiff_t b = units.h.begin; b < units.h.end; ++b)
                     store(dp.at(step.row_of(i), b),
-                          keep_units(dh_at(t, step.place_of(i), b), shape.projection - b * L));
+                          keep_units(dh_at(step, step.place_of(i), b), shape.projection - b * L));
             slice.meet();
             times(step.rows, operand(dp, step, 0, vectors<T>(shape.width)), weights.projection,
                   at.projection, units.blocks,
@@ -238,7 +233,7 @@ private:
                     dc_b = load(dc + p * unit_ld + b * L);
                     c_b = load(before + b * c_stride);
                 }
-                const V dh_b = projects ? load(through + p * unit_ld + b * L) : dh_at(t, p, b);
+                const V dh_b = projects ? load(through + p * unit_ld + b * L) : dh_at(step, p, b);
                 const V h_b = Cell::kDirect ? load(h_prev.at(row, b)) : V{};
                 Cell::backward(kept, h_b, c_b, dh_b, dc_b, gradient, direct);
                 if constexpr (Cell::kHasC) store(dc + p * unit_ld + b * L, dc_b);
@@ -260,7 +255,7 @@ private:
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 for (int s = 0; s < Cell::kSaved; ++s)
                     kept[s] = load(saved_at(t, p) + (b * Cell::kSaved + s) * L);
-                const V dh_b = dh_at(t, p, b);
+                const V dh_b = dh_at(step, p, b);
                 Cell::backward_candidate(kept, load(h_prev.at(row, b)), dh_b, gradient);
                 store(dh + p * h_ld + b * L, dh_b);
                 store_gradients(row, b, gradient, Cell::Z, Cell::kSlots);
@@ -321,14 +316,10 @@ private:
         }
     }
 
-    static void zero_vectors(T* row, const Shard& of_vectors) {
-        for (ptrdiff_t v = of_vectors.begin; v < of_vectors.end; ++v) store(row + v * L, zero<T>());
-    }
-
     // dx = W^T da for some of the chunk's rows.
     void input_gradient(const Chunk& chunk, const Shard& rows) {
         const ptrdiff_t ld = dx_regular ? regular_stride(plan, grads.dx_step, grads.dx_row) : x_ld;
-        T* base = dx_regular ? grads.dx + chunk.begin * grads.dx_step : dx;
+        T* base = dx_regular ? dx_of(chunk.begin, 0) : dx;
         times(rows.end - rows.begin, da.operand(rows.begin, 0, Cell::kGates * shape.blocks),
               weights.w, at.w, {0, vectors<T>(shape.input)},
               StoreEdges<T>{base + rows.begin * ld, ld, shape.input});
@@ -342,7 +333,7 @@ private:
     }
 
     T* dx_of(ptrdiff_t t, ptrdiff_t p) const {
-        return grads.dx + t * grads.dx_step + plan.row(p) * grads.dx_row;
+        return grads.dx + plan.offset(t, grads.dx_step, grads.dx_row) + plan.row(p) * grads.dx_row;
     }
 };
 

@@ -168,14 +168,15 @@ protected:
 
     // pre = W x + b for every row of the chunk.
     void input_product(const ChunkRows& chunk) {
-        Operand<T> a{args.x + chunk.begin * args.x_step,
+        Operand<T> a{args.x + plan.offset(chunk.begin, args.x_step, args.x_row),
                      regular_stride(plan, args.x_step, args.x_row), shape.input};
         if (!x_regular) {
             T* to = x;
-            for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t)
+            for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t) {
+                const T* const from = args.x + plan.offset(t, args.x_step, args.x_row);
                 for (ptrdiff_t p = 0, n = clip(t); p < n; ++p, to += shape.input)
-                    copy_or_zero(to, args.x + t * args.x_step + plan.row(shard.at(p)) * args.x_row,
-                                 shape.input);
+                    copy_or_zero(to, from + plan.row(shard.at(p)) * args.x_row, shape.input);
+            }
             a = Operand<T>{x, shape.input, shape.input};
         }
         const StoreBiased<T> store_pre{bias_x, pre, pre_ld};
@@ -302,7 +303,7 @@ protected:
             for (ptrdiff_t p = 0; first_part && p < n; ++p) cut(t, p);
             slice.meet();
         }
-        T* y = args.y + t * args.y_step;
+        T* y = args.y + plan.offset(t, args.y_step, args.y_row);
         const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
@@ -330,7 +331,7 @@ protected:
                                            right<1>(at.projection, weights.projection),
                                            Projected{this, y});
             }
-        for (ptrdiff_t p = n; slice.part == 0 && p < count; ++p)
+        for (ptrdiff_t p = n; slice.part == 0 && !plan.ragged && p < count; ++p)
             copy_or_zero<T>(y_row(p, y), nullptr, shape.width);
         slice.meet();
         T* swap = h;

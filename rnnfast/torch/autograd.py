@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,71 +15,50 @@ from rnnfast.torch.packs import Packs, Parameters
 _get_num_threads = torch.get_num_threads
 
 
-class Ragged:
-    """Where the rows of packed data (N, ·) are in (T, B, ·): sequence b has `lengths[b]` steps."""
-
-    def __init__(self, batch_sizes: Tensor) -> None:
-        sizes = batch_sizes.numpy()
-        self.batch_sizes = batch_sizes
-        # Packed rows stand step by step, and the longest sequences first: in the mask's own order.
-        self.mask = np.arange(sizes[0]) < sizes[:, None]
-        self.lengths = torch.from_numpy(self.mask.sum(0, dtype=np.int64))
-
-    def pad(self, data: Tensor) -> Tensor:
-        """Packed data as (T, B, ·); what lies past the lengths is arbitrary."""
-        padded = data.new_empty((*self.mask.shape, data.shape[1]))
-        padded.numpy()[self.mask] = data.detach().numpy()
-        return padded
-
-    def unpad(self, padded: Tensor) -> Tensor:
-        """The inverse of `pad`."""
-        return torch.from_numpy(padded.numpy()[self.mask])
-
-
 class Call(NamedTuple):
     """One pass: what runs it, and what its arrays look like.
 
     packs : of `parameters`, or of one of its layers.
-    ragged : of packed input (N, I); None: x is (T, B, I), or (B, T, I) if `batch_first`.
+    batch_sizes : of packed input (N, I); None: x is (T, B, I), or (B, T, I) if `batch_first`.
     """
 
     parameters: Parameters
     packs: Packs
-    ragged: Ragged | None = None
+    batch_sizes: Tensor | None = None
     batch_first: bool = False
+
+    def stack(self, packs: Packs) -> Any:
+        """What runs the pass on `packs`."""
+        return packs.stack(self.batch_first, self.batch_sizes is not None)
 
 
 def infer(call: Call, x: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, States] | None:
     """Output (a cell's: None) and last states, without gradients. None: the arguments don't fit."""
-    _, packs, ragged, batch_first = call
-    rows, lengths = (x, None) if ragged is None else (ragged.pad(x), ragged.lengths)
-    result = packs.stack(batch_first).infer(
-        rows, state_of(states), lengths, None, None, _get_num_threads()
+    result = call.stack(call.packs).infer(
+        x, state_of(states), call.batch_sizes, None, None, _get_num_threads()
     )
     if result is NotImplemented:
         return None
     output, last = result
-    return (output if ragged is None else ragged.unpad(output)), states_of(last)
+    return output, states_of(last)
 
 
 def record(
     call: Call, weights: Sequence[Tensor], x: Tensor, states: Sequence[Tensor] | None
 ) -> tuple[Tensor, States] | None:
     """The same of a layer, on torch's graph."""
-    _, packs, ragged, batch_first = call
-    rows, lengths = (x, None) if ragged is None else (ragged.pad(x), ragged.lengths)
-    result = packs.stack(batch_first).forward(rows, state_of(states), lengths, _get_num_threads())
+    kind, batch_sizes = call.packs.kind, call.batch_sizes
+    result = call.stack(call.packs).forward(x, state_of(states), batch_sizes, _get_num_threads())
     if result is NotImplemented:
         return None
     y, last, tape = result
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     # Backward reads the output. Where it is y itself, a y changed in place is an error, as with
     # oneDNN's LSTM; torch's other layers read none of theirs, and so a copy is read here.
-    kept = y
-    if ragged is not None:
-        y = ragged.unpad(y)
-    elif packs.kind.cell != "lstm" or packs.kind.sizes.projection or x.dtype is not torch.float32:
-        kept = copy_of(y)
+    is_like_onednn = kind.cell == "lstm" and not kind.sizes.projection and batch_sizes is None
+    kept = y if is_like_onednn and x.dtype is torch.float32 else copy_of(y)
+    if batch_sizes is not None:  # as they are now, whatever the caller makes of them
+        call = call._replace(batch_sizes=batch_sizes.clone())
     results = (y, *states_of(last), kept, tape)
     outputs = _apply(call, results, x, h0, c0, *weights)
     return outputs[0], outputs[1:]
@@ -110,7 +88,8 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *d_states: Tensor | None) -> tuple[Any, ...]:
-        parameters, packs, ragged, batch_first = ctx.call
+        call = ctx.call
+        packs = call.packs
         saved = ctx.saved_tensors
         y, tape, x, h0, c0 = saved[:5]
         weights = saved[5:]
@@ -119,21 +98,24 @@ class _Pass(torch.autograd.Function):
         # With create_graph; or for gradients in batches, or negated ones, which no kernel reads.
         if torch.is_grad_enabled() or any(map(is_special, d_outputs)):
             found = differentiable.gradients(
-                packs.kind, ragged, batch_first, dy, d_states, x, h0, c0, weights, wanted
+                packs.kind,
+                call.batch_sizes,
+                call.batch_first,
+                dy,
+                d_states,
+                x,
+                h0,
+                c0,
+                weights,
+                wanted,
             )
             return (None, None, *found)
-        lengths, rows, d_output = None, x, dy
-        if ragged is not None:
-            rows, lengths = ragged.pad(x), ragged.lengths
-            d_output = None if dy is None else ragged.pad(dy)
         states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
         at = (wanted[0], wanted[1] or wanted[2], *wanted[3:])
-        stack = parameters.still(packs, weights).stack(batch_first)
+        stack = call.stack(call.parameters.still(packs, weights))
         dx, initial, d_weights = gradients(
-            stack, rows, states, lengths, y, tape, d_output, d_states, at
+            stack, x, states, call.batch_sizes, y, tape, dy, d_states, at
         )
-        if dx is not None and ragged is not None:
-            dx = ragged.unpad(dx)
         return (
             None,
             None,

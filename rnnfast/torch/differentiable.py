@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch.nn.functional import linear
 
 from rnnfast._cells import CELLS
 from rnnfast.torch.packs import Kind
-
-if TYPE_CHECKING:
-    from rnnfast.torch.autograd import Ragged
 
 States = list[Tensor]  # [h] or [h, c]
 
@@ -94,7 +91,7 @@ def _packed(
 
 def gradients(
     kind: Kind,
-    ragged: Ragged | None,
+    batch_sizes: Tensor | None,
     batch_first: bool,
     dy: Tensor | None,
     dstates: Sequence[Tensor | None],
@@ -114,15 +111,15 @@ def gradients(
         own: list[Any] = [None if t is None else t.view_as(t) for t in given]
         x, h0, c0, *weights = own
         axis = 0 if kind.one_step else 1  # of B, where there is one
-        unbatched = ragged is None and x.dim() == axis + 1
+        unbatched = batch_sizes is None and x.dim() == axis + 1
         if unbatched:
             x, h0, c0 = (None if t is None else t.unsqueeze(axis) for t in (x, h0, c0))
         elif batch_first:
             x = x.transpose(0, 1)
-        if ragged is None:
+        if batch_sizes is None:
             outputs = forward(kind, x, h0, c0, weights)
         else:
-            outputs = _packed(kind, ragged.batch_sizes, x, h0, c0, weights)
+            outputs = _packed(kind, batch_sizes, x, h0, c0, weights)
         if unbatched:
             outputs = tuple(out.squeeze(axis) for out in outputs)
         elif batch_first:

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast.torch import cells
-from rnnfast.torch.autograd import Call, Ragged, infer, record
+from rnnfast.torch.autograd import Call, infer, record
 from rnnfast.torch.exchange import TENSORS, States, requires_grad
 from rnnfast.torch.packs import DTYPES, PackCache, Parameters
 
@@ -39,15 +39,6 @@ def _is_plain(x: Any) -> bool:
         and x.layout is torch.strided
         and not x.is_neg()
     )
-
-
-def _is_ragged(batch_sizes: Tensor, rows: int) -> bool:
-    """Whether they are of so many rows of packed data; a PackedSequence made by hand may not be."""
-    if batch_sizes.dtype is not torch.int64 or not batch_sizes.is_cpu or batch_sizes.dim() != 1:
-        return False
-    sizes = batch_sizes.numpy()
-    falls = bool((sizes[1:] <= sizes[:-1]).all())
-    return len(sizes) > 0 and falls and bool(sizes[-1] > 0) and int(sizes.sum()) == rows
 
 
 def _ready(
@@ -85,23 +76,17 @@ def layer(
     if ready is None:
         return None
     parameters, weights = ready
-    kind, ragged = parameters.kind, None
-    if x is not input:
-        if not _is_plain(x) or x.dim() != 2 or x.shape[1] != kind.sizes.input:
-            return None
-        if not _is_ragged(input.batch_sizes, len(x)):
-            return None
-        ragged = Ragged(input.batch_sizes)
-    if kind.layers > 1 and module.training and module.dropout:
-        return _with_dropout(module, parameters, x, ragged, states, weights)
-    batch_first = module.batch_first and ragged is None
-    if ragged is None:
+    batch_sizes = None if x is input else input.batch_sizes
+    if parameters.kind.layers > 1 and module.training and module.dropout:
+        return _with_dropout(module, parameters, x, batch_sizes, states, weights)
+    batch_first = module.batch_first and batch_sizes is None
+    if batch_sizes is None:
         borrowed = parameters.borrowed(_rows_of_one_step(x, batch_first))
         if borrowed is not None:
             result = _run(Call(parameters, borrowed, None, batch_first), weights, x, states)
             if result is not None:
                 return result
-    call = Call(parameters, parameters.packed(weights), ragged, batch_first)
+    call = Call(parameters, parameters.packed(weights), batch_sizes, batch_first)
     return _run(call, weights, x, states) or _again(_run, call, weights, x, states)
 
 
@@ -174,7 +159,7 @@ def _with_dropout(
     module: Layer,
     parameters: Parameters,
     x: Tensor,
-    ragged: Ragged | None,
+    batch_sizes: Tensor | None,
     states: Sequence[Tensor] | None,
     weights: tuple[Tensor, ...],
 ) -> tuple[Tensor, States] | None:
@@ -182,8 +167,8 @@ def _with_dropout(
     kind, packs = parameters.kind, parameters.packed(weights)
     if not _is_plain(x) or not all(map(_is_plain, states or ())) or x.dim() not in (2, 3):
         return None
-    unbatched = x.dim() == 2 and ragged is None
-    swapped = module.batch_first and ragged is None and not unbatched
+    unbatched = x.dim() == 2 and batch_sizes is None
+    swapped = module.batch_first and batch_sizes is None and not unbatched
     if unbatched:
         x = x.unsqueeze(1)
         states = None if states is None else [s.unsqueeze(1) for s in states]
@@ -199,7 +184,7 @@ def _with_dropout(
     for index in range(kind.layers):
         rows = slice(index * directions, (index + 1) * directions)
         own = None if states is None else tuple(s[rows] for s in states)
-        call = Call(parameters, packs.layer(index), ragged)
+        call = Call(parameters, packs.layer(index), batch_sizes)
         of_layer = weights[index * per_layer : (index + 1) * per_layer]
         result = _run(call, of_layer, x, own)
         if result is None:

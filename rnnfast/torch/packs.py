@@ -91,7 +91,7 @@ class Packs:
         self._backend = backend
         self._packs = packs
         self._names = names  # of each pack's parameters, in the order of `Weights`
-        self._stacks: dict[bool, Stack] = {}
+        self._stacks: dict[tuple[bool, bool], Stack] = {}
 
     @classmethod
     def of(
@@ -108,15 +108,14 @@ class Packs:
             names.append(tuple(n if n in shapes else None for n in Weights._fields))
         return cls(backend, kind, packs, names)
 
-    def stack(self, batch_first: bool = False) -> Stack:
-        """What runs all layers."""
-        made = self._stacks.get(batch_first)
+    def stack(self, batch_first: bool = False, ragged: bool = False) -> Stack:
+        """What runs all layers; `ragged` : on a PackedSequence's data, and its batch_sizes."""
+        made = self._stacks.get((batch_first, ragged))
         if made is None:
             kind = self.kind
-            made = self._backend.stack(
-                self._packs, self._names, kind.directions, kind.one_step, batch_first, tensors=True
-            )
-            self._stacks[batch_first] = made = stack_taking_tensors(made)
+            own = self._packs, self._names, kind.directions, kind.one_step
+            made = self._backend.stack(*own, batch_first, tensors=True, ragged=ragged)
+            self._stacks[batch_first, ragged] = made = stack_taking_tensors(made)
         return made
 
     def layer(self, layer: int) -> Packs:
