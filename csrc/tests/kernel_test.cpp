@@ -1,8 +1,10 @@
 // Every cell and dtype on the ISA in use, without Python: for the sanitizers, and for running the
 // kernels of another architecture under emulation. Outputs are compared with naive.h; gradients
 // with the change of naive.h's loss along a random direction, and float32's with float64's.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <random>
 #include <stdexcept>
 
@@ -77,8 +79,23 @@ struct Loss {
     }
 };
 
+// The layer's x, y and their gradients as a ragged plan has them: the rows that have a step.
+Array without_padding(const naive::Layer& l, const Array& padded) {
+    if (padded.empty()) return {};
+    const ptrdiff_t width = ptrdiff_t(padded.size()) / (l.T * l.B);
+    Array rows;
+    for (ptrdiff_t t = 0; t < l.T; ++t)
+        for (ptrdiff_t b = 0; b < l.B && t < l.lengths[size_t(b)]; ++b) {
+            const auto row = padded.begin() + (t * l.B + b) * width;
+            rows.insert(rows.end(), row, row + width);
+        }
+    return rows;
+}
+
+// `ragged`: x and the loss's dy have no padding, and so have y and dx; the lengths fall.
 template <class T>
-Arrays run(naive::Layer& l, const Loss& loss, naive::Result& out, Held held = Held::packed) {
+Arrays run(naive::Layer& l, const Loss& loss, naive::Result& out, Held held = Held::packed,
+           bool ragged = false) {
     Exact<T> x(l.x), h0(l.h0), c0(l.c0), y(out.y.size()), h(out.h.size()), c(out.c.size());
     Exact<T> w_ih(l.w_ih), w_hh(l.w_hh), b_ih(l.b_ih), b_hh(l.b_hh), w_hr(l.w_hr);
     const Sizes sizes{l.I, l.H, l.P};
@@ -86,7 +103,12 @@ Arrays run(naive::Layer& l, const Loss& loss, naive::Result& out, Held held = He
         cell_id(l.cell), sizes, {w_ih.get(), w_hh.get(), b_ih.get(), b_hh.get(), w_hr.get()}, held);
     const bool has_c = packed.kernels().has_c;
     const std::vector<int64_t> lengths(l.lengths.begin(), l.lengths.end());
-    const RowPlan plan(l.T, l.B, l.reverse, lengths.empty() ? nullptr : lengths.data());
+    std::vector<int64_t> batch_sizes;
+    for (int t = 0; ragged && t < l.T; ++t)
+        batch_sizes.push_back(std::count_if(lengths.begin(), lengths.end(),
+                                            [t](int64_t length) { return length > t; }));
+    const RowPlan plan(l.T, l.B, l.reverse, lengths.empty() ? nullptr : lengths.data(),
+                       ragged ? batch_sizes.data() : nullptr);
     Exact<T> saved(size_t(plan.rows() * packed.kernels().saved_row(sizes)));
     const ptrdiff_t W = l.width();
     ForwardArgs<T> args{};
@@ -176,6 +198,22 @@ void check_borrowed(naive::Layer& l, const Loss& loss, const naive::Result& out,
     expect(same, l, "borrowed", double(sizeof(T)));
 }
 
+// Rows without padding give the bits of those with it. The sequences are sorted, and have a step.
+template <class T>
+void check_ragged(naive::Layer l, Loss loss) {
+    if (l.lengths.empty()) l.lengths.assign(size_t(l.B), l.T);
+    for (long& length : l.lengths) length = std::max(length, 1L);
+    std::sort(l.lengths.begin(), l.lengths.end(), std::greater<>());
+    l.lengths[0] = l.T;
+    naive::Result padded = naive::forward(l), got = padded;
+    Arrays want = run<T>(l, loss, padded);
+    want[0] = without_padding(l, want[0]), padded.y = without_padding(l, padded.y);
+    l.x = without_padding(l, l.x), loss.dy = without_padding(l, loss.dy), got.y = padded.y;
+    const bool same = run<T>(l, loss, got, Held::packed, true) == want && got.y == padded.y &&
+                      got.h == padded.h && got.c == padded.c;
+    expect(same, l, "ragged", double(sizeof(T)));
+}
+
 void check(naive::Layer l) {
     const naive::Result want = naive::forward(l);
     const Loss loss{normal(want.y.size()), normal(want.h.size()),
@@ -183,6 +221,7 @@ void check(naive::Layer l) {
     naive::Result got = want, got32 = want;
     const Arrays grads = run<double>(l, loss, got), grads32 = run<float>(l, loss, got32);
     check_borrowed<double>(l, loss, got, grads), check_borrowed<float>(l, loss, got32, grads32);
+    if (l.T > 0) check_ragged<double>(l, loss), check_ragged<float>(l, loss);
     const auto compare = [&](const char* what, const Array& a, const Array& b, double limit) {
         const double error = distance(a, b);
         expect(error < limit, l, what, error);
