@@ -202,6 +202,40 @@ def test_changed_data_raises():
         y.data.sum().backward()
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_an_output_changed_in_place(kind, dtype):
+    """As by an activation or dropout in place: torch reads no packed output in backward."""
+    found = []
+    for module in twins(kind, dtype=TORCH_DTYPES[dtype]):
+        x = inputs_for(module, BATCH, STEPS, states=False)[0]
+        y, _ = module(pack_padded_sequence(x, LENGTHS["sorted"][0]))
+        with torch.no_grad():
+            y.data.clamp_(min=0)
+        y.data.sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    assert_same_results(*found, dtype, "backward")
+
+
+def test_batch_sizes_changed_before_backward():
+    """They are those of the call, as torch's are."""
+    found = []
+    for module in twins("gru", num_layers=2, dtype=F64):
+        x, sizes = normal(8, SIZE).requires_grad_(), torch.tensor([4, 3, 1])
+        y, _ = module(PackedSequence(x, sizes))
+        sizes.copy_(torch.tensor([3, 3, 2]))
+        found.append(torch.autograd.grad(y.data.square().sum(), [x, *module.parameters()]))
+    assert_same_results(*found, "float64", "backward")
+
+
+def test_the_storage_of_what_is_given_stays_the_callers():
+    x, module = inputs_for(make(rt, "gru"), BATCH, STEPS, states=False)[0], make(rt, "gru")
+    packed = pack_padded_sequence(x, LENGTHS["unsorted"][0], enforce_sorted=False)
+    with by_kernels():
+        y, _ = module(packed)
+        y.data.sum().backward()
+    assert all(t.untyped_storage().resizable() for t in (packed.data, packed.batch_sizes))
+
+
 PACKED_MISTAKES = {
     "too few states": lambda m, p: m(p, states_of(m, BATCH - 1)),
     "too many states": lambda m, p: m(p, states_of(m, BATCH + 1)),
@@ -214,6 +248,12 @@ PACKED_MISTAKES = {
     "too few rows": lambda m, p: m(PackedSequence(p.data[:-1], p.batch_sizes)),
     "too many rows": lambda m, p: m(PackedSequence(torch.cat([p.data] * 2), p.batch_sizes)),
     "sizes that grow": lambda m, p: m(PackedSequence(p.data[:3], torch.tensor([1, 2]))),
+    "sizes that grow at the end": lambda m, p: m(
+        PackedSequence(p.data[:6], torch.tensor([3, 1, 2]))
+    ),
+    "a negative size": lambda m, p: m(PackedSequence(p.data[:3], torch.tensor([2, 2, -1]))),
+    "negative sizes": lambda m, p: m(PackedSequence(p.data[:2], torch.tensor([-1, -1]))),
+    "sizes of two dimensions": lambda m, p: m(PackedSequence(p.data, p.batch_sizes[None])),
     "a size of zero": lambda m, p: m(PackedSequence(p.data[:2], torch.tensor([2, 0]))),
     "sizes of another dtype": lambda m, p: m(PackedSequence(p.data, p.batch_sizes.int())),
     "no steps": lambda m, p: m(PackedSequence(p.data[:0], p.batch_sizes[:0])),
