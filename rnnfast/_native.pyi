@@ -187,7 +187,7 @@ def tape_row(
     directions: int,
     /,
 ) -> int:
-    """How much of a tape of `Stack.forward` each row of T*B takes."""
+    """How much of a tape of `Stack.forward` each row of T*B takes; of a ragged stack, of N."""
 
 def fingerprint(arrays: tuple[Array, ...], threads: int = ..., /) -> int:
     """A number of 64 bits for the contents of contiguous arrays: another one when they change.

@@ -51,7 +51,7 @@ using Names = std::array<py::object, 5>;
 struct Form {
     bool cell;  // one step without an axis T, and states without the axis L*D
     bool batch_first;
-    bool ragged;   // x and y are (N, ·), as a PackedSequence's data, and B has no axis of 1
+    bool ragged;   // x and y are (N, ·), as a PackedSequence's data; batch sizes tell T and B
     bool tensors;  // arguments may be tensors, and the results are if x is one
 
     // Of an array (T, B, ·) with so many axes; false where there is no such form.
@@ -217,8 +217,8 @@ private:
                (partly || (h && c));
     }
 
-    // The arguments x and state, and lengths if `count` is above 2, and reset and reset_reversed if
-    // above 3; those behind are none of them.
+    // Of so many arguments: x and state; from 3 on lengths, or of ragged x batch sizes, which it needs;
+    // from 4 on reset and reset_reversed too.
     bool read(PyObject* const* args, Py_ssize_t count, Axes& axes, PassInputs<T>& in) const {
         Array x;
         if (!read_array<T>(args[0], form_.tensors, x) || !form_.axes(x.axes, axes)) return false;

@@ -97,18 +97,9 @@ class _Pass(torch.autograd.Function):
         d_outputs = (dy, *d_states)
         # With create_graph; or for gradients in batches, or negated ones, which no kernel reads.
         if torch.is_grad_enabled() or any(map(is_special, d_outputs)):
-            found = differentiable.gradients(
-                packs.kind,
-                call.batch_sizes,
-                call.batch_first,
-                dy,
-                d_states,
-                x,
-                h0,
-                c0,
-                weights,
-                wanted,
-            )
+            given = dy, d_states, x, h0, c0, weights, wanted
+            form = packs.kind, call.batch_sizes, call.batch_first
+            found = differentiable.gradients(*form, *given)
             return (None, None, *found)
         states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
         at = (wanted[0], wanted[1] or wanted[2], *wanted[3:])
