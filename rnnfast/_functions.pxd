@@ -1,28 +1,10 @@
-# The C functions of csrc/api/functions.h; csrc/include/rnnfast.h says what they do.
+# The table of the C functions that rnnfast._native offers: csrc/api/functions.h.
 from libc.stdint cimport int64_t, uint8_t
+
+from rnnfast.c cimport rnnfast_config, rnnfast_layer, rnnfast_stream
 
 
 cdef extern from "api/functions.h":
-    ctypedef struct rnnfast_stream:
-        pass
-
-    ctypedef struct rnnfast_config:
-        const char* cell
-        const char* dtype
-        const char* weights
-        int64_t input_size
-        int64_t hidden_size
-        int64_t proj_size
-        int64_t num_layers
-        int64_t batch_size
-
-    ctypedef struct rnnfast_layer:
-        const void* weight_ih
-        const void* weight_hh
-        const void* bias_ih
-        const void* bias_hh
-        const void* weight_hr
-
     ctypedef struct rnnfast_functions:
         rnnfast_stream* (*create)(const rnnfast_config*, const rnnfast_layer*) noexcept nogil
         rnnfast_stream* (*clone)(const rnnfast_stream*) noexcept nogil

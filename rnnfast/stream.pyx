@@ -12,7 +12,8 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint8_t
 
-from rnnfast._functions cimport rnnfast_config, rnnfast_functions, rnnfast_layer, rnnfast_stream
+from rnnfast._functions cimport rnnfast_functions
+from rnnfast.c cimport rnnfast_config, rnnfast_layer, rnnfast_stream
 
 from numpy import empty
 

@@ -3,16 +3,13 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "dispatch/kernels.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
 #endif
 
 namespace rnnfast {
-
-#define ISA(name) extern const KernelTable kernel_table_##name;
-#include "core/isas.inc"
-#undef ISA
-
 namespace {
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -46,17 +43,13 @@ bool cpu_has(const std::string&) { return true; }  // NEON belongs to every AArc
 
 #endif
 
-struct Isa {
-    const char* name;
-    const KernelTable* kernels;
-};
-
-const std::vector<Isa>& compiled() {
-    static const std::vector<Isa> isas = {
-#define ISA(name) {#name, RNNFAST_HAVE_##name ? &kernel_table_##name : nullptr},
-#include "core/isas.inc"
-#undef ISA
-    };
+const std::vector<CompiledIsa>& compiled() {
+    static const std::vector<CompiledIsa> isas = [] {
+        std::vector<CompiledIsa> found;
+        for (const CompiledIsa* isa = librnnfast_kernels(); isa->name; ++isa)
+            if (isa->kernels) found.push_back(*isa);
+        return found;
+    }();
     return isas;
 }
 
@@ -73,8 +66,8 @@ struct Active {
     Active() {
         const char* forced = std::getenv("RNNFAST_ISA");
         const std::string want = forced ? forced : "";
-        for (const Isa& isa : compiled()) {
-            if (!isa.kernels || !cpu_has(isa.name)) continue;
+        for (const CompiledIsa& isa : compiled()) {
+            if (!cpu_has(isa.name)) continue;
             if (want.empty() || want == isa.name) {
                 name = isa.name;
                 kernels = isa.kernels;
@@ -99,8 +92,7 @@ const Active& active() {
 
 std::vector<std::string> compiled_isas() {
     std::vector<std::string> names;
-    for (const Isa& isa : compiled())
-        if (isa.kernels) names.push_back(isa.name);
+    for (const CompiledIsa& isa : compiled()) names.push_back(isa.name);
     return names;
 }
 

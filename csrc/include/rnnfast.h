@@ -1,23 +1,38 @@
 /* rnnfast in C: recurrent networks step by step, with all state inside.
  *
  * A stream is a stack of layers in one direction, with its own copy of the weights. It is made once
- * and then stepped: a step allocates nothing, takes no lock, and makes no system call, so that it can
- * run in a real-time thread. Streams may be stepped at the same time from several threads, each by
- * one of them.
+ * and then stepped: rnnfast_step, rnnfast_run, rnnfast_reset and the state's functions allocate
+ * nothing, take no lock, make no system call and always succeed, so that they can run in a
+ * real-time thread. The others are for before and after.
  *
- * Letters: L layers, B batch, I input, H hidden, W width of h (H, or the projection's size), G gates
- * (LSTM 4: i f g o; GRU 3: r z n; Elman RNN 1). Arrays are C-contiguous, of the stream's dtype, and
- * aligned to their items. A step's x and y may be the same array where I = W. */
+ * Threads: different streams may be used at the same time from different threads, copies of one
+ * stream among them; one stream, by one thread at a time. A stream runs on the thread that calls.
+ *
+ * Floating point: a step computes with denormals as zero and rounds to nearest, whatever the
+ * caller's environment, which is afterwards as it was. NaN and infinity go through. On one machine
+ * and instruction set a row's results have the same bits in batches of any size, and are those of
+ * rnnfast in Python over the whole sequence.
+ *
+ * Letters: L layers, B batch, I input, H hidden, W width of h (H, or the projection's size), G
+ * gates (LSTM 4: i f g o; GRU 3: r z n; Elman RNN 1). Arrays are C-contiguous, of the stream's
+ * dtype, and aligned to their items. Where two of them are given they share no memory, but for a
+ * step's or a run's x and y, which may be the same array where I = W.
+ *
+ * Where a stream or an array is asked for, NULL is allowed only where it says so; neither that nor
+ * an array's size is checked after rnnfast_create. */
 #ifndef RNNFAST_H
 #define RNNFAST_H
 
 #include <stddef.h>
 #include <stdint.h>
 
+/* The build of the library may say otherwise. */
+#ifndef RNNFAST_API
 #if defined(_WIN32)
-#define RNNFAST_API
+#define RNNFAST_API __declspec(dllimport)
 #else
 #define RNNFAST_API __attribute__((visibility("default")))
+#endif
 #endif
 
 #ifdef __cplusplus
@@ -26,7 +41,7 @@ extern "C" {
 
 typedef struct rnnfast_stream rnnfast_stream;
 
-/* What a stream computes. */
+/* What a stream computes. Its strings are read by rnnfast_create and not kept. */
 typedef struct rnnfast_config {
     const char* cell;    /* "rnn_tanh", "rnn_relu", "gru", "gru_reset_before" or "lstm" */
     const char* dtype;   /* "float32" or "float64": of all arrays */
@@ -38,7 +53,7 @@ typedef struct rnnfast_config {
     int64_t batch_size;  /* B */
 } rnnfast_config;
 
-/* The parameters of a layer, in torch's layout. */
+/* The parameters of a layer, in torch's layout and names: `weight_ih_l0` and so on. */
 typedef struct rnnfast_layer {
     const void* weight_ih; /* (G*H, I) */
     const void* weight_hh; /* (G*H, W) */
@@ -47,41 +62,44 @@ typedef struct rnnfast_layer {
     const void* weight_hr; /* (W, H) of an LSTM with projection; else NULL */
 } rnnfast_layer;
 
-/* A new stream, its state zero; NULL where the configuration is none, or memory is short, and
- * rnnfast_error() says why. `layers`: num_layers of them, copied. */
+/* A new stream, its state zero, for rnnfast_destroy to free; NULL where the configuration is none,
+ * or memory is short, and rnnfast_error() says why. `layers`: num_layers of them, the lowest first;
+ * they and the arrays are read and not kept. */
 RNNFAST_API rnnfast_stream* rnnfast_create(const rnnfast_config* config,
                                            const rnnfast_layer* layers);
 
-/* Another stream with the same weights, which they share, and with the state as it is now. NULL
- * where memory is short. */
+/* Another stream with the same weights, which they share, and with the state as it is now. Either
+ * may be destroyed before the other. NULL where memory is short, and rnnfast_error() says so. */
 RNNFAST_API rnnfast_stream* rnnfast_clone(const rnnfast_stream* stream);
 
-/* NULL is allowed. */
+/* Frees a stream. NULL: nothing. */
 RNNFAST_API void rnnfast_destroy(rnnfast_stream* stream);
 
-/* One step: x (B, I) in, y (B, W) out. */
+/* One step: x (B, I) in, y (B, W) out: h of the highest layer. */
 RNNFAST_API void rnnfast_step(rnnfast_stream* stream, const void* x, void* y);
 
-/* `steps` steps: x (steps, B, I) in, y (steps, B, W) out; the same array where I = W, or apart. */
+/* `steps` steps, 0 or more: x (steps, B, I) in, y (steps, B, W) out. */
 RNNFAST_API void rnnfast_run(rnnfast_stream* stream, int64_t steps, const void* x, void* y);
 
-/* h (L, B, W) and, of an LSTM, c (L, B, H). Of other cells c is not read or written. Getting
- * writes both; setting from NULL sets zeros. */
+/* h (L, B, W) and, of an LSTM, c (L, B, H), the lowest layer first. Of other cells c is not read or
+ * written, and may be NULL. Getting writes both; setting either from NULL sets zeros. */
 RNNFAST_API void rnnfast_get_state(const rnnfast_stream* stream, void* h, void* c);
 RNNFAST_API void rnnfast_set_state(rnnfast_stream* stream, const void* h, const void* c);
 
-/* Zero state for the rows whose entry in `rows` (B) is not 0; NULL: for all. */
+/* Makes the state zero in all layers, for the rows whose entry in `rows` (B) is not 0; NULL: for
+ * all. */
 RNNFAST_API void rnnfast_reset(rnnfast_stream* stream, const uint8_t* rows);
 
-/* Multiplications of a step, as a measure of how long it takes. */
+/* How many multiplications a step's products take, as a measure of its time. */
 RNNFAST_API double rnnfast_step_work(const rnnfast_stream* stream);
 
-/* What was wrong with the last call of rnnfast_create or rnnfast_clone on this thread that returned
- * NULL; valid until the next one there. */
+/* What was wrong with the last call on this thread that returned NULL, as one line of text: "name:
+ * expected ..., got ..."; empty where there was none. Valid until the next such call there. */
 RNNFAST_API const char* rnnfast_error(void);
 
-/* The instruction set in use: one that this CPU has, or that RNNFAST_ISA forces. NULL where that
- * names none which can be, and rnnfast_error() says why. */
+/* The instruction set in use, "avx2" say: the best that this CPU has, or the one that the
+ * environment variable RNNFAST_ISA names. NULL where that names none which can be, and
+ * rnnfast_error() says why. Chosen once, by the first stream or this call, and valid for ever. */
 RNNFAST_API const char* rnnfast_isa(void);
 
 #ifdef __cplusplus

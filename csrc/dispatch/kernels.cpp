@@ -1,0 +1,24 @@
+#include "dispatch/kernels.h"
+
+namespace rnnfast {
+
+#define ISA(name) extern const KernelTable kernel_table_##name;
+#include "core/isas.inc"
+#undef ISA
+
+}  // namespace rnnfast
+
+using namespace rnnfast;
+
+#if !defined(_WIN32)  // where CMakeLists.txt exports it
+__attribute__((visibility("default")))
+#endif
+const CompiledIsa* librnnfast_kernels() {
+    static const CompiledIsa isas[] = {
+#define ISA(name) {#name, RNNFAST_HAVE_##name ? &kernel_table_##name : nullptr},
+#include "core/isas.inc"
+#undef ISA
+        {nullptr, nullptr},
+    };
+    return isas;
+}
