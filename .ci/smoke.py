@@ -5,6 +5,7 @@ want none, and that the import says so exactly once.
 """
 
 import argparse
+import subprocess
 import sys
 import warnings
 
@@ -68,6 +69,9 @@ def main():
     numeric = np.sum(d_output * (ahead - behind)) / (2 * step)
     analytic = sum(np.sum(grads.parameters[name] * direction[name]) for name in parameters)
     np.testing.assert_allclose(analytic, numeric, rtol=1e-7)
+    # The C library is part of the compiled install, and no part of the others.
+    flags = subprocess.run([sys.executable, "-m", "rnnfast", "libs"], stdout=subprocess.PIPE)
+    assert flags.returncode == (0 if wanted == "native" else 1), flags
     print(f"smoke test: {wanted} backend, Python {sys.version.split()[0]}: right")
 
 

@@ -41,6 +41,11 @@ def find_source(name: str) -> Path:
     return path
 
 
+def project_version() -> str:
+    """The version that the library was built as."""
+    return re.search(r'^version = "(.*)"$', find_source("pyproject.toml").read_text(), re.M)[1]
+
+
 def library_flags(*words: str) -> list[str]:
     """What `python -m rnnfast` says; skips where this install has no C library."""
     if sys.platform == "win32":
