@@ -61,7 +61,17 @@ def compile_program(source: Path, program: Path, flags: list[str] | None = None)
     """Compiles C to `program`, by default with the flags of `python -m rnnfast`."""
     if flags is None:
         flags = library_flags("cflags", "libs")
-    run(find_tool("cc", "gcc", "clang"), *STRICT, source, *flags, "-lm", "-pthread", "-o", program)
+    run(
+        find_tool("cc", "gcc", "clang"),
+        *STRICT,
+        source,
+        *flags,
+        "-lm",
+        "-ldl",
+        "-pthread",
+        "-o",
+        program,
+    )
     return program
 
 

@@ -1,17 +1,18 @@
 /* What test_c_library.py asks the C library, as a user's program would.
  *
- *     stream_program steps CELL DTYPE I H P L B T [allocate|call]
+ *     stream_program steps CELL DTYPE I H P L B T [VIOLATION]
  *     stream_program errors
  *     stream_program threads
  *
  * `steps` reads from stdin, as raw arrays, weight_ih, weight_hh, bias_ih, bias_hh and, with P,
  * weight_hr of each layer, then x (T, B, I), and writes y (T, B, W), h (L, B, W) and c (L, B, H).
- * While the stream runs, allocations are counted, for which the exit status is 3, and Linux kills
- * the process at any system call but read and write. `allocate` and `call` do what a step must
- * not. */
+ * While the stream runs, allocations and locks are counted, for which the exit status is 3, and
+ * Linux kills the process at any system call but read and write. VIOLATION, one of `allocate`,
+ * `lock` and `call`, does what a step must not. */
 #define _GNU_SOURCE
 #include <rnnfast.h>
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,7 +33,7 @@ static void leave(int status) { _exit(status); }
 static void make_system_call(void) {}
 #endif
 
-static volatile long allocations = 0;
+static volatile long allocations = 0, locks = 0; /* since glibc lets a program have its own */
 #ifdef __GLIBC__
 void* __libc_malloc(size_t);
 void* __libc_calloc(size_t, size_t);
@@ -44,6 +45,12 @@ void* realloc(void* p, size_t n) { return ++allocations, __libc_realloc(p, n); }
 void* memalign(size_t a, size_t n) { return ++allocations, __libc_memalign(a, n); }
 void* aligned_alloc(size_t a, size_t n) { return memalign(a, n); }
 int posix_memalign(void** p, size_t a, size_t n) { return !(*p = memalign(a, n)); }
+int pthread_mutex_lock(pthread_mutex_t* mutex) {
+    static int (*lock)(pthread_mutex_t*);
+    void* const found = lock ? NULL : dlsym(RTLD_NEXT, "pthread_mutex_lock");
+    if (found) memcpy(&lock, &found, sizeof lock);
+    return ++locks, lock(mutex);
+}
 #endif
 
 static void fail(const char* what) {
@@ -66,6 +73,7 @@ static void write_array(const char* array, size_t bytes) {
 }
 
 static int steps(char** argv) {
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     const char *const cell = argv[0], *const violate = argv[8] ? argv[8] : "";
     const size_t item = strcmp(argv[1], "float32") ? 8 : 4;
     const size_t I = strtoul(argv[2], NULL, 10), H = strtoul(argv[3], NULL, 10),
@@ -78,7 +86,6 @@ static int steps(char** argv) {
     rnnfast_layer* const layers = calloc(L, sizeof *layers);
     rnnfast_stream *original, *stream;
     char *x, *y, *h, *c;
-    long before;
     for (size_t l = 0; l < L; ++l) {
         layers[l].weight_ih = read_array(G * H * (l ? W : I) * item);
         layers[l].weight_hh = read_array(G * H * W * item);
@@ -94,8 +101,9 @@ static int steps(char** argv) {
     if (!stream) fail(rnnfast_error());
     rnnfast_destroy(original);
 
-    before = allocations;
+    pthread_mutex_lock(&mutex), pthread_mutex_unlock(&mutex); /* the first looks for the function */
     if (forbid_system_calls()) fail("system calls cannot be forbidden");
+    allocations = locks = 0;
     for (size_t t = 0; t < T / 2; ++t) rnnfast_step(stream, x + t * x_step, y + t * y_step);
     rnnfast_get_state(stream, h, c);
     rnnfast_reset(stream, NULL);
@@ -103,9 +111,10 @@ static int steps(char** argv) {
     rnnfast_run(stream, (int64_t)(T - T / 2), x + T / 2 * x_step, y + T / 2 * y_step);
     rnnfast_get_state(stream, h, c);
     if (!strcmp(violate, "allocate")) free(malloc(1 + T));
+    if (!strcmp(violate, "lock")) pthread_mutex_lock(&mutex);
     if (!strcmp(violate, "call")) make_system_call();
     if (rnnfast_step_work(stream) < (double)(G * H * (I + W) * B)) leave(5);
-    if (allocations != before) leave(3);
+    if (allocations || locks) leave(3);
     write_array(y, T * y_step);
     write_array(h, L * y_step);
     if (G == 4) write_array(c, L * B * H * item);

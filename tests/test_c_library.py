@@ -78,7 +78,7 @@ def check(program: Path, kind: str, dtype: str, batch: int) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_are_the_layer_s(native, program, kind, dtype, batch):
-    """Also: none of it allocates or, on Linux, makes a system call."""
+    """Also: none of it allocates, locks or, on Linux, makes a system call."""
     check(program, kind, dtype, batch)
 
 
@@ -100,7 +100,9 @@ def test_steps_are_the_layer_s_on_every_isa(native, program):
 
 
 @linux
-@pytest.mark.parametrize(("violation", "status"), [("allocate", 3), ("call", -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("violation", "status"), [("allocate", 3), ("lock", 3), ("call", -signal.SIGKILL)]
+)
 def test_what_a_step_must_not_do_shows(program, violation, status):
     layer = make("lstm", num_layers=LAYERS)
     x = np.ones((STEPS, 1, 4), "float32")

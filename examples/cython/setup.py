@@ -9,8 +9,7 @@ from setuptools import Extension, setup
 
 
 def flags(word: str) -> list[str]:
-    command = [sys.executable, "-m", "rnnfast", word]
-    return shlex.split(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return shlex.split(subprocess.check_output([sys.executable, "-m", "rnnfast", word], text=True))
 
 
 extension = Extension(
