@@ -6,13 +6,14 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bench import ROOT, floors, records, runs
 from bench.compare import compare
 from bench.peers import BASELINE, DROPIN, PEERS
-from bench.shapes import CELLS, LOOPS, PRESETS, SHAPES
+from bench.shapes import CELLS, NAMED, PRESETS, WAYS
 
 DEFAULT_OUT = Path("rnnfast-bench.json")
 EPILOG = """examples:
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--shapes",
-        type=_list_of({**SHAPES, **LOOPS}),
+        type=_list_of(NAMED),
         default=(),
         metavar="SHAPE,...",
         help="T-B-I-H, instead of the preset's; --list-shapes tells them all",
@@ -129,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse.parse_args(argv)
     try:
         if options.list_shapes:
-            shapes = (*SHAPES.values(), *LOOPS.values())
+            shapes = NAMED.values()
             print("\n".join(f"{s.name:22} {s.use} ({', '.join(s.cells)})" for s in shapes))
             return 0
         if options.compare:
@@ -170,7 +171,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         )
     )
     records.save(record, options.out)
-    for row in records.rows(record) + records.rows(record, "cell_loops"):
+    for row in chain.from_iterable(records.rows(record, s) for s in ("results", *WAYS)):
         ratios = ", ".join(f"{name} {ratio['median']:.2f}" for name, ratio in row.ratios.items())
         fraction = "" if row.fraction is None else f"  {row.fraction:.2f} of the bound"
         speedup = row.dropin_speedup

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench import peers, records
 from bench.records import Row, memory_ratios
-from bench.shapes import CELLS
+from bench.shapes import CELL_LOOPS, CELLS, PACKED
 
 # The shape that shows what a call costs by itself.
 SHORTEST = "1-1-64-64"
@@ -137,12 +137,12 @@ def _of_dropin(threads: int) -> Iterator[Floor]:
         )
     yield Floor(
         f"{name}: PackedSequence, training, against torch.nn",
-        of_rows(_speedup, ragged=True, **training),
+        of_rows(_speedup, PACKED, **training),
         each=4.0,
     )
     yield Floor(
         f"{name}: a loop of LSTMCell, training, against torch.nn",
-        of_rows(_speedup, "cell_loops", cell="lstm", **training),
+        of_rows(_speedup, CELL_LOOPS, cell="lstm", **training),
         each=3.0,
     )
     for mode, most in (("inference", 8.0), ("training", 45.0)):

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from bench.peers import BASELINE, DROPIN, ONE_THREAD
-from bench.shapes import Case
+from bench.shapes import WAYS, Case
 
 FORMAT = 1
-SECTIONS = ("results", "scaling", "cell_loops")  # those that hold rows
+SECTIONS = ("results", "scaling", *WAYS)  # those that hold rows
 MOSTLY = 0.5
 
 

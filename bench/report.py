@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bench import floors, memory, peers, pictures, records
 from bench.records import Row
-from bench.shapes import CELLS, MODES, SHAPES, Case
+from bench.shapes import CELLS, MODES, SHAPES, WAYS, Case
 
 PAGE = "BENCHMARKS.md"
 PICTURES = {
@@ -47,9 +48,10 @@ Modules of [`rnnfast.torch`](../rnnfast/torch) beside those of `torch.nn`, with 
 tensors, ragged lengths as a PackedSequence: torch.nn's time over rnnfast.torch's in the same round,
 so above 1 rnnfast.torch is faster. Inference is in torch's inference mode.
 """
-LOOPS = """\
-A loop in Python that calls a cell for each of 100 steps, and the gradients of the input and of all
-parameters. The layer is rnnfast's, from NumPy, over the same steps in one call.
+IN_OTHER_WAYS = """\
+Training, by modules used in other ways: a loop in Python that calls a cell for each of 100 steps;
+and a layer from a PackedSequence to a PackedSequence, without torch's packing and padding, which
+above are part of the step. The layer is rnnfast's, from NumPy, over the same steps in one call.
 """
 COST = """\
 What rnnfast.torch takes beyond rnnfast's layer, which takes and gives NumPy's arrays, where nearly
@@ -180,21 +182,22 @@ def _counted(threads: int) -> str:
 
 def _dropin(record: dict[str, Any]) -> Iterator[str]:
     """The tables of rnnfast.torch; nothing where it was not timed beside torch.nn."""
-    rows, loops = (
+    rows, *ways = (
         [row for row in records.rows(record, section) if row.dropin_speedup]
-        for section in ("results", "cell_loops")
+        for section in ("results", *WAYS)
     )
     rows = [row for row in rows if row.case.dtype == "float32"]
-    if not rows + loops:
+    in_other_ways = list(chain.from_iterable(ways))
+    if not rows + in_other_ways:
         return
     yield from ["## rnnfast.torch", "", DROPIN]
     for threads in sorted({row.case.threads for row in rows}):
         yield from [f"### {_counted(threads).capitalize()}", ""]
         yield from _speedups([row for row in rows if row.case.threads == threads])
-    if loops:
-        yield from ["### A loop of cells", "", LOOPS]
+    if in_other_ways:
+        yield from ["### Loops of cells and PackedSequences", "", IN_OTHER_WAYS]
         header = ["cell", "shape", "threads", "torch.nn µs", "rnnfast.torch µs", "×", "layer µs"]
-        yield from table(header, [_loop(row) for row in loops])
+        yield from table(header, [_in_other_way(row) for row in in_other_ways])
     shortest = [row for row in rows if row.case.shape.name == floors.SHORTEST]
     if shortest:
         yield from ["### Its own cost", "", COST]
@@ -218,8 +221,8 @@ def _speedups(rows: list[Row]) -> Iterator[str]:
     yield from table(header, lines)
 
 
-def _loop(row: Row) -> list[str]:
-    torch, own = (row.times[name]["median"] for name in peers.LOOPED)
+def _in_other_way(row: Row) -> list[str]:
+    torch, own = (row.times[name]["median"] for name in peers.MODULES)
     speedup = f"{row.dropin_speedup['median']:.2f}" if row.dropin_speedup else ""
     case = row.case
     sizes = [case.cell.upper(), case.shape.name, str(case.threads)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import ROOT, machine, memory, peers, records
-from bench.shapes import CELLS, LOOPS, PRESETS, SHAPES, Case, scaling_shapes
+from bench.shapes import CELLS, PRESETS, SHAPES, WAYS, Case, scaling_shapes
 from bench.worker import thread_environment
 
 TASK_LIMIT = 900  # seconds after which a worker is taken to hang
@@ -83,7 +83,7 @@ def tasks(options: Options, names: list[str]) -> Iterator[Task]:
         if 1 in options.threads and shape.name in preset.double:
             for cell in options.cells:
                 yield _timing(Case(cell, shape, "float64"), names, options)
-    yield from _loops(options, names)
+    yield from _ways(options, names)
     yield from _memory(options, names)
     if not options.shapes and 1 in options.threads:
         for axis, values in preset.scaling.items():
@@ -107,7 +107,7 @@ def _timing(case: Case, names: list[str], options: Options) -> Task:
 
 
 def _sweep(
-    section: str, label: str, cases: list[Case], names: list[str], seconds: float, **options: bool
+    section: str, label: str, cases: list[Case], names: list[str], seconds: float, **options: str
 ) -> Task:
     """Cases of one number of threads, which share a process."""
     fields = {
@@ -120,15 +120,16 @@ def _sweep(
     return Task(section, label, cases[0].threads, fields)
 
 
-def _loops(options: Options, names: list[str]) -> Iterator[Task]:
+def _ways(options: Options, names: list[str]) -> Iterator[Task]:
     preset = PRESETS[options.preset]
-    looped = [peers.BASELINE, *(name for name in peers.LOOPED if name in names)]
-    wanted = [LOOPS[name] for name in options.shapes or preset.loops if name in LOOPS]
-    for threads in options.threads if looped[1:] else ():
-        for shape in wanted:
-            cases = [Case(cell, shape, threads=threads) for cell in options.cells]
-            label = f"{shape.name} threads={threads}"
-            yield _sweep("cell_loops", label, cases, looped, preset.seconds, loop=True)
+    modules = [peers.BASELINE, *(name for name in peers.MODULES if name in names)]
+    for section, shapes in WAYS.items() if modules[1:] else ():
+        wanted = options.shapes or (shapes if preset.ways else ())
+        for threads in options.threads:
+            for shape in (shapes[name] for name in wanted if name in shapes):
+                cases = [Case(cell, shape, threads=threads) for cell in options.cells]
+                label = f"{shape.name} threads={threads}"
+                yield _sweep(section, label, cases, modules, preset.seconds, way=section)
 
 
 def _memory(options: Options, names: list[str]) -> Iterator[Task]:
@@ -201,7 +202,7 @@ def run(options: Options) -> dict[str, Any]:
         "missing": absent,
         "levels": None,
         "results": [],
-        "cell_loops": [],
+        **{section: [] for section in WAYS},
         "memory": [],
         "scaling": [],
         "errors": [],

@@ -75,7 +75,7 @@ def _shape(
     **options,
 ) -> Shape:
     return Shape(
-        f"{T}-{B}-{I}-{H}{suffix}" + ("-ragged" if options.get("ragged") else ""),
+        f"{T}-{B}-{I}-{H}{suffix}",
         use,
         T,
         B,
@@ -109,20 +109,30 @@ SHAPES: dict[str, Shape] = {
         _shape("DeepBench", 100, 32, 1024, 1024, cells=("gru",)),
         _shape("DeepBench", 150, 16, 256, 256, cells=("lstm",)),
         _shape("odd sizes", 33, 5, 17, 45),
-        _shape("ragged", 200, 32, 256, 256, ragged=True),
+        _shape("ragged", 200, 32, 256, 256, "-ragged", ragged=True),
     )
 }
 
-# Those of a loop in Python, which calls a cell for each of T steps.
-LOOPS: dict[str, Shape] = {
-    shape.name: shape
-    for shape in (
-        _shape("loop of cells", 100, 1, 64, 64, "-cells"),
-        _shape("loop of cells", 100, 16, 64, 64, "-cells"),
-        _shape("loop of cells", 100, 1, 256, 256, "-cells"),
-        _shape("loop of cells", 100, 16, 256, 256, "-cells"),
+# Other ways to use torch's modules, each a section of a record: a loop in Python that calls a cell
+# for each of T steps; and a layer from a PackedSequence to a PackedSequence.
+CELL_LOOPS, PACKED = "cell_loops", "packed"
+WAYS: dict[str, dict[str, Shape]] = {
+    section: {shape.name: shape for shape in shapes}
+    for section, shapes in (
+        (
+            CELL_LOOPS,
+            (
+                _shape("loop of cells", 100, 1, 64, 64, "-cells"),
+                _shape("loop of cells", 100, 16, 64, 64, "-cells"),
+                _shape("loop of cells", 100, 1, 256, 256, "-cells"),
+                _shape("loop of cells", 100, 16, 256, 256, "-cells"),
+            ),
+        ),
+        (PACKED, (_shape("packed", 200, 32, 256, 256, "-packed", ragged=True),)),
     )
 }
+# All shapes that can be asked for.
+NAMED = {**SHAPES, **{name: shape for shapes in WAYS.values() for name, shape in shapes.items()}}
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ class Preset:
         peak memory is measured.
     scaling : the values of T, B and H that are swept around `SCALING_BASE`.
     slow_peers : names of the shapes in which those take part that are compiled anew for each case.
-    loops : names of `LOOPS`.
+    ways : whether the shapes of `WAYS` are measured too.
     peers : the names of those that take part; empty: all.
     shared : the cells of a shape share a process, and ours takes part in one way only; no bound.
     """
@@ -145,7 +155,7 @@ class Preset:
     memory: tuple[str, ...]
     scaling: dict[str, tuple[int, ...]]
     slow_peers: tuple[str, ...]
-    loops: tuple[str, ...] = ()
+    ways: bool = False
     peers: tuple[str, ...] = ()
     shared: bool = False
 
@@ -182,7 +192,7 @@ PRESETS = {
             "365-256-32-64",
             "33-5-17-45",
         ),
-        loops=tuple(LOOPS),
+        ways=True,
     ),
     "torch": Preset(
         seconds=0.15,
@@ -191,7 +201,7 @@ PRESETS = {
         memory=(),
         scaling={},
         slow_peers=(),
-        loops=tuple(LOOPS),
+        ways=True,
         peers=("ours", "torch", "rnnfast.torch"),
         shared=True,
     ),

@@ -98,22 +98,22 @@ def _answer(runner: peers.Runner) -> dict[str, NDArray]:
 
 
 def sweep(
-    cases: list[dict[str, Any]], contenders: list[str], seconds: float, loop: bool = False
+    cases: list[dict[str, Any]], contenders: list[str], seconds: float, way: str = ""
 ) -> list[dict[str, Any]]:
     """`time_case` without bounds for each of several cases, which share a process.
 
-    loop : training only, and of `peers.LOOPED` their cells in a loop, beside our layer.
+    way : one of `WAYS`: training only, of the modules of `peers.MODULES` beside our layer.
     """
     makers: Makers = {
-        name: partial(peers.load, name, loop=True)
-        if loop and name in peers.LOOPED
+        name: partial(peers.load, name, way=way)
+        if way and name in peers.MODULES
         else partial(peers.load, name)
         for name in contenders
     }
     entries = []
     for fields in cases:
         problem = make_problem(Case.from_dict(fields))
-        for mode in ("training",) if loop else MODES:
+        for mode in ("training",) if way else MODES:
             entry = _time_mode(problem, mode, makers, seconds)
             entries.append({"case": fields, "mode": mode, **entry})
     return entries

@@ -23,7 +23,7 @@ pytest.importorskip("bench", reason="the tests run without bench")
 import bench
 from bench import cli, machine, memory, peers, problem, records, roofline, runs, tasks
 from bench.peers.ours import Ours
-from bench.shapes import CELLS, GATES, LOOPS, MODES, PRESETS, SHAPES, Case, Shape
+from bench.shapes import CELLS, GATES, MODES, NAMED, PACKED, PRESETS, SHAPES, WAYS, Case, Shape
 
 ROOT = bench.ROOT
 TINY = Shape("tiny", "test", T=5, B=3, I=4, H=6)
@@ -76,22 +76,23 @@ def test_every_cell_layers_directions_and_lengths():
 
 
 @pytest.mark.skipif(peers.DROPIN not in INSTALLED, reason="torch is not installed")
-def test_loops_of_cells_beside_the_layer():
-    shape = replace(TINY, name="cells")
-    fields = {"contenders": [peers.BASELINE, *peers.LOOPED], "loop": True, "seconds": MOMENT}
+@pytest.mark.parametrize("way", WAYS)
+def test_modules_in_other_ways_beside_the_layer(way):
+    shape = replace(TINY, name=way, ragged=way == PACKED)
+    fields = {"contenders": [peers.BASELINE, *peers.MODULES], "way": way, "seconds": MOMENT}
     cases = [Case(cell, shape, dtype) for cell in CELLS for dtype in ("float32", "float64")]
     entries = work(kind="sweep", cases=[asdict(case) for case in cases], **fields)
     assert [entry["mode"] for entry in entries] == ["training"] * len(cases)
     for entry in entries:
-        assert_measured(entry, {peers.BASELINE, *peers.LOOPED})
-        theirs, ours = (entry["times_us"][name] for name in peers.LOOPED)
+        assert_measured(entry, {peers.BASELINE, *peers.MODULES})
+        theirs, ours = (entry["times_us"][name] for name in peers.MODULES)
         assert theirs["q1"] / ours["q3"] <= entry["dropin_speedup"]["q3"]
         assert entry["dropin_speedup"]["q1"] <= theirs["q3"] / ours["q1"]
 
 
 @pytest.mark.skipif(peers.DROPIN not in INSTALLED, reason="torch is not installed")
 def test_the_dropin_is_another_module_than_torchs():
-    modules = [peers.load(name).modules for name in peers.LOOPED]
+    modules = [peers.load(name).modules for name in peers.MODULES]
     assert [m.__name__ for m in modules] == ["torch.nn", "rnnfast.torch"]
 
 
@@ -171,12 +172,18 @@ class Ideal(roofline.Roof):
         return np.inf
 
 
+def flops_of_zeros(cell, shape):
+    """Of the first step's product with R, which forward leaves out."""
+    return 2 * shape.L * shape.D * GATES[cell] * shape.H**2 * shape.B
+
+
 @pytest.mark.parametrize("shape", [TINY, DEEP], ids=["tiny", "deep"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_without_memory_the_bound_is_the_flops(cell, shape):
     limit = roofline.bound(Case(cell, shape), Ideal())
-    assert limit["inference"] == pytest.approx(shape.flops(cell))
-    assert limit["training"] == pytest.approx(3 * shape.flops(cell))
+    left_out = flops_of_zeros(cell, shape)
+    assert limit["inference"] == pytest.approx(shape.flops(cell) - left_out)
+    assert limit["training"] == pytest.approx(3 * shape.flops(cell) - left_out)
 
 
 def test_the_bound_of_ragged_lengths_is_that_of_the_real_steps():
@@ -185,7 +192,8 @@ def test_the_bound_of_ragged_lengths_is_that_of_the_real_steps():
     part = lengths.sum() / (RAGGED.T * RAGGED.B)
     assert part < 1
     limit = roofline.bound(Case("gru", RAGGED), Ideal())
-    assert limit["inference"] == pytest.approx(part * RAGGED.flops("gru"))
+    wanted = part * RAGGED.flops("gru") - flops_of_zeros("gru", RAGGED)
+    assert limit["inference"] == pytest.approx(wanted)
 
 
 def test_probes_do_what_they_say(native, dtype):
@@ -237,33 +245,34 @@ def test_a_mistake_in_the_options(options, message, capsys):
 def test_presets_name_shapes_and_peers():
     for preset in PRESETS.values():
         assert {*preset.shapes, *preset.double, *preset.memory} <= SHAPES.keys()
-        assert {*preset.loops} <= LOOPS.keys() and {*preset.peers} <= peers.PEERS.keys()
-    assert not SHAPES.keys() & LOOPS.keys()
+        assert {*preset.peers} <= peers.PEERS.keys()
+    assert len(NAMED) == sum(map(len, (SHAPES, *WAYS.values())))
 
 
 def test_the_preset_torch_measures_the_dropin_alone():
     options = runs.Options("torch")
     names, absent = runs.contenders_for(options)
-    assert {*names} == {peers.BASELINE, *peers.LOOPED} & {*INSTALLED}
+    assert {*names} == {peers.BASELINE, *peers.MODULES} & {*INSTALLED}
     assert absent.keys() == peers.PEERS.keys() - {*names}
-    wanted = [peers.BASELINE, *peers.LOOPED]
+    wanted = [peers.BASELINE, *peers.MODULES]
     found = list(runs.tasks(options, wanted))
-    timed = {"results": set(), "cell_loops": set()}
+    timed = {section: set() for section in ("results", *WAYS)}
     for task in found[1:]:
         assert task.fields["contenders"] == wanted
         for fields in task.fields["cases"]:
             case = Case.from_dict(fields)
             assert (case.dtype, case.threads) == ("float32", task.threads)
             timed[task.section].add((case.cell, case.shape.name, case.threads))
-    for section, shapes in (("results", SHAPES), ("cell_loops", LOOPS)):
+    for section, shapes in (("results", SHAPES), *WAYS.items()):
         cells = {(cell, s.name) for s in shapes.values() for cell in s.cells}
         assert timed[section] == {(*cell, threads) for cell in cells for threads in (1, 2)}
 
 
-def test_loops_by_name_and_only_with_torch():
-    options = runs.Options(shapes=("100-16-64-64-cells",), cells=("gru",), threads=(2,))
+@pytest.mark.parametrize("way", WAYS)
+def test_other_ways_by_name_and_only_with_torch(way):
+    options = runs.Options(shapes=(next(iter(WAYS[way])),), cells=("gru",), threads=(2,))
     task = list(runs.tasks(options, ["ours", "torch", "onnxruntime"]))[-1]
-    assert (task.section, task.threads, len(task.fields["cases"])) == ("cell_loops", 2, 1)
+    assert (task.section, task.threads, len(task.fields["cases"])) == (way, 2, 1)
     assert task.fields["contenders"] == ["ours", "torch"]
     assert [t.section for t in runs.tasks(options, ["ours", "onnxruntime"])] == ["levels"]
 

@@ -15,7 +15,7 @@ pytest.importorskip("bench", reason="the tests run without bench")
 
 from bench import cli, floors, machine, memory, peers, records, roofline, runs
 from bench.compare import compare
-from bench.shapes import CELLS, LOOPS, MODES, SHAPES, Case, scaling_shapes
+from bench.shapes import CELL_LOOPS, CELLS, MODES, PACKED, SHAPES, WAYS, Case, scaling_shapes
 
 DROPIN_COST = 5.0  # µs
 
@@ -52,17 +52,20 @@ def record():
         for cell in shape.cells
         for threads in (1, 2)
     ]
-    loops = [
-        Case(cell, shape, threads=threads)
-        for shape in LOOPS.values()
-        for cell in CELLS
-        for threads in (1, 2)
-    ]
+    by_way = {
+        way: [
+            entry(Case(cell, shape, threads=threads), "training")
+            for shape in shapes.values()
+            for cell in CELLS
+            for threads in (1, 2)
+        ]
+        for way, shapes in WAYS.items()
+    }
     big = asdict(Case("gru", SHAPES["100-32-256-256"]))
     swept = [Case("gru", shape) for shape in scaling_shapes("T", (4, 16, 64))]
     parts = {
         "results": [entry(case, mode) for case in cases for mode in MODES],
-        "cell_loops": [entry(case, "training") for case in loops],
+        **by_way,
         "memory": [
             {"case": big, "contender": contender, "mib": mib}
             for contender, mib in zip(memory.CONTENDERS, (30.0, 15.0, 60.0), strict=True)
@@ -142,12 +145,12 @@ DOCTORED_DROPIN = {
         "0.990, expected at least 1",
     ),
     "one thread: PackedSequence, training, against torch.nn": (
-        ("gru", "200-32-256-256-ragged", "training", 1, "results"),
+        ("gru", "200-32-256-256-packed", "training", 1, PACKED),
         {"dropin_speedup": spread(3.9)},
         "3.900, expected at least 4",
     ),
     "2 threads: a loop of LSTMCell, training, against torch.nn": (
-        ("lstm", "100-16-256-256-cells", "training", 2, "cell_loops"),
+        ("lstm", "100-16-256-256-cells", "training", 2, CELL_LOOPS),
         {"dropin_speedup": spread(2.9)},
         "2.900, expected at least 3",
     ),
@@ -207,7 +210,7 @@ def test_the_dropin_is_no_peer_to_beat(record):
 
 
 def test_a_record_from_before_the_dropin(record, tmp_path):
-    old = {name: value for name, value in record.items() if name != "cell_loops"}
+    old = {name: value for name, value in record.items() if name not in WAYS}
     for row in old["results"]:
         del row["dropin_speedup"], row["times_us"][peers.DROPIN], row["ratios"][peers.DROPIN]
     path = tmp_path / "old.json"
@@ -247,7 +250,7 @@ def test_means_bounds_memory_and_errors_fail_too(record):
 
 
 def test_a_record_of_nothing_fails(record):
-    empty = {**record, "results": [], "cell_loops": [], "memory": []}
+    empty = {**record, "results": [], "memory": [], **{way: [] for way in WAYS}}
     assert floors.check(empty)[1] == ["no floor was measured"]
 
 
@@ -285,9 +288,10 @@ def test_the_report(record, tmp_path):
     step = "| 1-1-1024-1024 | streaming audio |"
     assert f"{step}{' 12.00 |' * len(MODES) * len(CELLS)}" in page
     assert "| LSTM | 100-16-64-64-cells | 2 | 500 | 105 | 12.00 | 100 |" in page
+    assert "| RNN | 200-32-256-256-packed | 1 | 500 | 105 | 12.00 | 100 |" in page
     assert "| GRU | training | 1 | 100 | 105 | 5 |" in page
     assert "Mismatch: output" in page
-    measured = len(record["results"] + record["cell_loops"] + record["scaling"])
+    measured = sum(len(record[section]) for section in records.SECTIONS)
     assert f"1 of {measured} measurements shared their core" in page
 
 

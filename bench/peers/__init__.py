@@ -12,7 +12,7 @@ __all__ = [
     "BASELINE",
     "DROPIN",
     "FLOOR_PEERS",
-    "LOOPED",
+    "MODULES",
     "NEW_WEIGHTS",
     "ONE_THREAD",
     "PEERS",
@@ -55,7 +55,7 @@ PEERS = {
     YARDSTICK: Entry("bench.peers.yardstick", "Yardstick", ()),
 }
 FLOOR_PEERS = ("torch", "onnxruntime", "openvino")  # the fastest of these is the one to beat
-LOOPED = ("torch", DROPIN)  # with modules for one step, which a loop in Python calls
+MODULES = ("torch", DROPIN)  # that are used in other ways too
 
 
 def missing(name: str, yardstick: str | None) -> str | None:
@@ -66,7 +66,7 @@ def missing(name: str, yardstick: str | None) -> str | None:
     return f"{' and '.join(absent)} not installed" if absent else None
 
 
-def load(name: str, yardstick: str | None = None, **options: bool) -> Peer:
+def load(name: str, yardstick: str | None = None, **options: str) -> Peer:
     """The peer called `name`.
 
     yardstick : the path of the yardstick's shared library.

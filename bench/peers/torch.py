@@ -8,31 +8,31 @@ from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from bench.peers.base import Peer, Runner
 from bench.problem import Problem
-from bench.shapes import Case
+from bench.shapes import CELL_LOOPS, PACKED, Case
 
 
 class Torch(Peer):
     """`torch.nn`'s layers; ragged lengths as a PackedSequence, packed and padded in the step.
 
-    loop : its cells instead, called for each step by a loop in Python.
+    way : one of `WAYS`, in which the modules are used instead.
     """
 
     modules: ClassVar[ModuleType] = torch.nn
 
-    def __init__(self, loop: bool = False) -> None:
-        self._loop = loop
+    def __init__(self, way: str = "") -> None:
+        self._way = way
 
     def refuses(self, case: Case, mode: str) -> str | None:
-        return "timed in training" if self._loop and mode != "training" else None
+        return "timed in training" if self._way and mode != "training" else None
 
     def build(self, problem: Problem, mode: str) -> Runner:
-        if self._loop:
-            return _Loop(problem, self.modules)
-        return (_Training if mode == "training" else _Inference)(problem, self.modules)
+        ways = {CELL_LOOPS: _Loop, PACKED: _Packed, "": _Training}
+        runner = ways[self._way] if mode == "training" else _Inference
+        return runner(problem, self.modules)
 
 
 class _Inference(Runner):
@@ -116,3 +116,35 @@ class _Loop(_Training):
             states = self._module(step, states)
             outputs.append(states[0] if isinstance(states, tuple) else states)
         return torch.stack(outputs)
+
+
+class _Packed(_Training):
+    """A layer from a PackedSequence to a PackedSequence, with its data's gradients."""
+
+    def __init__(self, problem: Problem, modules: ModuleType) -> None:
+        super().__init__(problem, modules)
+        self._inputs = [
+            x._replace(data=x.data.requires_grad_()) for x in map(self._pack, problem.inputs)
+        ]
+        self._gradients = [d.data for d in map(self._pack, problem.gradients)]
+
+    def _pack(self, padded: NDArray) -> PackedSequence:
+        return pack_padded_sequence(torch.from_numpy(padded), self._lengths, enforce_sorted=False)
+
+    def _pad(self, packed: PackedSequence) -> torch.Tensor:
+        return pad_packed_sequence(packed, total_length=self._steps)[0]
+
+    def run(self, k: int) -> Any:
+        x = self._inputs[k]
+        x.data.grad = None
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        output = self._module(x)[0]
+        output.data.backward(self._gradients[k])
+        return output, x
+
+    def answer(self, result: Any) -> dict[str, NDArray]:
+        output, x = result
+        gradients = {name: p.grad.numpy() for name, p in self._parameters.items()}
+        d_input = self._pad(x._replace(data=x.data.grad))
+        return {"output": self._pad(output).detach().numpy(), "input": d_input.numpy(), **gradients}
