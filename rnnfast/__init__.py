@@ -13,6 +13,7 @@ from rnnfast._config import (
     set_num_threads,
     show_config,
 )
+from rnnfast._files import load
 from rnnfast._tape import Gradients, Tape
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
 from rnnfast.layers import GRU, LSTM, RNN
@@ -29,6 +30,7 @@ __all__ = [
     "active_isa",
     "functional",
     "get_num_threads",
+    "load",
     "set_backend",
     "set_num_threads",
     "show_config",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnfast import _backend, _validate
+from rnnfast import _backend, _safetensors, _validate
 from rnnfast._cells import CELLS, DTYPES, Sizes, Weights, weight_shapes
 from rnnfast._layout import Signature
 from rnnfast._parameters import Parameters, loadable
@@ -19,6 +22,13 @@ from rnnfast.functional import pack_checked
 
 if TYPE_CHECKING:
     from rnnfast._native import Stack
+
+# The metadata that every file of `save` has; another version is another form of what follows.
+FILE_FORMAT = {"format": "rnnfast", "format_version": "1"}
+
+# Arrays for the shapes of parameters, by name.
+Source = Callable[[Mapping[str, tuple[int, ...]]], dict[str, NDArray]]
+Made = TypeVar("Made", bound="Module")
 
 NONLINEARITIES = tuple(n.removeprefix("rnn_") for n in CELLS if n.startswith("rnn_"))
 
@@ -58,6 +68,8 @@ class Module:
 
     # How `repr` knows which options to leave out.
     _DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    # Where the first parameters come from; None: from chance.
+    _source: Source | None = None
 
     input_size = option("input_size", "I, the size of the input.")
     hidden_size = option("hidden_size", "H, the size of the hidden state.")
@@ -89,7 +101,22 @@ class Module:
             seed = _validate.integer("seed", seed, 0)
         for_parameters, for_dropout = np.random.SeedSequence(seed).spawn(2)
         self._rng = np.random.default_rng(for_dropout)
-        self._parameters = Parameters(self._initial(np.random.default_rng(for_parameters)))
+        shapes = {
+            name + suffix: shape
+            for k, suffix in enumerate(suffixes)
+            for name, shape in self._shapes(k).items()
+        }
+        drawn = partial(self._drawn, np.random.default_rng(for_parameters))
+        self._parameters = Parameters((self._source or drawn)(shapes))
+
+    @classmethod
+    def _from_source(cls: type[Made], source: Source, options: Mapping[str, Any]) -> Made:
+        """A module with parameters from `source`, none of which are drawn first."""
+        module = cls.__new__(cls)
+        module._source = source
+        cls.__init__(module, **options)
+        del module._source
+        return module
 
     @property
     def parameters(self) -> Parameters:
@@ -120,6 +147,30 @@ class Module:
         _validate.flag("strict", strict)
         self._parameters.update(loadable(self._parameters, state_dict, strict))
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes class, options and parameters to a file, from which `rnnfast.load` makes a copy.
+
+        The file is in the safetensors format: every parameter under its own name, so that
+        `safetensors.torch.load_file` gives what `load_state_dict` of torch's module takes. Its
+        metadata, strings by name, are `format` "rnnfast"; `format_version` "1"; `class`, that of
+        rnnfast, also where `self` is of a class made from it; and each option of the constructor
+        but `seed`: `hidden_size` "128", `bias` "true", `dropout` "0.5", `dtype` "float32".
+
+        Parameters
+        ----------
+        path : of the file, which is replaced if there is one, and only once the new one is whole.
+
+        Raises
+        ------
+        OSError : the file cannot be written; what was there before is still there.
+        """
+        own = next(c for c in type(self).__mro__ if c.__module__.split(".")[0] == __package__)
+        metadata = {**FILE_FORMAT, "class": own.__name__}
+        for name, value in self._options._asdict().items():
+            if value is not None:
+                metadata[name] = value if isinstance(value, str) else json.dumps(value)
+        _safetensors.write(path, self.state_dict(), metadata)
+
     def __repr__(self) -> str:
         shown = [str(self._options.input_size), str(self._options.hidden_size)]
         for name, value in self._options._asdict().items():
@@ -141,14 +192,11 @@ class Module:
     def _shapes(self, k: int) -> dict[str, tuple[int, ...]]:
         return weight_shapes(self._cell, self._sizes(k), self._options.bias)
 
-    def _initial(self, rng: np.random.Generator) -> dict[str, NDArray]:
+    def _drawn(
+        self, rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, NDArray]:
         """Uniform in ±1/sqrt(H), as torch's."""
         dtype = np.dtype(self._options.dtype)
-        shapes = {
-            name + suffix: shape
-            for k, suffix in enumerate(self._suffixes)
-            for name, shape in self._shapes(k).items()
-        }
         for name, shape in shapes.items():
             if math.prod(shape) * dtype.itemsize > np.iinfo(np.intp).max:
                 raise ValueError(f"{name}: expected a size that fits in memory, got {shape}")

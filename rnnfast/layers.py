@@ -55,7 +55,8 @@ class _Layer(Module):
         directions = ("", "_reverse") if options.bidirectional else ("",)
         suffixes = [f"_l{layer}{d}" for layer in range(num_layers) for d in directions]
         super().__init__(cell, options, suffixes, seed)
-        if options.dropout and num_layers == 1:
+        # Of a layer that is loaded, its maker was warned.
+        if options.dropout and num_layers == 1 and self._source is None:
             warnings.warn(
                 "dropout: expected num_layers above 1 for dropout between layers to have an "
                 f"effect, got dropout={options.dropout} and num_layers=1",

@@ -35,7 +35,7 @@ ISA_HEADERS = {"cstddef", "cstdint", "cfloat", "climits", "immintrin.h", "arm_ne
 PYTHON_LAYERS: list[set[str]] = [
     {"_cells", "_locks"},
     {"_validate"},
-    {"_layout", "_parameters"},
+    {"_layout", "_parameters", "_safetensors"},
     {"_native"},
     {"stream"},
     {"_backend"},

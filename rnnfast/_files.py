@@ -1,0 +1,106 @@
+"""Layers and cells from the files that `save` writes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rnnfast import _safetensors, _validate
+from rnnfast._cells import DTYPES
+from rnnfast._module import FILE_FORMAT
+from rnnfast.cells import GRUCell, LSTMCell, RNNCell
+from rnnfast.layers import GRU, LSTM, RNN
+
+Loaded = RNN | GRU | LSTM | RNNCell | GRUCell | LSTMCell
+
+_CLASSES: dict[str, type[Loaded]] = {
+    found.__name__: found for found in (RNN, GRU, LSTM, RNNCell, GRUCell, LSTMCell)
+}
+
+
+def load(path: str | os.PathLike[str]) -> Loaded:
+    """The layer or cell that `save` wrote: its class, options, dtype and parameters, bit for bit.
+
+    Dropout begins anew, as with `seed=None`. Nothing in the file is run, and no more memory is
+    allocated than a few times the file's size, whatever is in it.
+
+    Parameters
+    ----------
+    path : a file in the safetensors format, with the metadata that `save` describes.
+
+    Raises
+    ------
+    ValueError : the file is none of these, is damaged, or its parameters are not those of its
+        options; the message names the file and what is wrong.
+    OSError : the file cannot be read.
+    """
+    path = os.fspath(path)
+    with open(path, "rb") as file:
+        try:
+            return _rebuilt(_safetensors.Reader(file))
+        # A TypeError: an option in the file has the wrong type.
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fsdecode(path)}: {error}") from error
+
+
+def _rebuilt(reader: _safetensors.Reader) -> Loaded:
+    given = dict(reader.metadata)
+    for key, want in FILE_FORMAT.items():
+        _validate.one_of(f"metadata {key}", given.pop(key, None), [want])
+    found = _CLASSES[_validate.one_of("metadata class", given.pop("class", None), _CLASSES)]
+    options = _options(found, given)
+    layers = options.get("num_layers")
+    if isinstance(layers, int) and layers > len(reader.tensors):  # before their names are listed
+        raise ValueError(f"num_layers: expected the layers of the file, got {layers}")
+
+    def parameters(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray]:
+        _check_tensors(reader.tensors, shapes, options["dtype"])
+        return {name: reader.read(name) for name in shapes}
+
+    return found._from_source(parameters, options)
+
+
+def _options(found: type[Loaded], texts: Mapping[str, str]) -> dict[str, Any]:
+    """The options of a class from their texts: all of them, and no others."""
+    names = inspect.signature(found).parameters.keys() - {"seed"}
+    if texts.keys() != names:
+        raise ValueError(
+            f"metadata: expected for {found.__name__} the options {', '.join(sorted(names))}, "
+            f"got {', '.join(map(repr, sorted(texts))) or 'none'}"
+        )
+    options = {name: _value(text) for name, text in texts.items()}
+    _validate.one_of("dtype", options["dtype"], DTYPES)
+    return options
+
+
+def _value(text: str) -> int | float | str:
+    """A number or bool, if that is how `save` writes one; else the text itself."""
+    if len(text) <= 32:  # no number is longer; what nests deeper than Python can is
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            return text
+        if isinstance(value, (int, float)) and json.dumps(value) == text:
+            return value
+    return text
+
+
+def _check_tensors(
+    tensors: Mapping[str, _safetensors.Tensor], shapes: Mapping[str, tuple[int, ...]], dtype: str
+) -> None:
+    """That the arrays of a file are the parameters of its options, before any is allocated."""
+    wrong = [f"{name}: expected an array, got none" for name in shapes if name not in tensors]
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            wrong.append(f"{name!r}: expected no such array, got one")
+        elif tensor.shape != shapes[name]:
+            wrong.append(f"{name}: expected shape {shapes[name]}, got {tensor.shape}")
+        elif tensor.dtype != DTYPES[dtype]:
+            wrong.append(f"{name}: expected {dtype}, got {tensor.dtype}")
+    if wrong:
+        raise ValueError("; ".join(wrong))

@@ -1,0 +1,267 @@
+"""Reads and writes safetensors files: arrays by name, and strings about them.
+
+A file is the length N of its header, 8 bytes, little-endian; N bytes of JSON, padded with spaces,
+
+    {"__metadata__": {string: string, ...},
+     name: {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}, ...}
+
+and the arrays, C-contiguous and little-endian, one after the other without holes or overlaps;
+offsets count from the header's end. https://huggingface.co/docs/safetensors
+
+What is read may have been damaged, or made to do harm. The parser knows the header's form, so that
+nothing nests, repeats or needs more memory than a few times the header's, and no array is allocated
+before its place has been found in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
+from typing import BinaryIO, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnnfast import _validate
+from rnnfast._cells import DTYPES
+
+# The format's names of dtypes.
+_DTYPES = {f"F{8 * dtype.itemsize}": dtype for dtype in DTYPES.values()}
+_TAGS = {dtype: tag for tag, dtype in _DTYPES.items()}
+
+_LENGTH = struct.Struct("<Q")
+_ALIGNMENT = 8  # of the arrays in a file
+_MAX_HEADER = 100_000_000  # as in the format's own library
+_MAX_AXES = 64  # as in NumPy
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+# Up to 18 digits, which fit an int64.
+_INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,17})(?![0-9.eE])")
+_STRING = json.JSONDecoder()  # used where a string begins only
+
+
+class Tensor(NamedTuple):
+    """An array of a file, and where it begins and ends in the data."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Reader:
+    """A file with a header that has been found right.
+
+    metadata : the strings.
+    tensors : what arrays there are.
+
+    Raises
+    ------
+    ValueError : it is no safetensors file, is incomplete, or has arrays of other dtypes.
+    """
+
+    def __init__(self, file: BufferedReader) -> None:
+        # file: at its beginning; it can be sought in
+        self._file = file
+        rest = os.fstat(file.fileno()).st_size - _LENGTH.size
+        if rest < 0:
+            raise ValueError(f"file: expected at least {_LENGTH.size} bytes, got fewer")
+        (length,) = _LENGTH.unpack(_exactly(file, _LENGTH.size))
+        most = min(rest, _MAX_HEADER)
+        if length > most:
+            raise ValueError(f"header: expected at most {most} bytes, got a length of {length}")
+        try:
+            text = _exactly(file, length).decode()
+        except UnicodeDecodeError:
+            raise ValueError("header: expected UTF-8, got other bytes") from None
+        self.metadata, self.tensors = _parsed(text)
+        self._start = _LENGTH.size + length
+        _check_places(self.tensors, rest - length)
+
+    def read(self, name: str) -> NDArray:
+        """The array of that name, in native byte order."""
+        dtype, shape, begin, end = self.tensors[name]
+        array = np.empty(shape, dtype.newbyteorder("<"))
+        self._file.seek(self._start + begin)
+        got = self._file.readinto(array.data)
+        if got != end - begin:
+            raise ValueError(f"{name}: expected {end - begin} bytes, got {got}")
+        return array.astype(dtype, copy=False)
+
+
+def write(
+    path: str | os.PathLike[str], tensors: Mapping[str, NDArray], metadata: Mapping[str, str]
+) -> None:
+    """Makes a file, or replaces it once the new one is whole; arrays are in the given order."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in tensors.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": _TAGS[array.dtype],
+            "shape": array.shape,
+            "data_offsets": (begin, end),
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with _replacing(path) as file:
+        file.write(_LENGTH.pack(len(text)) + text)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A new file, which takes the place of `path`, and its permissions, at the end of the block."""
+    target = os.path.realpath(os.fsdecode(path))  # a link stays one
+    exists = os.path.exists(target)
+    if exists and not os.path.isfile(target):  # a device or pipe must not become a file
+        with open(target, "wb") as file:
+            yield file
+        return
+    temporary = os.path.join(os.path.dirname(target), f".rnnfast-{secrets.token_hex(8)}.tmp")
+    file = open(temporary, "xb")
+    try:
+        with file:
+            yield file
+        if exists:
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _exactly(file: BufferedReader, length: int) -> bytes:
+    got = file.read(length)
+    if len(got) != length:
+        raise ValueError(f"file: expected {length} bytes, got {len(got)}")
+    return got
+
+
+def _parsed(text: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the arrays of a header."""
+    header = _Header(text)
+    metadata: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    if not text.startswith("{"):
+        header.fail("'{'")
+    for name in header.keys():
+        if name == "__metadata__":
+            metadata = {key: header.string() for key in header.keys()}
+        else:
+            tensors[name] = header.tensor(name)
+    header.end()
+    return metadata, tensors
+
+
+def _check_places(tensors: Mapping[str, Tensor], size: int) -> None:
+    """That the arrays fill `size` bytes, one after the other."""
+    at = 0
+    for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        if begin != at:
+            raise ValueError(f"{name!r}: expected data that begins at {at}, got {begin}")
+        at = end
+    if at != size:
+        raise ValueError(f"file: expected {at} bytes of data, got {size}")
+
+
+class _Header:
+    """A place in the text of a header. Each method reads what must come next, and moves past it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+
+    def fail(self, expected: str) -> NoReturn:
+        got = self._text[self._at : self._at + 16] or "its end"
+        raise ValueError(f"header: expected {expected} at character {self._at}, got {got!r}")
+
+    def keys(self) -> Iterator[str]:
+        """The keys of an object; who asks for them reads the value of each before the next."""
+        self._expect("{")
+        if self._take("}"):
+            return
+        seen: set[str] = set()
+        while True:
+            key = self.string()
+            if key in seen:
+                raise ValueError(f"header: expected each key once in an object, got {key!r} twice")
+            seen.add(key)
+            self._expect(":")
+            yield key
+            if not self._take(","):
+                self._expect("}")
+                return
+
+    def string(self) -> str:
+        if self._next() != '"':
+            self.fail("a string")
+        try:
+            value, self._at = _STRING.raw_decode(self._text, self._at)
+        except json.JSONDecodeError:
+            self.fail("a valid string")
+        return value
+
+    def tensor(self, name: str) -> Tensor:
+        dtype, shape, offsets = "", None, None
+        for key in self.keys():
+            if key == "dtype":
+                dtype = self.string()
+            elif key == "shape":
+                shape = self._integers(_MAX_AXES)
+            elif key == "data_offsets":
+                offsets = self._integers(2)
+            else:
+                raise ValueError(f"{name!r}: expected dtype, shape and data_offsets, got {key!r}")
+        found = _DTYPES[_validate.one_of(f"{name!r}: dtype", dtype, _DTYPES)]
+        if shape is None or offsets is None or len(offsets) != 2:
+            raise ValueError(f"{name!r}: expected a shape and two data_offsets, got fewer")
+        begin, end = offsets
+        size = math.prod(shape) * found.itemsize
+        if end - begin != size:
+            raise ValueError(f"{name!r}: expected {size} bytes, got data_offsets {begin}, {end}")
+        return Tensor(found, shape, begin, end)
+
+    def end(self) -> None:
+        if self._next():
+            self.fail("its end")
+
+    def _integers(self, most: int) -> tuple[int, ...]:
+        self._expect("[")
+        values: list[int] = []
+        while not self._take("]"):
+            if values:
+                self._expect(",")
+            self._next()
+            match = _INTEGER.match(self._text, self._at)
+            if match is None:
+                self.fail("an integer of 0 or more and at most 18 digits")
+            if len(values) == most:
+                self.fail(f"at most {most} integers")
+            values.append(int(match[0]))
+            self._at = match.end()
+        return tuple(values)
+
+    def _next(self) -> str:
+        """The next character that is no space, which stays there; "" at the end."""
+        match = _SPACE.match(self._text, self._at)
+        self._at = match.end() if match else self._at
+        return self._text[self._at : self._at + 1]
+
+    def _take(self, char: str) -> bool:
+        found = self._next() == char
+        self._at += found
+        return found
+
+    def _expect(self, char: str) -> None:
+        if not self._take(char):
+            self.fail(repr(char))
