@@ -28,6 +28,7 @@ cdef extern from "rnnfast.h" nogil:
         const void* weight_hr
 
     rnnfast_stream* rnnfast_create(const rnnfast_config* config, const rnnfast_layer* layers)
+    rnnfast_stream* rnnfast_open(const char* path, rnnfast_config* config)
     rnnfast_stream* rnnfast_clone(const rnnfast_stream* stream)
     void rnnfast_destroy(rnnfast_stream* stream)
     void rnnfast_step(rnnfast_stream* stream, const void* x, void* y)

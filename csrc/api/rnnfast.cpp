@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "api/functions.h"
+#include "api/layer_file.h"
 #include "dispatch/registry.h"
 #include "dispatch/stream.h"
 
@@ -153,6 +154,18 @@ rnnfast_stream* rnnfast_create(const rnnfast_config* config, const rnnfast_layer
         if (!config) fail("config: expected a configuration, got NULL");
         const int dtype = find("dtype", config->dtype, kDtypes);
         return reinterpret_cast<rnnfast_stream*>(kCreate[dtype](*config, layers).release());
+    });
+}
+
+rnnfast_stream* rnnfast_open(const char* path, rnnfast_config* config) {
+    return guarded([=] {
+        if (!path) fail("path: expected a string, got NULL");
+        if (!config) fail("config: expected a configuration, got NULL");
+        rnnfast_config found = *config;
+        const LayerFile file = read_layer_file(path, found);
+        rnnfast_stream* const stream = rnnfast_create(&found, file.layers.data());
+        if (stream) *config = found;
+        return stream;
     });
 }
 
