@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from oracle import KINDS, assert_same_bits
 
 import rnnfast
@@ -60,3 +61,34 @@ def saved(module, folder: Path) -> bytes:
     path = folder / "saved.safetensors"
     module.save(path)
     return path.read_bytes()
+
+
+# What mutations put into a header, besides other bytes.
+PIECES = ['"', "{", "}", "[", "]", ",", ":", "-1", "1e9", "0", "9" * 19, "NaN", "true", "null"]
+PIECES += ["F64", "GRU", "\\u0031", "\\", "_l0", "_reverse", "__metadata__", " ", "\x00", "é"]
+
+
+def mutated(rng: np.random.Generator, content: bytes, other: bytes) -> bytes:
+    """`content` after one to three changes, most of them in its header."""
+    for _ in range(rng.integers(1, 4)):
+        before = len(content)
+        (length,) = struct.unpack("<Q", content[:8].ljust(8, b"\0"))
+        at = int(rng.integers(0, min(8 + length, before) if rng.random() < 0.8 else before))
+        size, piece = rng.integers(0, 24), PIECES[rng.integers(len(PIECES))].encode()
+        head, tail = content[:at], content[at:]
+        content = [
+            head + rng.bytes(1) + tail[1:],
+            head,
+            head + tail[size:],
+            head + tail[:size] + tail,
+            head + other[at:],
+            head + piece + tail,
+            head + piece + tail[len(piece) :],
+        ][rng.integers(7)]
+        grown = length + len(content) - before
+        if 8 <= at < 8 + length and 0 <= grown < 2**64 and rng.random() < 0.7:
+            # The header's length fits again, so that more than it is looked at.
+            content = struct.pack("<Q", grown) + content[8:]
+        if not content:
+            break
+    return content

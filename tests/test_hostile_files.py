@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from files import MODULES, joined, saved, split
+from files import MODULES, joined, mutated, saved, split
 from oracle import make
 
 import rnnfast
@@ -240,37 +240,6 @@ def bomb(n: int) -> dict[str, str]:
 @pytest.mark.parametrize("kind", bomb(0))
 def test_headers_that_would_grow(path, kind):
     message(path, joined(bomb(1_000_000)[kind], b""))
-
-
-# What mutations put into a header, besides other bytes.
-PIECES = ['"', "{", "}", "[", "]", ",", ":", "-1", "1e9", "0", "9" * 19, "NaN", "true", "null"]
-PIECES += ["F64", "GRU", "\\u0031", "\\", "_l0", "_reverse", "__metadata__", " ", "\x00", "é"]
-
-
-def mutated(rng: np.random.Generator, content: bytes, other: bytes) -> bytes:
-    """`content` after one to three changes, most of them in its header."""
-    for _ in range(rng.integers(1, 4)):
-        before = len(content)
-        (length,) = struct.unpack("<Q", content[:8].ljust(8, b"\0"))
-        at = int(rng.integers(0, min(8 + length, before) if rng.random() < 0.8 else before))
-        size, piece = rng.integers(0, 24), PIECES[rng.integers(len(PIECES))].encode()
-        head, tail = content[:at], content[at:]
-        content = [
-            head + rng.bytes(1) + tail[1:],
-            head,
-            head + tail[size:],
-            head + tail[:size] + tail,
-            head + other[at:],
-            head + piece + tail,
-            head + piece + tail[len(piece) :],
-        ][rng.integers(7)]
-        grown = length + len(content) - before
-        if 8 <= at < 8 + length and 0 <= grown < 2**64 and rng.random() < 0.7:
-            # The header's length fits again, so that more than it is looked at.
-            content = struct.pack("<Q", grown) + content[8:]
-        if not content:
-            break
-    return content
 
 
 @pytest.mark.parametrize("kind", MODULES)

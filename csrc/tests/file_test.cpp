@@ -90,7 +90,7 @@ void check_mutations() {
         std::vector<rnnfast_layer> layers;
         files.push_back(make<float>(c, arrays, layers).whole());
     }
-    int opened = 0, rounds = 6000;
+    int opened = 0, rounds = 2000;
     for (int round = 0; round < rounds; ++round) {
         std::string content = files[size_t(below(files.size()))];
         const std::string& other = files[size_t(below(files.size()))];
