@@ -1,8 +1,8 @@
-// Rows of the caller's arrays and of scratch.
+// Rows of the caller's arrays and of scratch, and chunks of them.
 #pragma once
 
 #include "core/args.h"
-#include "simd/vec.h"
+#include "kernels/matrix.h"
 
 namespace rnnfast {
 namespace {
@@ -73,6 +73,24 @@ inline ptrdiff_t regular_stride(const Plan& plan, ptrdiff_t step, ptrdiff_t row)
 template <class T>
 constexpr ptrdiff_t spread(ptrdiff_t n) {
     return n * ptrdiff_t(sizeof(T)) % 1024 == 0 ? n + kLanes<T> : n;
+}
+
+// Some steps, and how many rows of a shard they have.
+struct ChunkRows : Chunk {
+    ptrdiff_t rows;
+};
+
+// The chunk of at most `room` rows that follows `done` steps, in the order run: at least one step.
+inline ChunkRows next_chunk(const Plan& plan, const Slice& slice, ptrdiff_t room, ptrdiff_t done) {
+    ptrdiff_t rows = 0, end = done;
+    const ptrdiff_t most = slice.relay ? done + slice.relay->most_steps : plan.steps;
+    for (; end < smaller(plan.steps, most); ++end) {
+        const ptrdiff_t n = slice.rows.clip(plan.rows(plan.reverse ? plan.steps - 1 - end : end));
+        if (end > done && rows + n > room) break;
+        rows += n;
+    }
+    if (plan.reverse) return {{plan.steps - end, plan.steps - done}, rows};
+    return {{done, end}, rows};
 }
 
 }  // namespace

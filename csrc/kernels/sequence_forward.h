@@ -78,7 +78,7 @@ public:
         slice.meet();
         ptrdiff_t live = count;
         for (ptrdiff_t done = 0; done < plan.steps;) {
-            const ChunkRows chunk = next_chunk(done);
+            const ChunkRows chunk = next_chunk(plan, slice, chunk_rows(), done);
             done += chunk.end - chunk.begin;
             if (slice.relay) slice.relay->await(slice.relay->state, done);
             input_product(chunk);
@@ -105,24 +105,6 @@ protected:
     ptrdiff_t chunk_rows() const {
         const ptrdiff_t fit = kChunkElements / pre_ld;
         return smaller(fit > count ? fit : count, count * plan.steps);
-    }
-
-    struct ChunkRows : Chunk {
-        ptrdiff_t rows;  // of the shard, over all the chunk's steps
-    };
-
-    // The chunk that follows `done` steps, in the order run: at least one step.
-    ChunkRows next_chunk(ptrdiff_t done) const {
-        const ptrdiff_t room = chunk_rows();
-        ptrdiff_t rows = 0, end = done;
-        const ptrdiff_t most = slice.relay ? done + slice.relay->most_steps : plan.steps;
-        for (; end < smaller(plan.steps, most); ++end) {
-            const ptrdiff_t n = clip(plan.reverse ? plan.steps - 1 - end : end);
-            if (end > done && rows + n > room) break;
-            rows += n;
-        }
-        if (plan.reverse) return {{plan.steps - end, plan.steps - done}, rows};
-        return {{done, end}, rows};
     }
 
     // The initial states, in both buffers of h: a row that starts later finds its own in either.
