@@ -15,4 +15,5 @@ cdef extern from "api/functions.h":
         void (*set_state)(rnnfast_stream*, const void*, const void*) noexcept nogil
         void (*reset)(rnnfast_stream*, const uint8_t*) noexcept nogil
         double (*step_work)(const rnnfast_stream*) noexcept nogil
+        size_t (*weights_bytes)(const rnnfast_stream*) noexcept nogil
         const char* (*error)() noexcept nogil

@@ -37,5 +37,6 @@ cdef extern from "rnnfast.h" nogil:
     void rnnfast_set_state(rnnfast_stream* stream, const void* h, const void* c)
     void rnnfast_reset(rnnfast_stream* stream, const uint8_t* rows)
     double rnnfast_step_work(const rnnfast_stream* stream)
+    size_t rnnfast_weights_bytes(const rnnfast_stream* stream)
     const char* rnnfast_error()
     const char* rnnfast_isa()

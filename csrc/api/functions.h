@@ -19,6 +19,7 @@ typedef struct rnnfast_functions {
     void (*set_state)(rnnfast_stream*, const void*, const void*);
     void (*reset)(rnnfast_stream*, const uint8_t*);
     double (*step_work)(const rnnfast_stream*);
+    size_t (*weights_bytes)(const rnnfast_stream*);
     const char* (*error)(void);
 } rnnfast_functions;
 

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -65,11 +66,36 @@ constexpr const char* kDtypes[] = {
 #include "core/dtypes.inc"
 #undef DTYPE
 };
+constexpr const char* kFormats[] = {
+#define FORMAT(name, type) #name,
+#include "core/formats.inc"
+#undef FORMAT
+};
 
 void check_least(const char* what, int64_t value, int64_t least) {
     if (value < least)
         fail("%s: expected %lld or more, got %lld", what, static_cast<long long>(least),
              static_cast<long long>(value));
+}
+
+// Sums of as many products of 8 bits fit in 32.
+constexpr int64_t kMostOfInt8 = 131072;
+
+void check_most(const char* what, int64_t value, int64_t most) {
+    if (value > most)
+        fail("%s: expected %lld or less with int8 weights, got %lld", what,
+             static_cast<long long>(most), static_cast<long long>(value));
+}
+
+// Of the layers' own dtype, none.
+std::optional<FormatId> checked_format(const char* name, const char* dtype) {
+    if (!name || !std::strcmp(name, dtype)) return {};
+    if (std::strcmp(dtype, "float32")) fail("weights: expected %s, got %s", dtype, name);
+    for (size_t i = 0; i < std::size(kFormats); ++i)
+        if (!std::strcmp(name, kFormats[i])) return FormatId(i);
+    std::string known = dtype;
+    for (const char* format : kFormats) known += std::string(", ") + format;
+    fail("weights: expected one of %s, got %s", known.c_str(), name);
 }
 
 // Arrays of so many elements, whole vectors of gates included, stay within what an index can hold.
@@ -87,13 +113,13 @@ void check_product(const StreamConfig& config, ptrdiff_t gates) {
 
 template <class T>
 StreamConfig checked(const rnnfast_config& c) {
-    const StreamConfig config{
-        CellId(find("cell", c.cell, kCells)),
-        {ptrdiff_t(c.input_size), ptrdiff_t(c.hidden_size), ptrdiff_t(c.proj_size)},
-        ptrdiff_t(c.num_layers),
-        ptrdiff_t(c.batch_size)};
+    StreamConfig config{CellId(find("cell", c.cell, kCells)),
+                        {ptrdiff_t(c.input_size), ptrdiff_t(c.hidden_size), ptrdiff_t(c.proj_size)},
+                        ptrdiff_t(c.num_layers),
+                        ptrdiff_t(c.batch_size),
+                        {}};
     const CellKernels<T>& kernels = active_kernels_for<T>().cells[int(config.cell)];
-    if (c.weights) fail("weights: expected NULL, got %s", c.weights);
+    config.format = checked_format(c.weights, c.dtype);
     check_least("input_size", c.input_size, 0);
     check_least("hidden_size", c.hidden_size, 1);
     check_least("proj_size", c.proj_size, 0);
@@ -104,6 +130,10 @@ StreamConfig checked(const rnnfast_config& c) {
     if (c.proj_size >= c.hidden_size)
         fail("proj_size: expected less than hidden_size (%lld), got %lld",
              static_cast<long long>(c.hidden_size), static_cast<long long>(c.proj_size));
+    if (config.format == FormatId::int8) {
+        check_most("input_size", c.input_size, kMostOfInt8);
+        check_most("hidden_size", c.hidden_size, kMostOfInt8);
+    }
     check_product(config, kernels.gates);
     return config;
 }
@@ -194,6 +224,8 @@ void rnnfast_reset(rnnfast_stream* stream, const uint8_t* rows) { of(stream)->re
 
 double rnnfast_step_work(const rnnfast_stream* stream) { return of(stream)->work(); }
 
+size_t rnnfast_weights_bytes(const rnnfast_stream* stream) { return of(stream)->weights_bytes(); }
+
 const char* rnnfast_error(void) { return last_error; }
 
 const char* rnnfast_isa(void) {
@@ -201,8 +233,9 @@ const char* rnnfast_isa(void) {
 }
 
 const rnnfast_functions rnnfast_c_functions = {
-    rnnfast_create,    rnnfast_clone,     rnnfast_destroy, rnnfast_step,      rnnfast_run,
-    rnnfast_get_state, rnnfast_set_state, rnnfast_reset,   rnnfast_step_work, rnnfast_error,
+    rnnfast_create,    rnnfast_clone,         rnnfast_destroy,   rnnfast_step,
+    rnnfast_run,       rnnfast_get_state,     rnnfast_set_state, rnnfast_reset,
+    rnnfast_step_work, rnnfast_weights_bytes, rnnfast_error,
 };
 
 }  // extern "C"

@@ -2,7 +2,9 @@
 
 namespace rnnfast {
 
-#define ISA(name) extern const KernelTable kernel_table_##name;
+#define ISA(name, floats)                           \
+    extern const KernelTable kernel_table_##floats; \
+    extern const LowPrecisionTable low_precision_table_##name;
 #include "core/isas.inc"
 #undef ISA
 
@@ -15,10 +17,12 @@ __attribute__((visibility("default")))
 #endif
 const CompiledIsa* librnnfast_kernels() {
     static const CompiledIsa isas[] = {
-#define ISA(name) {#name, RNNFAST_HAVE_##name ? &kernel_table_##name : nullptr},
+#define ISA(name, floats)                                           \
+    {#name, RNNFAST_HAVE_##name ? &kernel_table_##floats : nullptr, \
+     RNNFAST_HAVE_##name ? &low_precision_table_##name : nullptr},
 #include "core/isas.inc"
 #undef ISA
-        {nullptr, nullptr},
+        {nullptr, nullptr, nullptr},
     };
     return isas;
 }

@@ -7,7 +7,8 @@ namespace rnnfast {
 
 struct CompiledIsa {
     const char* name;
-    const KernelTable* kernels;  // null: not compiled in
+    const KernelTable* kernels;  // null: not compiled in, nor the next
+    const LowPrecisionTable* low_precision;
 };
 
 }  // namespace rnnfast

@@ -16,7 +16,7 @@ namespace {
 
 // CPUID by hand: __builtin_cpu_supports needs a runtime library that clang-cl does not link.
 struct X86 {
-    bool avx2 = false, avx512 = false;
+    bool avx2 = false, avx512 = false, avx512bf16 = false;
 
     X86() {
         unsigned a, b, c, d;
@@ -29,12 +29,15 @@ struct X86 {
         avx2 = fma && (b >> 5 & 1) && (low & 0x6) == 0x6;
         const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
         avx512 = avx2 && f && dq && bw && vl && (low & 0xe6) == 0xe6;
+        const bool vnni = c >> 11 & 1;
+        avx512bf16 = avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
     }
 };
 
 bool cpu_has(const std::string& isa) {
     static const X86 cpu;
-    return isa == "generic" || (isa == "avx2" && cpu.avx2) || (isa == "avx512" && cpu.avx512);
+    return isa == "generic" || (isa == "avx2" && cpu.avx2) || (isa == "avx512" && cpu.avx512) ||
+           (isa == "avx512bf16" && cpu.avx512bf16);
 }
 
 #else
@@ -62,6 +65,7 @@ std::string join(const std::vector<std::string>& names) {
 struct Active {
     std::string name;
     const KernelTable* kernels = nullptr;
+    const LowPrecisionTable* low_precision = nullptr;
 
     Active() {
         const char* forced = std::getenv("RNNFAST_ISA");
@@ -71,6 +75,7 @@ struct Active {
             if (want.empty() || want == isa.name) {
                 name = isa.name;
                 kernels = isa.kernels;
+                low_precision = isa.low_precision;
                 return;
             }
         }
@@ -106,6 +111,8 @@ std::vector<std::string> supported_isas() {
 const std::string& active_isa() { return active().name; }
 
 const KernelTable& active_kernels() { return *active().kernels; }
+
+const LowPrecisionTable& active_low_precision() { return *active().low_precision; }
 
 #define DTYPE(name, type)                                  \
     template <>                                            \

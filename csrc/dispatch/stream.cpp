@@ -1,36 +1,68 @@
 #include "dispatch/stream.h"
 
-#include <deque>
+#include <type_traits>
 
+#include "dispatch/buffer.h"
 #include "dispatch/float_env.h"
+#include "dispatch/registry.h"
 
 namespace rnnfast {
 namespace {
 
+// The packed weights of all layers, and the functions that read them.
 template <class T>
-using Stack = std::deque<PackedWeights<T>>;
+struct Stack {
+    struct Layer {
+        Sizes sizes;
+        ptrdiff_t size;  // of `packed`
+        Buffer<T> packed;
+    };
+
+    const StreamKernels<T>& kernels;
+    std::vector<Layer> layers;
+    double work;  // multiplications of a step of one row
+
+    Stack(const StreamConfig& config, const Weights<const T>* weights)
+        : kernels(kernels_of(config)), work(0) {
+        const auto gates = double(active_kernels_for<T>().cells[int(config.cell)].gates);
+        const FloatEnv env;  // biases are added
+        Sizes s = config.sizes;
+        for (ptrdiff_t l = 0; l < config.layers; ++l, s.input = s.width()) {
+            const ptrdiff_t size = kernels.packed_size(s);
+            layers.push_back({s, size, allocate<T>(size)});
+            kernels.pack(s, weights[l], layers.back().packed.get());
+            const double rows = gates * double(s.hidden);
+            work += rows * double(s.input + s.width()) + double(s.hidden) * double(s.projection);
+        }
+    }
+
+    static const StreamKernels<T>& kernels_of(const StreamConfig& config) {
+        if constexpr (std::is_same_v<T, float>)
+            if (config.format)
+                return active_low_precision().formats[int(*config.format)].cells[int(config.cell)];
+        return active_kernels_for<T>().cells[int(config.cell)].stream;
+    }
+};
 
 template <class T>
 class StreamOf final : public Stream {
 public:
     StreamOf(ptrdiff_t batch, std::shared_ptr<const Stack<T>> weights)
         : weights_(std::move(weights)),
-          kernels_(weights_->front().kernels().stream),
+          kernels_(weights_->kernels),
           plan_{1, batch, false, nullptr, nullptr, nullptr} {
-        layers_.reserve(weights_->size());
-        for (const PackedWeights<T>& packed : *weights_) {
-            const Sizes& sizes = packed.sizes();
+        layers_.reserve(weights_->layers.size());
+        for (const auto& [sizes, size, packed] : weights_->layers) {
             Layer& layer = layers_.emplace_back();
             ForwardArgs<T>& args = layer.args;
-            args.sizes = sizes, args.packed = packed.packed();
+            args.sizes = sizes, args.packed = packed.get();
             args.x_row = sizes.input, args.x_step = batch * sizes.input;
             args.y_row = sizes.width(), args.y_step = batch * sizes.width();
             if (layers_.size() > 1) {
                 layer.between = allocate<T>(args.x_step);
                 args.x = layers_[layers_.size() - 2].args.y = layer.between.get();
             }
-            layer.scratch =
-                allocate<T>(packed.kernels().forward_scratch(args, plan_, {{0, batch}}));
+            layer.scratch = allocate<T>(kernels_.scratch(args, plan_));
             layer.pass = allocate<unsigned char>(kernels_.bytes);
             kernels_.make(layer.pass.get(), args, plan_, layer.scratch.get());
             kernels_.set_state(layer.pass.get());
@@ -87,14 +119,12 @@ public:
         }
     }
 
-    double work() const noexcept override {
-        double sum = 0;
-        for (const PackedWeights<T>& packed : *weights_) {
-            const Sizes& s = packed.sizes();
-            const double rows = double(packed.kernels().gates) * double(s.hidden);
-            sum += rows * double(s.input + s.width()) + double(s.hidden) * double(s.projection);
-        }
-        return sum * double(plan_.batch);
+    double work() const noexcept override { return weights_->work * double(plan_.batch); }
+
+    size_t weights_bytes() const noexcept override {
+        size_t sum = 0;
+        for (const auto& layer : weights_->layers) sum += size_t(layer.size) * sizeof(T);
+        return sum;
     }
 
 private:
@@ -105,8 +135,8 @@ private:
     };
 
     // The elements of a layer's h and c.
-    ptrdiff_t h_count() const { return plan_.batch * weights_->front().sizes().width(); }
-    ptrdiff_t c_count() const { return plan_.batch * weights_->front().sizes().hidden; }
+    ptrdiff_t h_count() const { return plan_.batch * weights_->layers.front().sizes.width(); }
+    ptrdiff_t c_count() const { return plan_.batch * weights_->layers.front().sizes.hidden; }
 
     const std::shared_ptr<const Stack<T>> weights_;
     const StreamKernels<T>& kernels_;
@@ -118,11 +148,8 @@ private:
 
 template <class T>
 std::unique_ptr<Stream> make_stream(const StreamConfig& config, const Weights<const T>* weights) {
-    auto stack = std::make_shared<Stack<T>>();
-    Sizes sizes = config.sizes;
-    for (ptrdiff_t l = 0; l < config.layers; ++l, sizes.input = sizes.width())
-        stack->emplace_back(config.cell, sizes, weights[l]);
-    return std::make_unique<StreamOf<T>>(config.batch, std::move(stack));
+    return std::make_unique<StreamOf<T>>(config.batch,
+                                         std::make_shared<const Stack<T>>(config, weights));
 }
 
 #define DTYPE(name, type) \

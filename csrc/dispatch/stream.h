@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "dispatch/run.h"
@@ -12,6 +13,7 @@ struct StreamConfig {
     CellId cell;
     Sizes sizes;  // of the first layer: those above read W
     ptrdiff_t layers, batch;
+    std::optional<FormatId> format;  // of the weights of float32 layers; none: the dtype
 };
 
 // Of either dtype, which is that of all arrays. Nothing but `clone` allocates, locks, throws or asks
@@ -31,6 +33,8 @@ public:
     virtual void reset(const uint8_t* rows) noexcept = 0;
     // Multiplications of a step.
     virtual double work() const noexcept = 0;
+    // Of the packed weights, which its copies share.
+    virtual size_t weights_bytes() const noexcept = 0;
 };
 
 // `weights` has one entry for each layer; they are copied.

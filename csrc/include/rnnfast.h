@@ -45,13 +45,22 @@ typedef struct rnnfast_stream rnnfast_stream;
 typedef struct rnnfast_config {
     const char* cell;    /* "rnn_tanh", "rnn_relu", "gru", "gru_reset_before" or "lstm" */
     const char* dtype;   /* "float32" or "float64": of all arrays */
-    const char* weights; /* how the weights are kept: NULL, as they are */
+    const char* weights; /* how they are kept: NULL or the dtype, as they are; see below */
     int64_t input_size;  /* I of the first layer, 0 or more; those above read W */
     int64_t hidden_size; /* H */
     int64_t proj_size;   /* of an LSTM with projection, below H; 0: none */
     int64_t num_layers;  /* L */
     int64_t batch_size;  /* B */
 } rnnfast_config;
+
+/* Weights of float32 layers in low precision; all arrays are float32, and so are biases, states and
+ * all but the products over x, h and, with a projection, h before it:
+ *
+ * "bfloat16": weights and operands are rounded to nearest even; the products add up in float32.
+ *
+ * "int8": each row of a weight matrix is kept in units of its max|w| / 127, and each row of an operand
+ * in those of its own at each step; their products add up as integers. NaN or infinity in a row of x
+ * or h makes all of that row's results NaN. I, H: at most 131072. */
 
 /* The parameters of a layer, in torch's layout and names: `weight_ih_l0` and so on. */
 typedef struct rnnfast_layer {
@@ -99,6 +108,9 @@ RNNFAST_API void rnnfast_reset(rnnfast_stream* stream, const uint8_t* rows);
 
 /* How many multiplications a step's products take, as a measure of its time. */
 RNNFAST_API double rnnfast_step_work(const rnnfast_stream* stream);
+
+/* The bytes of a stream's packed weights, which its copies share. */
+RNNFAST_API size_t rnnfast_weights_bytes(const rnnfast_stream* stream);
 
 /* What was wrong with the last call on this thread that returned NULL, as one line of text: "name:
  * expected ..., got ..."; empty where there was none. Valid until the next such call there. */

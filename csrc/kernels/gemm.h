@@ -117,8 +117,8 @@ RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand
 }
 
 // body(first vector, Count<vectors>) for panels of kWidth vectors. Widths are multiples of kGroup.
-template <int kWidth, int kGroup, class T, class Body>
-RNNFAST_INLINE void cut_columns(const Right<T>& b, const Body& body) {
+template <int kWidth, int kGroup, class Columns, class Body>
+RNNFAST_INLINE void cut_columns(const Columns& b, const Body& body) {
     for (ptrdiff_t column = b.begin; column < b.end; column += kWidth) {
         const ptrdiff_t width = smaller<ptrdiff_t>(kWidth, b.end - column);
         if (width == kWidth) body(column, Count<kWidth>());

@@ -1,4 +1,4 @@
-// What one ISA's object exports: a constant table of functions, one set for each cell and dtype.
+// What the objects of one ISA export: a constant table of functions, one set for each cell and dtype.
 #pragma once
 
 #include "core/args.h"
@@ -17,9 +17,13 @@ struct BackwardWork {
 };
 
 // One layer of a stream: a forward pass over one step, kept from step to step. It reads `args`, which
-// may change in between, and keeps the state in its scratch, which is as of `forward`.
+// may change in between, and keeps the state in its scratch.
+// Sizes are in elements; scratch and packed weights are aligned to 64 bytes.
 template <class T>
 struct StreamKernels {
+    ptrdiff_t (*packed_size)(const Sizes&);
+    void (*pack)(const Sizes&, const Weights<const T>&, T* packed);
+    ptrdiff_t (*scratch)(const ForwardArgs<T>& args, const Plan& plan);
     ptrdiff_t bytes;  // of the pass, wherever the caller wants it, aligned to 64 bytes
     void (*make)(void* pass, const ForwardArgs<T>& args, const Plan& plan, T* scratch);
     void (*step)(void* pass);       // args.x to args.y
@@ -68,6 +72,23 @@ struct DtypeKernels {
     void (*tanh)(const T* x, T* y, ptrdiff_t n);
     T (*probe_fma)(ptrdiff_t rounds, ptrdiff_t* flops);
     T (*probe_read)(const T* x, ptrdiff_t n, ptrdiff_t rounds);  // n: a multiple of a vector
+};
+
+// How the weights and operands of products may be kept, other than in the dtype.
+enum class FormatId {
+#define FORMAT(name, type) name,
+#include "core/formats.inc"
+#undef FORMAT
+    count
+};
+
+struct FormatKernels {
+    StreamKernels<float> cells[int(CellId::count)];
+};
+
+// In an object of its own, which is all that some ISAs have.
+struct LowPrecisionTable {
+    FormatKernels formats[int(FormatId::count)];
 };
 
 struct KernelTable {

@@ -9,23 +9,22 @@
 #include "kernels/sequence_backward.h"
 #include "kernels/sequence_forward.h"
 #include "kernels/step.h"
+#include "kernels/step_table.h"
 
 namespace rnnfast {
 namespace {
 
 template <class Cell, class T>
+ptrdiff_t packed_size(const Sizes& sizes) {
+    return PackedLayout<Cell, T>(Shape<Cell, T>(sizes)).size;
+}
+
+template <class Cell, class T>
 constexpr StreamKernels<T> stream_kernels() {
-    using Pass = StepPass<Cell, T>;
-    return {
-        sizeof(Pass),
-        [](void* pass, const ForwardArgs<T>& args, const Plan& plan, T* scratch) {
-            new (pass) Pass(args, plan, scratch);
-        },
-        [](void* pass) { static_cast<Pass*>(pass)->step(); },
-        [](void* pass) { static_cast<Pass*>(pass)->set_state(); },
-        [](void* pass) { static_cast<Pass*>(pass)->get_state(); },
-        [](void* pass) { static_cast<Pass*>(pass)->reset(); },
-    };
+    return kernels_of_pass<StepPass<Cell, T>, T>(
+        packed_size<Cell, T>, pack<Cell, T>, [](const ForwardArgs<T>& args, const Plan& plan) {
+            return ForwardPass<Cell, T>(args, plan, {{0, plan.batch}}, nullptr).place(nullptr);
+        });
 }
 
 template <class Cell, class T>
@@ -35,7 +34,7 @@ constexpr CellKernels<T> cell_kernels() {
         tile_rows(panel_width(1)),  // the widest panels' tiles, and product_rows's
         Cell::kHasC,
         Cell::kProjects,
-        [](const Sizes& s) { return PackedLayout<Cell, T>(Shape<Cell, T>(s)).size; },
+        packed_size<Cell, T>,
         [](const Sizes& s) { return TransposedLayout<Cell, T>(Shape<Cell, T>(s)).size; },
         [](const Sizes& s) { return Shape<Cell, T>(s).saved_row(); },
         [](const Sizes& s) { return Shape<Cell, T>(s).gradient_row(); },

@@ -313,6 +313,10 @@ protected:
                                            right<1>(at.projection, weights.projection),
                                            Projected{this, y});
             }
+        take_turn(n, y);
+    }
+
+    void take_turn(ptrdiff_t n, T* y) {
         for (ptrdiff_t p = n; slice.part == 0 && !plan.ragged && p < count; ++p)
             copy_or_zero<T>(y_row(p, y), nullptr, shape.width);
         slice.meet();

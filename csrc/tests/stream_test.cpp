@@ -276,7 +276,8 @@ void check_errors() {
             [](Config& a, Layers&) { a.cell = "lstn"; });
     refused("dtype: expected one of float32, float64, got NULL",
             [](Config& a, Layers&) { a.dtype = nullptr; });
-    refused("weights: expected NULL, got int4", [](Config& a, Layers&) { a.weights = "int4"; });
+    refused("weights: expected one of float32, bfloat16, int8, got int4",
+            [](Config& a, Layers&) { a.weights = "int4"; });
     refused("input_size: expected 0 or more, got -1",
             [](Config& a, Layers&) { a.input_size = -1; });
     refused("hidden_size: expected 1 or more, got 0",

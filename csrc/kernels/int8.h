@@ -1,0 +1,126 @@
+// int8: rows of both operands in units of max|.| / 127, to nearest even. Their sums are integers,
+// hence exact; what they stand for is added in float32, product and sum rounded each on every ISA.
+//
+// The left operand has 128 added, since VPDPBUSD multiplies bytes without and with a sign; the sums of
+// a column start from -128 times the sum of its weights. A sum over up to 131,072 k fits in 32 bits.
+#pragma once
+
+#include "kernels/low_precision.h"
+
+namespace rnnfast {
+namespace {
+
+struct Int8 {
+    static constexpr ptrdiff_t kOfWord = 4;
+    static constexpr bool kScaled = true;
+
+    // The unit of a row. NaN where it has a NaN or an infinity, which thus reaches all sums with the
+    // row and no others; 0 where all of it is less than what leaves the unit a normal number.
+    static float scale(const float* row, ptrdiff_t n) {
+        constexpr float kLeast = 127 * 1.17549435e-38f;
+        Words most{};
+        for (ptrdiff_t k = 0; k < n; k += kLanes<float>) {
+            const Words size = (Words)load_edge(row + k, n - k) & 0x7fffffff;
+            most = size > most ? size : most;  // the order of the bits is that of the numbers
+        }
+        alignas(kVectorBytes) float sizes[kLanes<float>];
+        store(sizes, (Floats)most);
+        float largest = 0;
+        bool finite = true;
+        for (ptrdiff_t l = 0; l < kLanes<float>; ++l) {
+            finite = finite && sizes[l] <= 3.4028234e38f;
+            largest = sizes[l] > largest ? sizes[l] : largest;
+        }
+        if (!finite) return __builtin_nanf("");
+        return largest < kLeast ? 0 : largest / 127;
+    }
+
+    // n elements from `row` in its unit, to whole vectors of them with zeros at the end.
+    static void encode(const float* row, ptrdiff_t n, float unit, unsigned char* to) {
+        typedef uint8_t Bytes __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 4)));
+        constexpr float kRound = 12582912;  // 1.5 * 2^23: the sum's last bits are the integer
+        const float inverse = unit > 0 ? 1 / unit : 0;
+        for (ptrdiff_t k = 0; k < n; k += kLanes<float>, to += sizeof(Bytes)) {
+            const Floats sum = load_edge(row + k, n - k) * inverse + kRound;
+            const Bytes bytes = __builtin_convertvector(((Words)sum + 128) & 255, Bytes);
+            __builtin_memcpy(to, &bytes, sizeof bytes);
+        }
+    }
+
+    // A word of the right operand, whose bytes have signs, from one of the left; zeros past n.
+    static uint32_t right(uint32_t word, ptrdiff_t n) {
+        return (word ^ 0x80808080) & (0xffffffff >> (kOfWord - n) * 8);
+    }
+    // What a word of the right operand adds to what the column's sums start from.
+    static uint32_t start(uint32_t word) {
+        int32_t sum = 0;
+        for (int i = 0; i < kOfWord; ++i) sum += int8_t(word >> 8 * i & 255);
+        return uint32_t(-128 * sum);
+    }
+
+    template <int M, int W>
+    RNNFAST_INLINE static void multiply(const LowRows& a, ptrdiff_t first, const LowPanels& b,
+                                        ptrdiff_t column, Floats (&acc)[M][W]) {
+        const unsigned char* left = a.base + first * a.ld;
+        const unsigned char* panel = b.base + column * b.words * kVectorBytes;
+        const auto* const starts = reinterpret_cast<const unsigned char*>(b.starts);
+        Words sums[M][W];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v)
+                sums[m][v] = load_words(starts + (column + v) * kVectorBytes);
+        for (ptrdiff_t i = 0; i < b.words; ++i, left += kWordBytes, panel += W * kVectorBytes) {
+            Words right[W];
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) right[v] = load_words(panel + v * kVectorBytes);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+                const Words four = broadcast_word(left + m * a.ld);
+#pragma GCC unroll 4
+                for (int v = 0; v < W; ++v) sums[m][v] = add_products(four, right[v], sums[m][v]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) {
+                const Floats sum = __builtin_convertvector((Ints32)sums[m][v], Floats);
+                acc[m][v] +=
+                    load(b.scales + (column + v) * kLanes<float>) * sum * a.scales[first + m];
+            }
+    }
+
+private:
+#if defined(__AVX512VNNI__)
+    RNNFAST_INLINE static Words add_products(Words a, Words b, Words sum) {
+        return (Words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+    }
+#elif defined(__AVX2__)
+    // Pairs of 16 bits: of bytes, as VPMADDUBSW takes them, the sum of two might not fit.
+    typedef int16_t Shorts __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+
+    RNNFAST_INLINE static Words add_pairs(Shorts a, Shorts b) {
+#if defined(__AVX512BW__)
+        return (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#else
+        return (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#endif
+    }
+    RNNFAST_INLINE static Words add_products(Words a, Words b, Words sum) {
+        const Words low = 0x00ff00ff - Words{};
+        const Words even = add_pairs((Shorts)(a & low), (Shorts)b << 8 >> 8);
+        return sum + even + add_pairs((Shorts)(a >> 8 & low), (Shorts)b >> 8);
+    }
+#else
+    RNNFAST_INLINE static Words add_products(Words a, Words b, Words sum) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kOfWord; ++i)
+            sum += (a >> 8 * i & 255) * (Words)((Ints32)(b << (24 - 8 * i)) >> 24);
+        return sum;
+    }
+#endif
+};
+
+}  // namespace
+}  // namespace rnnfast
