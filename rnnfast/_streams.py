@@ -10,7 +10,7 @@ H without projection), L layers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -22,12 +22,16 @@ from numpy.typing import NDArray
 from rnnfast import _backend, _validate
 from rnnfast._cells import Weights
 from rnnfast._layout import LAYER_LAYOUTS, Layout, Signature, State, state_widths
+from rnnfast._low_precision import FORMATS, LowPrecisionBackend, floats, keep
 from rnnfast._native_backend import NativeBackend
 from rnnfast._stack import Inputs, PackedStack
-from rnnfast.functional import pack_checked
+from rnnfast.functional import Packed, pack_checked
 
 if TYPE_CHECKING:
     from rnnfast.stream import Stream as CompiledStream
+
+# Sums of as many products of 8 bits fit in 32, as in `csrc/api/rnnfast.cpp`.
+_MOST_OF_INT8 = 131072
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +40,14 @@ class Form:
 
     layer : how the layer prints.
     signature : the layer's, in one direction.
-    layers : the parameters of each layer, contiguous; nobody changes them.
-    weights : how they are kept: as the layer's dtype.
+    layers : the parameters of each layer, contiguous, their matrices in the format `weights`;
+        nobody changes them.
+    weights : how they are kept: as the layer's dtype, or in one of `_low_precision.FORMATS`.
     batch_size : B.
 
     Raises
     ------
-    ValueError : a state would not fit in memory.
+    ValueError : a state would not fit in memory, or a sum of int8 in 32 bits.
     """
 
     layer: str
@@ -59,6 +64,25 @@ class Form:
                 f"batch_size: expected a size that fits in memory, got {self.batch_size}"
             )
 
+        for name, size in (("input_size", sizes.input), ("hidden_size", sizes.hidden)):
+            if self.weights == "int8" and size > _MOST_OF_INT8:
+                raise ValueError(
+                    f"{name}: expected {_MOST_OF_INT8} or less with int8 weights, got {size}"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        layer: str,
+        signature: Signature,
+        layers: Sequence[Weights],
+        weights: str,
+        batch_size: int,
+    ) -> Form:
+        """The form of a stream with the parameters in `layers` kept as `weights` says."""
+        kept = tuple(keep(own, weights) if weights in FORMATS else own for own in layers)
+        return cls(layer, signature, kept, weights, batch_size)
+
     def open(self, state: State | None = None) -> Stream | CompiledStream:
         """A new stream on the backend in use, with a state that another stream had."""
         stream: Stream | CompiledStream
@@ -74,7 +98,12 @@ class Form:
 
     def text(self) -> str:
         """How a stream prints."""
-        return f"Stream({self.layer}, batch_size={self.batch_size})"
+        weights = f', weights="{self.weights}"' if self.weights in FORMATS else ""
+        return f"Stream({self.layer}, batch_size={self.batch_size}{weights})"
+
+    def arrays(self) -> list[Weights]:
+        """The parameters of each layer as arrays of the dtype."""
+        return [floats(weights) for weights in self.layers]
 
     def arguments(self, x: Any, out: Any, steps: bool) -> tuple[NDArray, NDArray]:
         """The arguments of `run` (`steps`) or `step`, checked and converted.
@@ -109,10 +138,16 @@ class Form:
         """The weights for the backend in use."""
         signature, sizes = self.signature, self.signature.sizes
         above = sizes._replace(input=sizes.output)
-        packs = [
-            pack_checked(signature.cell, above if k else sizes, weights)
-            for k, weights in enumerate(self.layers)
-        ]
+
+        def packed(k: int, weights: Weights) -> Packed:
+            own, cell = above if k else sizes, signature.cell
+            if self.weights not in FORMATS:
+                return pack_checked(cell, own, weights)
+            backend, bias = LowPrecisionBackend(), weights.bias_ih is not None
+            operands = backend.pack(cell, weights)
+            return Packed(cell, own, signature.dtype, bias, backend, operands)
+
+        packs = [packed(k, weights) for k, weights in enumerate(self.layers)]
         return PackedStack(signature, packs, [])
 
     def new_states(self) -> list[NDArray]:
@@ -164,6 +199,12 @@ class Stream:
     output_size = property(attrgetter("_form.signature.sizes.output"), doc="W.")
     dtype = property(attrgetter("_form.signature.dtype.name"), doc='"float32" or "float64".')
     weights = property(attrgetter("_form.weights"), doc="How the weights are kept.")
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the parameters, here in the dtype, whatever they were rounded to."""
+        arrays = (array for layer in self._form.arrays() for array in layer if array is not None)
+        return sum(array.nbytes for array in arrays)
 
     def __init__(self, form: Form, original: Stream | None = None) -> None:
         self._form = form

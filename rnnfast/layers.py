@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rnnfast import _validate
 from rnnfast._cells import Weights
 from rnnfast._layout import State
+from rnnfast._low_precision import FORMATS
 from rnnfast._module import NONLINEARITIES, Module, Options, option
 from rnnfast._stack import Dropout, Inputs
 from rnnfast._streams import Form, Stream
@@ -144,12 +145,16 @@ class _Layer(Module):
         """Runs the layer step by step, for inference, with the state inside, zero at first.
 
         A stream has a copy of the parameters: later changes do not show in it. On the native
-        backend its steps have the same bits as the layer over the whole sequence.
+        backend its steps have the same bits as the layer over the whole sequence, but for those in
+        low precision.
 
         Parameters
         ----------
         batch_size : B.
-        weights : how they are kept: the layer's dtype, which None means too.
+        weights : how they are kept: the layer's dtype, which None means too; or, of a float32
+            layer, in low precision, as are x and h where they meet them: "bfloat16", rounded
+            to nearest even, in half the memory, or "int8", in units of 1/127 of the largest in
+            each of their rows and, at each step, of x and h, in a quarter.
 
         Returns
         -------
@@ -163,15 +168,17 @@ class _Layer(Module):
         options = self._options
         batch_size = _validate.integer("batch_size", batch_size, 1)
         if weights is not None:
-            _validate.one_of("weights", weights, [options.dtype])
+            formats = FORMATS if options.dtype == "float32" else ()
+            _validate.one_of("weights", weights, [options.dtype, *formats])
         if options.bidirectional:
             raise ValueError("bidirectional: expected False for a stream, got True")
         arrays = self._parameters.copies()
-        layers = tuple(
+        layers = [
             Weights(**{name: arrays[name + suffix] for name in self._shapes(k)})
             for k, suffix in enumerate(self._suffixes)
-        )
-        return Form(repr(self), self._signature, layers, options.dtype, batch_size).open()
+        ]
+        kept = options.dtype if weights is None else weights
+        return Form.of(repr(self), self._signature, layers, kept, batch_size).open()
 
     def _read(self, x: Any, state: Any, lengths: Any, reset: Any) -> Inputs:
         x, layout = self._signature.input(x)

@@ -87,11 +87,13 @@ cdef class Stream:
     input_size : I.
     output_size : W, the width of h: P, or H without projection.
     dtype : "float32" or "float64".
-    weights : how the weights are kept.
+    weights : how the weights are kept: as the dtype, or "bfloat16" or "int8".
+    nbytes : the bytes of the packed weights, which copies share.
     """
 
     cdef readonly Py_ssize_t batch_size, input_size, output_size
     cdef readonly str dtype, weights
+    cdef readonly size_t nbytes
     cdef object form, numpy_dtype, output_shapes
     cdef rnnfast_stream* handle
     cdef size_t x_bytes, y_bytes
@@ -124,6 +126,7 @@ cdef class Stream:
         if self.handle is NULL:
             raise MemoryError(functions.error().decode())
         self.work = functions.step_work(self.handle)
+        self.nbytes = functions.weights_bytes(self.handle)
 
     def __dealloc__(self):
         if self.handle is not NULL:
@@ -286,19 +289,20 @@ cdef rnnfast_stream* create(form) except? NULL:
     signature = form.signature
     sizes = signature.sizes
     cell, dtype = signature.cell.name.encode(), signature.dtype.name.encode()
+    kept, arrays = form.weights.encode(), form.arrays()
     cdef rnnfast_config config
-    config.cell, config.dtype, config.weights = cell, dtype, NULL
+    config.cell, config.dtype, config.weights = cell, dtype, kept
     config.input_size = sizes.input
     config.hidden_size = sizes.hidden
     config.proj_size = sizes.projection
-    config.num_layers = len(form.layers)
+    config.num_layers = len(arrays)
     config.batch_size = form.batch_size
     cdef rnnfast_layer* layers = <rnnfast_layer*> PyMem_Calloc(
-        len(form.layers), sizeof(rnnfast_layer))
+        len(arrays), sizeof(rnnfast_layer))
     if layers is NULL:
         raise MemoryError
     try:
-        for k, weights in enumerate(form.layers):
+        for k, weights in enumerate(arrays):
             layers[k].weight_ih = data_of(weights.weight_ih)
             layers[k].weight_hh = data_of(weights.weight_hh)
             layers[k].bias_ih = data_of(weights.bias_ih)

@@ -41,6 +41,7 @@ PYTHON_LAYERS: list[set[str]] = [
     {"_backend"},
     {"_config"},
     {"_reference", "_numba", "_native_backend"},
+    {"_low_precision"},
     {"functional"},
     {"_recompute"},
     {"_stack"},

@@ -124,15 +124,16 @@ def test_text_follows_the_stream(rng):
         assert str(caught.value) == text
 
 
+WEIGHTS = "weights: expected one of float32, bfloat16, int8"
 WRONG_STREAMS = [
     ({"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
     ({"batch_size": 1.0}, TypeError, "batch_size: expected an integer, got float"),
     ({"batch_size": True}, TypeError, "batch_size: expected an integer, got bool"),
     ({"batch_size": 2**60}, ValueError, "batch_size: expected a size that fits in memory, got "),
     ({"batch_size": 10**30}, ValueError, "batch_size: expected a size that fits in memory, got "),
-    ({"weights": "int4"}, ValueError, "weights: expected one of float32, got 'int4'"),
-    ({"weights": "float64"}, ValueError, "weights: expected one of float32, got 'float64'"),
-    ({"weights": np.float32}, ValueError, "weights: expected one of float32, got <class"),
+    ({"weights": "int4"}, ValueError, f"{WEIGHTS}, got 'int4'"),
+    ({"weights": "float64"}, ValueError, f"{WEIGHTS}, got 'float64'"),
+    ({"weights": np.float32}, ValueError, f"{WEIGHTS}, got <class"),
 ]
 
 
