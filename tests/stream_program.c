@@ -1,6 +1,6 @@
 /* What test_c_library.py asks the C library, as a user's program would.
  *
- *     stream_program steps CELL DTYPE I H P L B T [VIOLATION]
+ *     stream_program steps CELL DTYPE WEIGHTS I H P L B T [VIOLATION]
  *     stream_program errors
  *     stream_program threads
  *
@@ -74,14 +74,14 @@ static void write_array(const char* array, size_t bytes) {
 
 static int steps(char** argv) {
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-    const char *const cell = argv[0], *const violate = argv[8] ? argv[8] : "";
+    const char *const cell = argv[0], *const violate = argv[9] ? argv[9] : "";
     const size_t item = strcmp(argv[1], "float32") ? 8 : 4;
-    const size_t I = strtoul(argv[2], NULL, 10), H = strtoul(argv[3], NULL, 10),
-                 P = strtoul(argv[4], NULL, 10), L = strtoul(argv[5], NULL, 10),
-                 B = strtoul(argv[6], NULL, 10), T = strtoul(argv[7], NULL, 10);
+    const size_t I = strtoul(argv[3], NULL, 10), H = strtoul(argv[4], NULL, 10),
+                 P = strtoul(argv[5], NULL, 10), L = strtoul(argv[6], NULL, 10),
+                 B = strtoul(argv[7], NULL, 10), T = strtoul(argv[8], NULL, 10);
     const size_t W = P ? P : H, G = !strcmp(cell, "lstm") ? 4 : !strncmp(cell, "gru", 3) ? 3 : 1;
     const size_t x_step = B * I * item, y_step = B * W * item;
-    const rnnfast_config config = {cell,       argv[1],    NULL,       (int64_t)I,
+    const rnnfast_config config = {cell,       argv[1],    argv[2],    (int64_t)I,
                                    (int64_t)H, (int64_t)P, (int64_t)L, (int64_t)B};
     rnnfast_layer* const layers = calloc(L, sizeof *layers);
     rnnfast_stream *original, *stream;
@@ -189,7 +189,7 @@ static int threads(void) {
 }
 
 int main(int argc, char** argv) {
-    if (argc >= 10 && !strcmp(argv[1], "steps")) return steps(argv + 2);
+    if (argc >= 11 && !strcmp(argv[1], "steps")) return steps(argv + 2);
     if (argc == 2 && !strcmp(argv[1], "errors")) return errors();
     if (argc == 2 && !strcmp(argv[1], "threads")) return threads();
     return 2;

@@ -23,6 +23,7 @@ from subprocesses import python
 
 import rnnfast
 from rnnfast._cells import CELLS, DTYPES
+from rnnfast._low_precision import FORMATS
 
 STEPS, LAYERS = 9, 2
 SIZES = [(1, 16), (5, 5), (17, 33)]  # I and H
@@ -48,14 +49,16 @@ def header() -> str:
     return Path(flag.removeprefix("-I"), "rnnfast.h").read_text()
 
 
-def step_in_c(program: Path, layer, x, *violation: str) -> subprocess.CompletedProcess[bytes]:
-    """The program's `steps` with the layer's weights, over x (T, B, I)."""
+def step_in_c(
+    program: Path, layer, x, *violation: str, weights: str | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """The program's `steps` with the layer's weights, kept as `weights`, over x (T, B, I)."""
     cell, sizes, dtype = layer._signature.cell, layer._signature.sizes, layer.dtype
     steps, batch, _ = x.shape
     numbers = map(str, (*sizes, LAYERS, batch, steps))
     arrays = [*layer.parameters.values(), x]
     return subprocess.run(
-        [program, "steps", cell.name, str(dtype), *numbers, *violation],
+        [program, "steps", cell.name, dtype, weights or dtype, *numbers, *violation],
         input=b"".join(np.ascontiguousarray(a).tobytes() for a in arrays),
         capture_output=True,
         timeout=60,
@@ -80,6 +83,19 @@ def check(program: Path, kind: str, dtype: str, batch: int) -> None:
 def test_steps_are_the_layer_s(native, program, kind, dtype, batch):
     """Also: none of it allocates, locks or, on Linux, makes a system call."""
     check(program, kind, dtype, batch)
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_in_low_precision_are_the_stream_s(native, program, kind, weights):
+    layer = make(kind, 5, 33, num_layers=LAYERS)
+    x = normal(np.random.default_rng(0), (STEPS, 3, 5), "float32")
+    stream = layer.stream(3, weights)
+    output = stream.run(x)
+    done = step_in_c(program, layer, x, weights=weights)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    want = np.concatenate([output.ravel(), *(s.ravel() for s in parts(stream.state))])
+    assert_same_bits(np.frombuffer(done.stdout, "float32"), want)
 
 
 def check_all(program: str) -> None:
