@@ -41,7 +41,7 @@ def set_backend(name: str) -> None:
 
 
 def active_isa() -> str | None:
-    """The ISA of the kernels in use: "generic", "avx2", "avx512" or "neon".
+    """The ISA in use: "generic", "avx2", "avx512", "avx512bf16" or "neon".
 
     None where the backend in use is not `native`: NumPy and Numba choose for themselves.
 
