@@ -77,7 +77,7 @@ void check_calls() {
     write(lstm().whole());
     fails(path.c_str(), &config, "batch_size: expected 1 or more, got 0");
     config.batch_size = 1, config.weights = "int4";
-    fails(path.c_str(), &config, "weights: expected NULL, got int4");
+    fails(path.c_str(), &config, "weights: expected one of float32, bfloat16, int8, got int4");
 }
 
 // Random damage: each file is a stream that can be stepped, or refused.
