@@ -84,5 +84,5 @@ build_kernel_test() {
     "$tools/cmake" -S "$root" -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$tools/ninja" \
         -DRNNFAST_PYTHON=OFF -DRNNFAST_BUILD_TESTS=ON -DRNNFAST_WERROR=ON "$@"
     "$tools/cmake" --build "$build"
-    "$tools/ctest" --test-dir "$build" -j 2 --output-on-failure --no-tests=error
+    "$tools/ctest" --test-dir "$build" --output-on-failure --no-tests=error
 }
