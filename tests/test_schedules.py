@@ -110,6 +110,27 @@ def test_more_threads_than_there_is_work(native, schedule, steps, batch, hidden)
     assert_all_same_bits(got, want)
 
 
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_state_gives_the_bits_of_zeros(native, schedule, cell, dtype, ragged):
+    """Also where each thread leaves out its part of the first step's product."""
+    kind, options = CELLS[cell]
+    if "proj_size" in options:
+        options = {"proj_size": 9}
+    layer = kind(7, 70, num_layers=2, bidirectional=True, dtype=dtype, seed=1, **options)
+    x = np.random.default_rng(2).standard_normal((6, 5, 7)).astype(dtype)
+    lengths = {"lengths": np.array([2, 6, 0, 3, 6])} if ragged else {}
+    rnnfast.set_num_threads(1)
+    zeros = np.zeros((4, 5, 70), dtype)
+    h0 = zeros[..., : options.get("proj_size", 70)]
+    want = layer(x, (h0, zeros) if kind is rnnfast.LSTM else h0, **lengths)[0]
+    rnnfast.set_num_threads(2)
+    native.force_schedule(schedule)
+    assert_same_bits(layer(x, **lengths)[0], want, "output")
+
+
 def test_an_unknown_schedule(native):
     with pytest.raises(ValueError, match="expected one of none, shards, units"):
         native.force_schedule("guided")
