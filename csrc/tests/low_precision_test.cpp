@@ -9,19 +9,11 @@
 
 #include "dispatch/registry.h"
 #include "include/rnnfast.h"
+#include "tests/expect.h"
 
 using namespace rnnfast;
 
 namespace {
-
-int failures = 0, checked = 0;
-
-void expect(bool holds, const std::string& what) {
-    ++checked;
-    if (holds) return;
-    ++failures;
-    std::printf("FAILED %s\n", what.c_str());
-}
 
 std::mt19937 generator(5);
 

@@ -13,17 +13,9 @@
 
 #include "dispatch/registry.h"
 #include "include/rnnfast.h"
+#include "tests/expect.h"
 
 namespace rnnfast {
-
-inline int failures = 0, checked = 0;
-
-inline void expect(bool holds, const std::string& what) {
-    ++checked;
-    if (holds) return;
-    ++failures;
-    std::printf("FAILED %s\n", what.c_str());
-}
 
 inline std::mt19937 generator(3);
 inline int below(size_t n) { return int(generator() % n); }

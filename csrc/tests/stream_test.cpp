@@ -14,6 +14,7 @@
 #include "dispatch/registry.h"
 #include "dispatch/run.h"
 #include "include/rnnfast.h"
+#include "tests/expect.h"
 
 using namespace rnnfast;
 
@@ -48,15 +49,6 @@ static const long allocations = 0;
 #endif
 
 namespace {
-
-int failures = 0, checked = 0;
-
-void expect(bool holds, const std::string& what) {
-    ++checked;
-    if (holds) return;
-    ++failures;
-    std::printf("FAILED %s\n", what.c_str());
-}
 
 std::mt19937 generator(3);
 
