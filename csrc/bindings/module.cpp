@@ -31,7 +31,8 @@ CellId find_cell(const std::string& name) {
 }
 
 template <class T>
-std::unique_ptr<Packed> pack_as(CellId cell, const WeightObjects& weights, Held held) {
+std::unique_ptr<Packed> pack_as(CellId cell, const WeightObjects& weights, Held held,
+                                const Format* format) {
     const py::array weight_ih(weights.weight_ih), weight_hh(weights.weight_hh);
     const CellKernels<T>& kernels = active_kernels_for<T>().cells[int(cell)];
     const bool projects = !weights.weight_hr.is_none();
@@ -43,16 +44,32 @@ std::unique_ptr<Packed> pack_as(CellId cell, const WeightObjects& weights, Held 
     if (weights.bias_ih.is_none() != weights.bias_hh.is_none())
         throw py::value_error("bias_hh: expected both biases or none, got one");
     const Sizes sizes{weight_ih.shape(1), rows / kernels.gates, projects ? weight_hh.shape(1) : 0};
-    return std::make_unique<PackedOf<T>>(cell, sizes, weights, held);
+    return std::make_unique<PackedOf<T>>(cell, sizes, weights, held, format);
+}
+
+// A format of weights, of those in float32; nullptr: their dtype.
+const Format* find_format(const py::object& name, const py::array& weights) {
+    if (name.is_none()) return nullptr;
+    if (!py::isinstance<py::array_t<float>>(weights))
+        throw py::type_error("format: expected None for weights that are not float32, got a name");
+#define FORMAT(format, type) \
+    if (name.equal(py::str(#format))) return &active_format(FormatId::format);
+#include "core/formats.inc"
+#undef FORMAT
+    throw py::value_error("format: expected a name in formats.inc, got " +
+                          std::string(py::str(name)));
 }
 
 template <Held held>
 std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::array weight_hh,
-                             py::object bias_ih, py::object bias_hh, py::object weight_hr) {
+                             py::object bias_ih, py::object bias_hh, py::object weight_hr,
+                             py::object format) {
     const CellId cell = find_cell(name);
     const WeightObjects weights{weight_ih, weight_hh, bias_ih, bias_hh, weight_hr};
-#define DTYPE(name, type) \
-    if (py::isinstance<py::array_t<type>>(weight_ih)) return pack_as<type>(cell, weights, held);
+    const Format* const kept_in = find_format(format, weight_ih);
+#define DTYPE(name, type)                             \
+    if (py::isinstance<py::array_t<type>>(weight_ih)) \
+        return pack_as<type>(cell, weights, held, kept_in);
 #include "core/dtypes.inc"
 #undef DTYPE
     throw py::type_error("weight_ih: expected float32 or float64, got " +
@@ -134,8 +151,13 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     using namespace rnnfast;
     py::class_<Saved>(m, "Saved");
     py::class_<Packed>(m, "Packed");
-    m.def("pack", &pack<Held::packed>);
-    m.def("borrow", &pack<Held::borrowed>);
+    m.def("pack", &pack<Held::packed>, py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+          py::arg(), py::arg() = py::none());
+    m.def("borrow", [](const std::string& name, py::array weight_ih, py::array weight_hh,
+                       py::object bias_ih, py::object bias_hh, py::object weight_hr) {
+        return pack<Held::borrowed>(name, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
+                                    py::none());
+    });
     m.def("forward", [](const Packed& packed, py::object x, py::object h0, py::object c0,
                         py::object lengths, py::object reset, bool reverse, py::object y,
                         py::object hn, py::object cn, bool training) {

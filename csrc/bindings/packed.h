@@ -64,7 +64,8 @@ Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const WeightObjects
 template <class T>
 class PackedOf final : public Packed {
 public:
-    PackedOf(CellId cell, const Sizes& sizes, const WeightObjects& weights, Held held)
+    PackedOf(CellId cell, const Sizes& sizes, const WeightObjects& weights, Held held,
+             const Format* format)
         : cell_(active_kernels_for<T>().cells[int(cell)]), sizes_(sizes) {
         const auto views = weight_views<const T>(sizes, cell_.gates, weights);
         if (held == Held::borrowed) {
@@ -74,7 +75,7 @@ public:
             return;
         }
         py::gil_scoped_release release;
-        packed_ = std::make_shared<const PackedWeights<T>>(cell, sizes, views);
+        packed_ = std::make_shared<const PackedWeights<T>>(cell, sizes, views, held, format);
     }
 
     const std::shared_ptr<const PackedWeights<T>>& weights() const { return packed_; }

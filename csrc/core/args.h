@@ -13,6 +13,8 @@
 
 namespace rnnfast {
 
+struct Format;  // of low precision: core/format.h
+
 struct Sizes {
     ptrdiff_t input;       // I
     ptrdiff_t hidden;      // H
@@ -133,6 +135,7 @@ struct ForwardArgs {
     T* hn;     // (B, W)  out in forward, unused in backward; h after each row's last step
     T* cn;     // (B, H)  likewise; null: the cell has no c
     T* saved;  // (rows of the plan, saved_row())  out in forward, in in backward; null: no training
+    const Format* format = nullptr;  // of the pack, and of operands; null: T. Not of doubles
 };
 
 template <class T>

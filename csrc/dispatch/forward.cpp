@@ -23,6 +23,7 @@ struct Job {
         : kernels(job.weights->kernels()), args(job.args), plan(job.plan->plan()) {
         args.sizes = job.weights->sizes();
         args.packed = job.weights->packed();
+        args.format = job.weights->format();
         args.weights = job.weights->weights();
     }
 

@@ -112,7 +112,9 @@ const std::string& active_isa() { return active().name; }
 
 const KernelTable& active_kernels() { return *active().kernels; }
 
-const LowPrecisionTable& active_low_precision() { return *active().low_precision; }
+const Format& active_format(FormatId format) {
+    return active().low_precision->formats[int(format)];
+}
 
 #define DTYPE(name, type)                                  \
     template <>                                            \

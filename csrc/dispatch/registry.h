@@ -16,7 +16,7 @@ std::vector<std::string> supported_isas();
 // std::runtime_error with a sentence where that cannot be; asks the environment once.
 const std::string& active_isa();
 const KernelTable& active_kernels();
-const LowPrecisionTable& active_low_precision();
+const Format& active_format(FormatId format);
 
 template <class T>
 const DtypeKernels<T>& active_kernels_for();

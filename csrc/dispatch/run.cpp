@@ -11,14 +11,15 @@ namespace rnnfast {
 
 template <class T>
 PackedWeights<T>::PackedWeights(CellId cell, const Sizes& sizes, const Weights<const T>& weights,
-                                Held held)
+                                Held held, const Format* format)
     : kernels_(active_kernels_for<T>().cells[int(cell)]),
       sizes_(sizes),
+      format_(format),
       weights_(held == Held::borrowed ? weights : Weights<const T>{}),
-      packed_(held == Held::borrowed ? nullptr : allocate<T>(kernels_.packed_size(sizes))) {
+      packed_(held == Held::borrowed ? nullptr : allocate<T>(kernels_.packed_size(sizes, format))) {
     if (borrowed()) return;
     const FloatEnv env;  // biases are added
-    kernels_.pack(sizes_, weights, packed_.get());
+    kernels_.pack(sizes_, format, weights, packed_.get());
 }
 
 template <class T>

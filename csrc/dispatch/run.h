@@ -18,15 +18,16 @@ enum class Held { packed, borrowed };
 template <class T>
 class PackedWeights {
 public:
-    // Borrowed arrays must outlive this.
+    // Borrowed arrays must outlive this. `format`: what packed ones of floats are kept in, if any.
     PackedWeights(CellId cell, const Sizes& sizes, const Weights<const T>& weights,
-                  Held held = Held::packed);
+                  Held held = Held::packed, const Format* format = nullptr);
     ~PackedWeights();
     PackedWeights(const PackedWeights&) = delete;
     PackedWeights& operator=(const PackedWeights&) = delete;
 
     const CellKernels<T>& kernels() const { return kernels_; }
     const Sizes& sizes() const { return sizes_; }
+    const Format* format() const { return format_; }
     // What ForwardArgs and BackwardArgs have of them; borrowed ones have no panels.
     bool borrowed() const { return !packed_; }
     const Weights<const T>& weights() const { return weights_; }
@@ -36,6 +37,7 @@ public:
 private:
     const CellKernels<T>& kernels_;
     const Sizes sizes_;
+    const Format* const format_;
     const Weights<const T> weights_;  // null where they are packed
     const Buffer<T> packed_;          // null where they are borrowed
     mutable std::atomic<const Buffer<T>*> transposed_{nullptr};
@@ -59,7 +61,8 @@ private:
     Plan plan_;
 };
 
-// `args.sizes`, `args.weights`, `args.packed` and `grads.transposed` are filled in from `weights`.
+// `args.sizes`, `args.weights`, `args.packed`, `args.format` and `grads.transposed` are filled in from
+// `weights`.
 template <class T>
 void run_forward(const PackedWeights<T>& weights, const ForwardArgs<T>& args, const RowPlan& plan);
 

@@ -1,7 +1,5 @@
 #include "dispatch/stream.h"
 
-#include <type_traits>
-
 #include "dispatch/buffer.h"
 #include "dispatch/float_env.h"
 #include "dispatch/registry.h"
@@ -18,29 +16,24 @@ struct Stack {
         Buffer<T> packed;
     };
 
-    const StreamKernels<T>& kernels;
+    const CellKernels<T>& kernels;
+    const Format* const format;
     std::vector<Layer> layers;
     double work;  // multiplications of a step of one row
 
     Stack(const StreamConfig& config, const Weights<const T>* weights)
-        : kernels(kernels_of(config)), work(0) {
-        const auto gates = double(active_kernels_for<T>().cells[int(config.cell)].gates);
+        : kernels(active_kernels_for<T>().cells[int(config.cell)]),
+          format(config.format ? &active_format(*config.format) : nullptr),
+          work(0) {
         const FloatEnv env;  // biases are added
         Sizes s = config.sizes;
         for (ptrdiff_t l = 0; l < config.layers; ++l, s.input = s.width()) {
-            const ptrdiff_t size = kernels.packed_size(s);
+            const ptrdiff_t size = kernels.packed_size(s, format);
             layers.push_back({s, size, allocate<T>(size)});
-            kernels.pack(s, weights[l], layers.back().packed.get());
-            const double rows = gates * double(s.hidden);
+            kernels.pack(s, format, weights[l], layers.back().packed.get());
+            const double rows = double(kernels.gates) * double(s.hidden);
             work += rows * double(s.input + s.width()) + double(s.hidden) * double(s.projection);
         }
-    }
-
-    static const StreamKernels<T>& kernels_of(const StreamConfig& config) {
-        if constexpr (std::is_same_v<T, float>)
-            if (config.format)
-                return active_low_precision().formats[int(*config.format)].cells[int(config.cell)];
-        return active_kernels_for<T>().cells[int(config.cell)].stream;
     }
 };
 
@@ -49,13 +42,13 @@ class StreamOf final : public Stream {
 public:
     StreamOf(ptrdiff_t batch, std::shared_ptr<const Stack<T>> weights)
         : weights_(std::move(weights)),
-          kernels_(weights_->kernels),
+          kernels_(weights_->kernels.stream),
           plan_{1, batch, false, nullptr, nullptr, nullptr} {
         layers_.reserve(weights_->layers.size());
         for (const auto& [sizes, size, packed] : weights_->layers) {
             Layer& layer = layers_.emplace_back();
             ForwardArgs<T>& args = layer.args;
-            args.sizes = sizes, args.packed = packed.get();
+            args.sizes = sizes, args.packed = packed.get(), args.format = weights_->format;
             args.x_row = sizes.input, args.x_step = batch * sizes.input;
             args.y_row = sizes.width(), args.y_step = batch * sizes.width();
             if (layers_.size() > 1) {

@@ -3,16 +3,16 @@
 // million random cases on Zen 4); others do the same in two instructions, to the same bits.
 #pragma once
 
-#include "kernels/low_precision.h"
+#include "kernels/format_functions.h"
 
 namespace rnnfast {
 namespace {
 
 struct Bfloat16 {
     static constexpr ptrdiff_t kOfWord = 2;
-    static constexpr bool kScaled = false;
+    static constexpr bool kHasUnits = false;
 
-    static float scale(const float*, ptrdiff_t) { return 1; }
+    static float unit(const float*, ptrdiff_t) { return 1; }
     static uint32_t right(uint32_t word, ptrdiff_t) { return word; }
     static uint32_t start(uint32_t) { return 0; }
 
@@ -31,10 +31,12 @@ struct Bfloat16 {
     }
 
     template <int M, int W>
-    RNNFAST_INLINE static void multiply(const LowRows& a, ptrdiff_t first, const LowPanels& b,
-                                        ptrdiff_t column, Floats (&acc)[M][W]) {
+    RNNFAST_INLINE static void multiply(const LowRows& a, ptrdiff_t first, const LowPanel& b,
+                                        const LowSums& c) {
         const unsigned char* left = a.base + first * a.ld;
-        const unsigned char* panel = b.base + column * b.words * kVectorBytes;
+        const unsigned char* panel = b.base;
+        Floats acc[M][W];
+        load_sums(c, first, acc);
         for (ptrdiff_t i = 0; i < b.words; ++i, left += kWordBytes, panel += W * kVectorBytes) {
             Words right[W];
 #pragma GCC unroll 4
@@ -46,6 +48,7 @@ struct Bfloat16 {
                 for (int v = 0; v < W; ++v) acc[m][v] = add_products(pair, right[v], acc[m][v]);
             }
         }
+        store_sums(c, first, acc);
     }
 
 private:

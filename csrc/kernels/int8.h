@@ -5,18 +5,18 @@
 // a column start from -128 times the sum of its weights. A sum over up to 131,072 k fits in 32 bits.
 #pragma once
 
-#include "kernels/low_precision.h"
+#include "kernels/format_functions.h"
 
 namespace rnnfast {
 namespace {
 
 struct Int8 {
     static constexpr ptrdiff_t kOfWord = 4;
-    static constexpr bool kScaled = true;
+    static constexpr bool kHasUnits = true;
 
     // The unit of a row. NaN where it has a NaN or an infinity, which thus reaches all sums with the
     // row and no others; 0 where all of it is less than what leaves the unit a normal number.
-    static float scale(const float* row, ptrdiff_t n) {
+    static float unit(const float* row, ptrdiff_t n) {
         constexpr float kLeast = 127 * 1.17549435e-38f;
         Words most{};
         for (ptrdiff_t k = 0; k < n; k += kLanes<float>) {
@@ -59,17 +59,16 @@ struct Int8 {
     }
 
     template <int M, int W>
-    RNNFAST_INLINE static void multiply(const LowRows& a, ptrdiff_t first, const LowPanels& b,
-                                        ptrdiff_t column, Floats (&acc)[M][W]) {
+    RNNFAST_INLINE static void multiply(const LowRows& a, ptrdiff_t first, const LowPanel& b,
+                                        const LowSums& c) {
         const unsigned char* left = a.base + first * a.ld;
-        const unsigned char* panel = b.base + column * b.words * kVectorBytes;
+        const unsigned char* panel = b.base;
         const auto* const starts = reinterpret_cast<const unsigned char*>(b.starts);
         Words sums[M][W];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-            for (int v = 0; v < W; ++v)
-                sums[m][v] = load_words(starts + (column + v) * kVectorBytes);
+            for (int v = 0; v < W; ++v) sums[m][v] = load_words(starts + v * kVectorBytes);
         for (ptrdiff_t i = 0; i < b.words; ++i, left += kWordBytes, panel += W * kVectorBytes) {
             Words right[W];
 #pragma GCC unroll 4
@@ -81,20 +80,24 @@ struct Int8 {
                 for (int v = 0; v < W; ++v) sums[m][v] = add_products(four, right[v], sums[m][v]);
             }
         }
+        Floats acc[M][W];  // loaded only now: registers are full of sums before
+        load_sums(c, first, acc);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
             for (int v = 0; v < W; ++v) {
                 const Floats sum = __builtin_convertvector((Ints32)sums[m][v], Floats);
-                acc[m][v] +=
-                    load(b.scales + (column + v) * kLanes<float>) * sum * a.scales[first + m];
+                acc[m][v] += load(b.units + v * kLanes<float>) * sum * a.units[first + m];
             }
+        store_sums(c, first, acc);
     }
 
 private:
 #if defined(__AVX512VNNI__)
     RNNFAST_INLINE static Words add_products(Words a, Words b, Words sum) {
-        return (Words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+        // GCC 12 copies every sum in each iteration, half of them to memory, around the intrinsic.
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+        return sum;
     }
 #elif defined(__AVX2__)
     // Pairs of 16 bits: of bytes, as VPMADDUBSW takes them, the sum of two might not fit.

@@ -1,7 +1,7 @@
 // What the objects of one ISA export: a constant table of functions, one set for each cell and dtype.
 #pragma once
 
-#include "core/args.h"
+#include "core/format.h"
 
 namespace rnnfast {
 
@@ -21,8 +21,6 @@ struct BackwardWork {
 // Sizes are in elements; scratch and packed weights are aligned to 64 bytes.
 template <class T>
 struct StreamKernels {
-    ptrdiff_t (*packed_size)(const Sizes&);
-    void (*pack)(const Sizes&, const Weights<const T>&, T* packed);
     ptrdiff_t (*scratch)(const ForwardArgs<T>& args, const Plan& plan);
     ptrdiff_t bytes;  // of the pass, wherever the caller wants it, aligned to 64 bytes
     void (*make)(void* pass, const ForwardArgs<T>& args, const Plan& plan, T* scratch);
@@ -39,13 +37,14 @@ struct CellKernels {
     ptrdiff_t few;    // as many rows as a product reads the weights once for
     bool has_c;       // whether it carries a c beside h
     bool projects;    // whether it takes weight_hr
-    ptrdiff_t (*packed_size)(const Sizes&);
+    // `format`: as that of ForwardArgs.
+    ptrdiff_t (*packed_size)(const Sizes&, const Format* format);
     ptrdiff_t (*transposed_size)(const Sizes&);
     ptrdiff_t (*saved_row)(const Sizes&);     // of ForwardArgs::saved
     ptrdiff_t (*gradient_row)(const Sizes&);  // of the buffer that a backward chunk fills
     ptrdiff_t (*unit_panels)(const Sizes&);   // into which the units can be cut for threads
     int (*meetings)(const Sizes&);            // of such threads in a step
-    void (*pack)(const Sizes&, const Weights<const T>&, T* packed);
+    void (*pack)(const Sizes&, const Format* format, const Weights<const T>&, T* packed);
     void (*pack_transposed)(const Sizes&, const T* packed, T* transposed);
     // Parts of one whole share one scratch.
     ptrdiff_t (*forward_scratch)(const ForwardArgs<T>&, const Plan&, const Slice&);
@@ -82,13 +81,9 @@ enum class FormatId {
     count
 };
 
-struct FormatKernels {
-    StreamKernels<float> cells[int(CellId::count)];
-};
-
 // In an object of its own, which is all that some ISAs have.
 struct LowPrecisionTable {
-    FormatKernels formats[int(FormatId::count)];
+    Format formats[int(FormatId::count)];
 };
 
 struct KernelTable {

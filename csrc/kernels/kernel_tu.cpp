@@ -9,22 +9,31 @@
 #include "kernels/sequence_backward.h"
 #include "kernels/sequence_forward.h"
 #include "kernels/step.h"
-#include "kernels/step_table.h"
 
 namespace rnnfast {
 namespace {
 
 template <class Cell, class T>
-ptrdiff_t packed_size(const Sizes& sizes) {
-    return PackedLayout<Cell, T>(Shape<Cell, T>(sizes)).size;
+ptrdiff_t packed_size(const Sizes& sizes, const Format* format) {
+    return PackedLayout<Cell, T>(Shape<Cell, T>(sizes), format).size;
 }
 
 template <class Cell, class T>
 constexpr StreamKernels<T> stream_kernels() {
-    return kernels_of_pass<StepPass<Cell, T>, T>(
-        packed_size<Cell, T>, pack<Cell, T>, [](const ForwardArgs<T>& args, const Plan& plan) {
+    using Pass = StepPass<Cell, T>;
+    return {
+        [](const ForwardArgs<T>& args, const Plan& plan) {
             return ForwardPass<Cell, T>(args, plan, {{0, plan.batch}}, nullptr).place(nullptr);
-        });
+        },
+        sizeof(Pass),
+        [](void* pass, const ForwardArgs<T>& args, const Plan& plan, T* scratch) {
+            new (pass) Pass(args, plan, scratch);
+        },
+        [](void* pass) { static_cast<Pass*>(pass)->step(); },
+        [](void* pass) { static_cast<Pass*>(pass)->set_state(); },
+        [](void* pass) { static_cast<Pass*>(pass)->get_state(); },
+        [](void* pass) { static_cast<Pass*>(pass)->reset(); },
+    };
 }
 
 template <class Cell, class T>

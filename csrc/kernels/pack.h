@@ -7,7 +7,7 @@
 #pragma once
 
 #include "core/args.h"
-#include "kernels/gemm.h"
+#include "kernels/low_precision.h"
 
 namespace rnnfast {
 namespace {
@@ -49,16 +49,20 @@ template <class Cell, class T>
 struct PackedLayout {
     ptrdiff_t bias_x, bias_h, w, r, r_second, projection, r_times_0, size;
 
-    explicit PackedLayout(const Shape<Cell, T>& s) {
+    // `format`: as that of ForwardArgs.
+    PackedLayout(const Shape<Cell, T>& s, const Format* format) {
         ptrdiff_t end = 0;
         const auto take = [&end](ptrdiff_t n) { return end += n, end - n; };
+        const auto matrix = [&](ptrdiff_t ks, ptrdiff_t columns) {
+            return take(packed_matrix(format, ks, columns));
+        };
         bias_x = take(s.pre_row());  // W's slots; with R's bias where R feeds the slot too
         bias_h = take(kApart<Cell> * s.padded);  // [block][slots that only R feeds][lane]
-        w = take(s.input * s.pre_row());
-        r = take(s.width * kFirstGates<Cell> * s.padded);
-        r_second = take(Cell::kTwoProducts ? s.hidden * s.padded : 0);
-        projection = take(s.projection ? s.hidden * s.h_row() : 0);
-        r_times_0 = take(kLanes<T>);  // zeros, or NaN where R is not finite
+        w = matrix(s.input, s.pre_row());
+        r = matrix(s.width, kFirstGates<Cell> * s.padded);
+        r_second = matrix(s.hidden, Cell::kTwoProducts ? s.padded : 0);
+        projection = matrix(s.hidden, s.projection ? s.h_row() : 0);
+        r_times_0 = take(kLanes<T>);  // zeros; or NaN where R is not finite, or in a format
         size = end;
     }
 };
@@ -136,11 +140,29 @@ void add_biases(const Shape<Cell, T>& s, const T* bias_ih, const T* bias_hh, T* 
         }
 }
 
-// A matrix into panels whose columns are [block][gate of this product][lane]. Returns zeros, or NaN
-// where an element is not finite.
+// A matrix into panels whose columns are [block][gate of this product][lane], of words.
+RNNFAST_OUTLINE inline void pack_low(const Format& format, const Matrix<float>& from, float* out) {
+    constexpr ptrdiff_t L = kLanes<float>;
+    const LowLayout at(format, from.ks, from.blocks() * from.gates * L);
+    const Panels<float> panels{panel_width(from.gates), at.columns, at.words};
+    for (ptrdiff_t i = 0; i < at.size; ++i) out[i] = 0;  // for the lanes past the units
+    for (ptrdiff_t b = 0; b < from.blocks(); ++b)
+        for (int g = 0; g < from.gates; ++g)
+            for (ptrdiff_t l = 0; l < from.lanes(b); ++l) {
+                const ptrdiff_t column = (b * from.gates + g) * L + l;
+                format.pack_column(from.rows_of(g, b) + l * from.ks, from.ks, panels.step(column),
+                                   reinterpret_cast<unsigned char*>(out + panels.index(0, column)),
+                                   out + at.units + column,
+                                   reinterpret_cast<uint32_t*>(out + at.starts) + column);
+            }
+}
+
+// The same, of elements. Returns zeros; or NaN where an element is not finite, or in a format.
 template <class T>
-Vec<T> pack_gates(const Matrix<T>& from, T* out) {
+Vec<T> pack_gates(const Format* format, const Matrix<T>& from, T* out) {
     constexpr ptrdiff_t L = kLanes<T>;
+    if constexpr (kHasFormats<T>)
+        if (format) return pack_low(*format, from, out), __builtin_nanf("") - Floats{};
     Vec<T> times_0 = zero<T>();
     const Panels<T> panels{panel_width(from.gates), from.blocks() * from.gates * L, from.ks};
     for (ptrdiff_t b = 0; b < from.blocks(); ++b)
@@ -184,22 +206,23 @@ void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken, i
 }
 
 template <class Cell, class T>
-void pack(const Sizes& sizes, const Weights<const T>& weights, T* out) {
+void pack(const Sizes& sizes, const Format* format, const Weights<const T>& weights, T* out) {
     const Shape<Cell, T> s(sizes);
-    const PackedLayout<Cell, T> at(s);
+    const PackedLayout<Cell, T> at(s, format);
     const Matrices<Cell, T> from(s, weights);
     add_biases(s, weights.bias_ih, weights.bias_hh, out + at.bias_x, out + at.bias_h);
-    pack_gates(from.w, out + at.w);
-    Vec<T> r_times_0 = pack_gates(from.r, out + at.r);
-    if (Cell::kTwoProducts) r_times_0 = r_times_0 + pack_gates(from.r_second, out + at.r_second);
+    pack_gates(format, from.w, out + at.w);
+    Vec<T> r_times_0 = pack_gates(format, from.r, out + at.r);
+    if (Cell::kTwoProducts)
+        r_times_0 = r_times_0 + pack_gates(format, from.r_second, out + at.r_second);
     store(out + at.r_times_0, r_times_0);
-    if (s.projection) pack_gates(from.projection, out + at.projection);
+    if (s.projection) pack_gates(format, from.projection, out + at.projection);
 }
 
 template <class Cell, class T>
 void pack_transposed(const Sizes& sizes, const T* packed, T* out) {
     const Shape<Cell, T> s(sizes);
-    const PackedLayout<Cell, T> from(s);
+    const PackedLayout<Cell, T> from(s, nullptr);
     const TransposedLayout<Cell, T> to(s);
     const auto transpose = [&](ptrdiff_t source, ptrdiff_t ks, ptrdiff_t columns, ptrdiff_t taken,
                                int group, ptrdiff_t target) {

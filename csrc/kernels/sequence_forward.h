@@ -1,7 +1,7 @@
 // The forward pass of every cell over time. See csrc/README.md for the shape of the loops.
 #pragma once
 
-#include "kernels/pack.h"
+#include "kernels/forward_step.h"
 #include "kernels/rows.h"
 
 namespace rnnfast {
@@ -13,6 +13,12 @@ constexpr ptrdiff_t kChunkElements = 65536;
 template <class Cell, class T>
 class ForwardPass {
 protected:
+    template <class, int, int>
+    friend struct ForwardStep;
+    template <class>
+    friend struct Projected;
+    using CellType = Cell;
+    using Element = T;
     using V = Vec<T>;
     static constexpr ptrdiff_t L = kLanes<T>;
 
@@ -29,6 +35,7 @@ protected:
     T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
     T *own_bias_x, *own_bias_h;  // of weights that are not packed
     const T *bias_x, *bias_h;    // as PackedLayout has them
+    LowRoom low;                 // for the left operand of the product at hand
     bool starts_from_zeros = false;
 
 public:
@@ -38,7 +45,7 @@ public:
           slice(s),
           shard(slice.rows),
           shape(a.sizes),
-          at(shape),
+          at(shape, a.format),
           weights(shape, a.weights),
           count(s.rows.count()),
           pre_ld(spread<T>(shape.pre_row())),
@@ -57,6 +64,10 @@ public:
         for (ptrdiff_t i = 0; i < slice.parts; ++i) {  // each part has its own
             T* const copy = scratch.take(x_regular ? 0 : rows * shape.input);
             if (i == slice.part) x = copy;
+            if constexpr (kHasFormats<T>) {
+                const LowRoom room = low_room(scratch);
+                if (i == slice.part) low = room;
+            }
         }
         h = scratch.take(count * h_ld);
         h_next = scratch.take(count * h_ld);
@@ -107,6 +118,15 @@ protected:
         return smaller(fit > count ? fit : count, count * plan.steps);
     }
 
+    LowRoom low_room(Scratch<T>& scratch) const {
+        if (!args.format) return {};
+        const ptrdiff_t rows = chunk_rows();
+        const ptrdiff_t of_x = rows * LowRoom::row(*args.format, shape.input);
+        const ptrdiff_t of_h = count * LowRoom::row(*args.format, shape.padded);
+        T* const words = scratch.take(of_x > of_h ? of_x : of_h);
+        return {words, scratch.take(rows)};
+    }
+
     // The initial states, in both buffers of h: a row that starts later finds its own in either.
     void start() {
         if (!args.packed)
@@ -148,6 +168,21 @@ protected:
                 matrix};
     }
 
+    // Rows of `a` times this part's columns of `matrix`, packed at `packed`, in groups of gates.
+    template <int kGroup, class Epilogue>
+    void times(ptrdiff_t rows, const Operand<T>& a, ptrdiff_t packed, const Matrix<T>& matrix,
+               const Epilogue& epilogue) {
+        constexpr int kWidth = panel_width(kGroup);
+        const Right<T> b = right<kGroup>(packed, matrix);
+        if constexpr (kHasFormats<T>)
+            if (args.format) {
+                const LowLayout layout(*args.format, matrix.ks, matrix.blocks() * kGroup * L);
+                return low_product<kWidth, kGroup>(*args.format, rows, a,
+                                                   {b.base, layout, b.begin, b.end}, low, epilogue);
+            }
+        product<kWidth, kGroup>(rows, a, b, epilogue);
+    }
+
     // pre = W x + b for every row of the chunk.
     void input_product(const ChunkRows& chunk) {
         Operand<T> a{args.x + plan.offset(chunk.begin, args.x_step, args.x_row),
@@ -162,84 +197,8 @@ protected:
             a = Operand<T>{x, shape.input, shape.input};
         }
         const StoreBiased<T> store_pre{bias_x, pre, pre_ld};
-        product<panel_width(Cell::kGates), Cell::kGates>(
-            chunk.rows, a, right<Cell::kGates>(at.w, weights.w), store_pre);
+        times<Cell::kGates>(chunk.rows, a, at.w, weights.w, store_pre);
     }
-
-    // What every tile of a step needs: the gates of its product, and the slot of the first of them.
-    template <int kGatesHere, int kFirst>
-    struct Step {
-        ForwardPass* pass;
-        const T* pre;  // the step's first row
-        T* saved;      // the step's first row; null: nothing is kept
-        T* y;          // the step's first row in the caller's order
-
-        template <int M, int W>
-        RNNFAST_INLINE void start(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
-            const ptrdiff_t block = column / kGatesHere;
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < W; ++v) {
-                    const int slot = kFirst + v % kGatesHere;
-                    const ptrdiff_t b = block + v / kGatesHere;
-                    const ptrdiff_t apart = b * kApart<Cell> + slot - Cell::kGates;
-                    acc[m][v] = slot < Cell::kGates ? load(pre_at(first + m, b) + slot * L)
-                                                    : load(pass->bias_h + apart * L);
-                }
-        }
-
-        template <int M, int W>
-        RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
-            // Through L1 and a loop over rows: unrolled over rows the code is six times larger.
-            alignas(kVectorBytes) T sums[M][W * L];
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < W; ++v) store(&sums[m][v * L], acc[m][v]);
-            for (int m = 0; m < M; ++m)
-                for (int u = 0; u < W / kGatesHere; ++u) {
-                    V a[kGatesHere];
-                    for (int g = 0; g < kGatesHere; ++g)
-                        a[g] = load(&sums[m][(u * kGatesHere + g) * L]);
-                    unit_block(first + m, column / kGatesHere + u, a);
-                }
-        }
-
-        // Equations of one row and block of units, from the sums of this product's gates.
-        RNNFAST_INLINE void unit_block(ptrdiff_t p, ptrdiff_t b, const V* sums) const {
-            V a[Cell::kSlots], kept[Cell::kSaved] = {}, next{}, c{};
-            if constexpr (kApart<Cell> > 0)
-                for (int slot = 0; slot < kApart<Cell>; ++slot)
-                    a[slot] = load(pre_at(p, b) + slot * L);
-#pragma GCC unroll 4
-            for (int g = 0; g < kGatesHere; ++g) a[kFirst + g] = sums[g];
-            const V h_prev = Cell::kDirect ? load(pass->h + p * pass->h_ld + b * L) : V{};
-            T* keep = saved ? saved + p * pass->saved_ld + b * Cell::kSaved * L : nullptr;
-            if constexpr (Cell::kTwoProducts && kFirst == 0) {
-                V rh;
-                Cell::forward_reset(a, h_prev, kept, rh);
-                store(pass->reset_h + p * pass->unit_ld + b * L, rh);
-            } else {
-                if constexpr (Cell::kTwoProducts) {
-                    for (int s = 0; s < Cell::kSaved; ++s) kept[s] = load(keep + s * L);
-                    Cell::forward(a[kFirst], h_prev, kept, next);
-                } else {
-                    T* c_at = Cell::kHasC ? pass->c + p * pass->unit_ld + b * L : nullptr;
-                    Cell::forward(a, h_prev, Cell::kHasC ? load(c_at) : V{}, kept, next, c);
-                    if (Cell::kHasC) store(c_at, c);
-                }
-                pass->put_h(p, b, next, y);
-            }
-            if (keep)
-#pragma GCC unroll 8
-                for (int s = 0; s < Cell::kSaved; ++s) store(keep + s * L, kept[s]);
-        }
-
-        RNNFAST_INLINE const T* pre_at(ptrdiff_t p, ptrdiff_t b) const {
-            return pre + p * pass->pre_ld + b * Cell::kGates * L;
-        }
-    };
 
     // h of a block of units: to the next step and the caller, or to the projection.
     RNNFAST_INLINE void put_h(ptrdiff_t p, ptrdiff_t b, V value, T* y) {
@@ -255,29 +214,6 @@ protected:
         return y + plan.row(shard.at(p)) * args.y_row;
     }
 
-    // Epilogue of the projection.
-    struct Projected {
-        ForwardPass* pass;
-        T* y;
-
-        template <int M, int W>
-        RNNFAST_INLINE void start(ptrdiff_t, ptrdiff_t, Vec<T> (&acc)[M][W]) const {
-            clear<T>(acc);
-        }
-        template <int M, int W>
-        RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
-            StoreRows<T, false>{pass->h_next, pass->h_ld}.finish(first, column, acc);
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-                for (int v = 0; v < W; ++v) {
-                    const ptrdiff_t from = (column + v) * L;
-                    store_edge(pass->y_row(first + m, y) + from, acc[m][v],
-                               pass->shape.width - from);
-                }
-        }
-    };
-
     // Step t of its n rows, whose pre-activations start at the chunk's row `first`.
     void step(ptrdiff_t t, ptrdiff_t n, ptrdiff_t first) {
         const bool first_part = slice.part == 0;
@@ -289,29 +225,27 @@ protected:
         const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
-        product<panel_width(kInFirst), kInFirst>(n, state(t, h, h_ld, shape.width),
-                                                 right<kInFirst>(at.r, weights.r),
-                                                 FirstStep{this, step_pre, saved, y});
+        times<kInFirst>(n, state(t, h, h_ld, shape.width), at.r, weights.r,
+                        FirstStep{this, step_pre, saved, y});
         if constexpr (Cell::kTwoProducts) {
             slice.meet();
-            product<panel_width(1), 1>(n, state(t, reset_h, unit_ld, shape.hidden),
-                                       right<1>(at.r_second, weights.r_second),
-                                       Step<1, Cell::kSlots - 1>{this, step_pre, saved, y});
+            times<1>(n, state(t, reset_h, unit_ld, shape.hidden), at.r_second, weights.r_second,
+                     SecondStep{this, step_pre, saved, y});
         }
         end_step(n, y);
     }
 
     static constexpr int kInFirst = kFirstGates<Cell>;  // gates of a step's first product
-    using FirstStep = Step<kInFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>;
+    using FirstStep = ForwardStep<ForwardPass, kInFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>;
+    using SecondStep = ForwardStep<ForwardPass, 1, Cell::kSlots - 1>;
 
     // The projection of a step's n rows; the rest of y; h takes its turn.
     void end_step(ptrdiff_t n, T* y) {
         if constexpr (Cell::kProjects)
             if (shape.projection) {
                 slice.meet();
-                product<panel_width(1), 1>(n, Operand<T>{hidden, unit_ld, shape.hidden},
-                                           right<1>(at.projection, weights.projection),
-                                           Projected{this, y});
+                times<1>(n, Operand<T>{hidden, unit_ld, shape.hidden}, at.projection,
+                         weights.projection, Projected<ForwardPass>{this, y});
             }
         take_turn(n, y);
     }

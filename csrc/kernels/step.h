@@ -27,7 +27,7 @@ public:
     // From args.x to args.y, which may be the same memory.
     void step() {
         if constexpr (!Cell::kTwoProducts)
-            if (apart()) {
+            if (!args.format && apart()) {
                 const Operand<T> h{this->h, this->h_ld, shape.width};
                 const Fused fused{{this, pre, nullptr, args.y}, this};
                 if (count == 1)
@@ -69,13 +69,7 @@ private:
 
         template <int M, int W>
         RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
-            if constexpr (M == 1) {
-#pragma GCC unroll 4
-                for (int u = 0; u < W / kGates; ++u)
-                    own.unit_block(first, column / kGates + u, &acc[0][u * kGates]);
-            } else {
-                own.finish(first, column, acc);
-            }
+            own.finish(first, column, acc);
         }
 
         // From the sums of W's slots to those of R's, of a block of units: what R does not feed is

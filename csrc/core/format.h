@@ -1,0 +1,57 @@
+// A format of few bits for the operands of products, as the passes of float32 use it: each ISA has a
+// table of functions for each format, so that the passes are compiled once for all of them.
+//
+// A format keeps some k together in a word of 32 bits. A row of the left operand is words in order,
+// and a panel of the right one [word][vector][lane], so that one broadcast word meets a vector of
+// words. The number of k is padded to whole words with zeros of the right operand.
+#pragma once
+
+#include "core/args.h"
+
+namespace rnnfast {
+
+// A row of floats: `runs` runs of `run` elements, `stride` apart; several are whole vectors each.
+struct LowSource {
+    const float* base;
+    ptrdiff_t run;
+    ptrdiff_t runs;
+    ptrdiff_t stride;
+};
+
+// The left operand: rows of words, `ld` bytes apart, and what one in the words of a row stands for.
+struct LowRows {
+    unsigned char* base;
+    ptrdiff_t ld;
+    float* units;
+};
+
+// A panel of the right operand, of `width` vectors.
+struct LowPanel {
+    int width;
+    ptrdiff_t words;  // of a column
+    const unsigned char* base;
+    const float* units;      // of the columns; null where the format has none
+    const uint32_t* starts;  // what the columns' sums start from; likewise
+};
+
+// Rows of sums, as wide as a panel, and what they start from; possibly the same memory.
+struct LowSums {
+    const float* from;
+    ptrdiff_t from_ld;
+    float* to;
+    ptrdiff_t to_ld;
+};
+
+struct Format {
+    ptrdiff_t of_word;  // elements that a word has
+    bool has_units;     // whether rows and columns have units of their own
+    // One column, from its row in torch's layout, into words that lie `step` apart.
+    void (*pack_column)(const float* row, ptrdiff_t n, ptrdiff_t step, unsigned char* to,
+                        float* unit, uint32_t* start);
+    // A row of the left operand, to whole vectors of elements; returns its unit.
+    float (*encode)(const LowSource& row, unsigned char* to);
+    // to = from + A B.
+    void (*multiply)(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums& sums);
+};
+
+}  // namespace rnnfast

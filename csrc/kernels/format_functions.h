@@ -1,0 +1,94 @@
+// The functions of a format, from a struct like `Int8`; and words as vectors.
+#pragma once
+
+#include "core/format.h"
+#include "kernels/gemm.h"
+
+namespace rnnfast {
+namespace {
+
+typedef uint32_t Words __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+
+RNNFAST_INLINE Words load_words(const unsigned char* p) {
+    Words words;
+    __builtin_memcpy(&words, p, sizeof words);
+    return words;
+}
+RNNFAST_INLINE Words broadcast_word(const unsigned char* p) {
+    uint32_t word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return word - Words{};
+}
+
+constexpr ptrdiff_t kWordBytes = 4;
+
+template <class F>
+void pack_column(const float* row, ptrdiff_t n, ptrdiff_t step, unsigned char* to, float* unit,
+                 uint32_t* start) {
+    constexpr ptrdiff_t kPiece = 256;  // elements that are encoded at a time
+    unsigned char piece[kPiece * kWordBytes / F::kOfWord];
+    const float of_row = F::unit(row, n);
+    uint32_t sum = 0;
+    for (ptrdiff_t k = 0; k < n; k += kPiece) {
+        const ptrdiff_t count = smaller(kPiece, n - k);
+        F::encode(row + k, count, of_row, piece);
+        for (ptrdiff_t i = 0; i < count; i += F::kOfWord, to += step * kWordBytes) {
+            uint32_t word;
+            __builtin_memcpy(&word, piece + i / F::kOfWord * kWordBytes, sizeof word);
+            word = F::right(word, smaller(F::kOfWord, count - i));
+            sum += F::start(word);
+            __builtin_memcpy(to, &word, sizeof word);
+        }
+    }
+    if (F::kHasUnits) *unit = of_row, *start = sum;
+}
+
+// A format with units takes rows of one run.
+template <class F>
+float encode(const LowSource& row, unsigned char* to) {
+    const float unit = F::unit(row.base, row.run);
+    for (ptrdiff_t r = 0; r < row.runs; ++r)
+        F::encode(row.base + r * row.stride, row.run, unit,
+                  to + r * row.run * kWordBytes / F::kOfWord);
+    return unit;
+}
+
+template <int M, int W>
+RNNFAST_INLINE void load_sums(const LowSums& sums, ptrdiff_t first, Floats (&acc)[M][W]) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < W; ++v)
+            acc[m][v] = load(sums.from + (first + m) * sums.from_ld + v * kLanes<float>);
+}
+
+template <int M, int W>
+RNNFAST_INLINE void store_sums(const LowSums& sums, ptrdiff_t first, const Floats (&acc)[M][W]) {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < W; ++v)
+            store(sums.to + (first + m) * sums.to_ld + v * kLanes<float>, acc[m][v]);
+}
+
+template <int W, class F>
+RNNFAST_OUTLINE void multiply_panel(ptrdiff_t rows, const LowRows& a, const LowPanel& b,
+                                    const LowSums& sums) {
+    cut_rows<tile_rows(4)>(rows, [&](ptrdiff_t first, auto m) {
+        F::template multiply<decltype(m)::value, W>(a, first, b, sums);
+    });
+}
+
+template <class F>
+void multiply(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums& sums) {
+    if (b.width == 4) return multiply_panel<4, F>(rows, a, b, sums);
+    if (b.width == 3) return multiply_panel<3, F>(rows, a, b, sums);
+    if (b.width == 2) return multiply_panel<2, F>(rows, a, b, sums);
+    multiply_panel<1, F>(rows, a, b, sums);
+}
+
+template <class F>
+constexpr Format kFormat = {F::kOfWord, F::kHasUnits, pack_column<F>, encode<F>, multiply<F>};
+
+}  // namespace
+}  // namespace rnnfast

@@ -1,0 +1,126 @@
+// Epilogues of the forward pass's products: what becomes of a tile's sums.
+#pragma once
+
+#include "kernels/pack.h"
+
+namespace rnnfast {
+namespace {
+
+// What every tile of a step needs: the gates of its product, and the slot of the first of them.
+template <class Pass, int kGatesHere, int kFirst>
+struct ForwardStep {
+    using Cell = typename Pass::CellType;
+    using T = typename Pass::Element;
+    using V = Vec<T>;
+    static constexpr ptrdiff_t L = kLanes<T>;
+
+    Pass* pass;
+    const T* pre;  // the step's first row
+    T* saved;      // the step's first row; null: nothing is kept
+    T* y;          // the step's first row in the caller's order
+
+    template <int M, int W>
+    RNNFAST_INLINE void start(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+        const ptrdiff_t block = column / kGatesHere;
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) {
+                const int slot = kFirst + v % kGatesHere;
+                const ptrdiff_t b = block + v / kGatesHere;
+                const ptrdiff_t apart = b * kApart<Cell> + slot - Cell::kGates;
+                acc[m][v] = slot < Cell::kGates ? load(pre_at(first + m, b) + slot * L)
+                                                : load(pass->bias_h + apart * L);
+            }
+    }
+
+    // Where these lie, if they lie side by side.
+    RNNFAST_INLINE LowStart starts_at(ptrdiff_t first, ptrdiff_t column) const {
+        if (kFirst != 0 || kGatesHere != Cell::kGates) return {};
+        return {pre + first * pass->pre_ld + column * L, pass->pre_ld};
+    }
+
+    template <int M, int W>
+    RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+        if constexpr (M == 1) {
+#pragma GCC unroll 4
+            for (int u = 0; u < W / kGatesHere; ++u)
+                unit_block(first, column / kGatesHere + u, &acc[0][u * kGatesHere]);
+            return;
+        }
+        // Through L1 and a loop over rows: unrolled over rows the code is six times larger.
+        alignas(kVectorBytes) T sums[M][W * L];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) store(&sums[m][v * L], acc[m][v]);
+        for (int m = 0; m < M; ++m)
+            for (int u = 0; u < W / kGatesHere; ++u) {
+                V a[kGatesHere];
+                for (int g = 0; g < kGatesHere; ++g)
+                    a[g] = load(&sums[m][(u * kGatesHere + g) * L]);
+                unit_block(first + m, column / kGatesHere + u, a);
+            }
+    }
+
+    // Equations of one row and block of units, from the sums of this product's gates.
+    RNNFAST_INLINE void unit_block(ptrdiff_t p, ptrdiff_t b, const V* sums) const {
+        V a[Cell::kSlots], kept[Cell::kSaved] = {}, next{}, c{};
+        if constexpr (kApart<Cell> > 0)
+            for (int slot = 0; slot < kApart<Cell>; ++slot) a[slot] = load(pre_at(p, b) + slot * L);
+#pragma GCC unroll 4
+        for (int g = 0; g < kGatesHere; ++g) a[kFirst + g] = sums[g];
+        const V h_prev = Cell::kDirect ? load(pass->h + p * pass->h_ld + b * L) : V{};
+        T* keep = saved ? saved + p * pass->saved_ld + b * Cell::kSaved * L : nullptr;
+        if constexpr (Cell::kTwoProducts && kFirst == 0) {
+            V rh;
+            Cell::forward_reset(a, h_prev, kept, rh);
+            store(pass->reset_h + p * pass->unit_ld + b * L, rh);
+        } else {
+            if constexpr (Cell::kTwoProducts) {
+                for (int s = 0; s < Cell::kSaved; ++s) kept[s] = load(keep + s * L);
+                Cell::forward(a[kFirst], h_prev, kept, next);
+            } else {
+                T* c_at = Cell::kHasC ? pass->c + p * pass->unit_ld + b * L : nullptr;
+                Cell::forward(a, h_prev, Cell::kHasC ? load(c_at) : V{}, kept, next, c);
+                if (Cell::kHasC) store(c_at, c);
+            }
+            pass->put_h(p, b, next, y);
+        }
+        if (keep)
+#pragma GCC unroll 8
+            for (int s = 0; s < Cell::kSaved; ++s) store(keep + s * L, kept[s]);
+    }
+
+    RNNFAST_INLINE const T* pre_at(ptrdiff_t p, ptrdiff_t b) const {
+        return pre + p * pass->pre_ld + b * Cell::kGates * L;
+    }
+};
+
+// Epilogue of the projection.
+template <class Pass>
+struct Projected {
+    using T = typename Pass::Element;
+
+    Pass* pass;
+    T* y;
+
+    template <int M, int W>
+    RNNFAST_INLINE void start(ptrdiff_t, ptrdiff_t, Vec<T> (&acc)[M][W]) const {
+        clear<T>(acc);
+    }
+    template <int M, int W>
+    RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+        StoreRows<T, false>{pass->h_next, pass->h_ld}.finish(first, column, acc);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) {
+                const ptrdiff_t from = (column + v) * kLanes<T>;
+                store_edge(pass->y_row(first + m, y) + from, acc[m][v], pass->shape.width - from);
+            }
+    }
+};
+
+}  // namespace
+}  // namespace rnnfast
