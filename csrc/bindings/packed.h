@@ -81,6 +81,8 @@ public:
     const std::shared_ptr<const PackedWeights<T>>& weights() const { return packed_; }
 
     std::unique_ptr<Saved> forward(const ForwardObjects& o, bool training) const override {
+        if (training && !packed_->trains())
+            throw py::value_error("format: expected one for training, got another");
         const Call call = views(o, true);
         ForwardArgs<T> args = call.args;
         std::unique_ptr<SavedOf<T>> saved;

@@ -112,6 +112,8 @@ void check(const Layers<T>& layers, const std::vector<Names>& names, const Form&
     for (int k = 0; k < jobs; ++k) {
         if (layers.packs[size_t(k)]->borrowed() != layers.packs[0]->borrowed())
             refuse("packs: expected all of them borrowed or none, got some");
+        if (layers.packs[size_t(k)]->format() != layers.packs[0]->format())
+            refuse("packs: expected all of them in one format, got several");
         const Sizes& sizes = layers.packs[size_t(k)]->sizes();
         const ptrdiff_t input = k < directions ? layers.input() : layers.output();
         const Sizes& first = layers.packs[0]->sizes();

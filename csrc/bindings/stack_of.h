@@ -139,6 +139,7 @@ private:
             for (const py::object& name : own) count += !name.is_none();
         return count;
     }
+    bool trains() const { return layers_.packs[0]->trains(); }
     // Borrowed weights are for passes that read them once, or not at all. Of more steps or rows, those
     // that pack them are faster, and so may be those whose lengths leave rows out: callers keep a pack
     // for these.

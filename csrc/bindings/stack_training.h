@@ -39,7 +39,8 @@ template <class T>
 py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t count) const {
     Axes axes;
     PassInputs<T> in;
-    if (form_.ragged || !read(args, count, axes, in) || !runs(in)) return not_implemented();
+    if (form_.ragged || !trains()) return not_implemented();
+    if (!read(args, count, axes, in) || !runs(in)) return not_implemented();
     // The states lie apart from the output, which is larger: keeping a state does not keep it.
     const Shape y_shape = axes.shape(in, layers_.output());
     const Shape h_shape = state_shape(axes, in.batch, layers_.width());
@@ -138,7 +139,7 @@ template <class T>
 py::object StackOf<T>::forward(PyObject* const* args) const {
     Axes axes;
     PassInputs<T> in;
-    if (!read(args, 3, axes, in) || !runs(in)) return not_implemented();
+    if (!trains() || !read(args, 3, axes, in) || !runs(in)) return not_implemented();
     const Outputs made = new_outputs(args[0], axes, in);
     const Shape tape_shape{{Pass<T>::tape_size(layers_, in.rows())}, 1};
     const auto tape = new_like<T>(args[0], tape_shape);
@@ -155,7 +156,7 @@ template <class T>
 py::object StackOf<T>::backward(PyObject* const* args) const {
     Axes axes;
     PassInputs<T> in;
-    if (!read(args, 3, axes, in)) return not_implemented();
+    if (!trains() || !read(args, 3, axes, in)) return not_implemented();
     Rows<const T> y;
     const T* tape;
     const Shape y_shape = axes.shape(in, layers_.output());

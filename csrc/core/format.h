@@ -52,6 +52,15 @@ struct Format {
     float (*encode)(const LowSource& row, unsigned char* to);
     // to = from + A B.
     void (*multiply)(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums& sums);
+    // Null where the format is not for training:
+    // `rows` rows of a vector, one after the other, into rows of words, each of `of_word` of them.
+    void (*join_rows)(const float* from, ptrdiff_t rows, float* to);
+    // C (lanes, n) += A^T B, or = if `assign`, for as many columns as are taken at a time, from vector
+    // v of B on; returns how many vectors these are. Of A one vector, of B all, `b_stride` apart, in
+    // rows of words.
+    ptrdiff_t (*outer_panel)(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const float* b,
+                             ptrdiff_t b_stride, ptrdiff_t v, float* c, ptrdiff_t ldc, ptrdiff_t n,
+                             bool assign);
 };
 
 }  // namespace rnnfast

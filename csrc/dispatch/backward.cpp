@@ -42,7 +42,8 @@ struct Job {
     const Plan& plan;
     std::vector<Chunk> chunks;
     ptrdiff_t most_rows = 0;  // of a chunk
-    size_t scratch;           // that the pass takes
+    size_t shared, own = 0;   // scratch that the pass takes, and each of its threads
+    size_t scratch;           // all of it
 
     explicit Job(const BackwardJob<T>& job)
         : kernels(job.weights->kernels()),
@@ -51,6 +52,7 @@ struct Job {
           plan(job.plan->plan()) {
         args.sizes = job.weights->sizes();
         args.weights = job.weights->weights();
+        args.format = job.weights->format();
         // Of one step whose inputs' gradients are not wanted, nothing reads the weights.
         const bool reads = grads.dx || grads.dh0 || plan.steps > 1;
         if (reads || kernels.meetings(args.sizes) > 1) grads.transposed = job.weights->transposed();
@@ -58,7 +60,10 @@ struct Job {
         chunks = make_chunks(plan, row, row * (args.sizes.input + args.sizes.width()));
         for (const Chunk& chunk : chunks)
             most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
-        scratch = size_t(kernels.backward_scratch(args, grads, plan, most_rows) + 63) / 64 * 64;
+        const auto whole = [](ptrdiff_t n) { return size_t(n + 63) / 64 * 64; };
+        shared = whole(kernels.backward_scratch(args, grads, plan, most_rows));
+        if (args.format) own = whole(kernels.products_scratch(most_rows));
+        scratch = shared + own * size_t(allowed_threads());
     }
 
     JobWork work() const {
@@ -66,7 +71,8 @@ struct Job {
     }
 
     void phase(const BackwardWork& work, T* memory) const {
-        kernels.backward(args, grads, plan, most_rows, memory, work);
+        kernels.backward(args, grads, plan, most_rows, memory,
+                         memory + shared + own * size_t(work.part), work);
     }
 
     // await(chunk) returns once what the chunk reads is there; report(chunk) is told what it wrote.

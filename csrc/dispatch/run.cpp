@@ -33,8 +33,8 @@ const T* PackedWeights<T>::transposed() const {
     const Buffer<T>* there = transposed_.load(std::memory_order_acquire);
     if (there) return there->get();
     // Two threads may both come here; the first to end wins. No lock, which a fork could leave held.
-    auto made = std::make_unique<Buffer<T>>(allocate<T>(kernels_.transposed_size(sizes_)));
-    kernels_.pack_transposed(sizes_, packed_.get(), made->get());
+    auto made = std::make_unique<Buffer<T>>(allocate<T>(kernels_.transposed_size(sizes_, format_)));
+    kernels_.pack_transposed(sizes_, format_, packed_.get(), made->get());
     if (transposed_.compare_exchange_strong(there, made.get(), std::memory_order_acq_rel))
         return made.release()->get();
     return there->get();

@@ -11,6 +11,7 @@ namespace {
 struct Bfloat16 {
     static constexpr ptrdiff_t kOfWord = 2;
     static constexpr bool kHasUnits = false;
+    static constexpr bool kTrains = true;
 
     static float unit(const float*, ptrdiff_t) { return 1; }
     static uint32_t right(uint32_t word, ptrdiff_t) { return word; }
@@ -20,12 +21,7 @@ struct Bfloat16 {
     static void encode(const float* row, ptrdiff_t n, float, unsigned char* to) {
         typedef uint16_t Halves __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 2)));
         for (ptrdiff_t k = 0; k < n; k += kLanes<float>, to += sizeof(Halves)) {
-            const Words bits = (Words)load_edge(row + k, n - k);
-            const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-            // A NaN stays one: the carry might make it zero, and the lower half may be all of it.
-            const Words nan = bits >> 16 | 0x40;
-            const Halves halves =
-                __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded, Halves);
+            const Halves halves = __builtin_convertvector(round(load_edge(row + k, n - k)), Halves);
             __builtin_memcpy(to, &halves, sizeof halves);
         }
     }
@@ -45,21 +41,42 @@ struct Bfloat16 {
             for (int m = 0; m < M; ++m) {
                 const Words pair = broadcast_word(left + m * a.ld);
 #pragma GCC unroll 4
-                for (int v = 0; v < W; ++v) acc[m][v] = add_products(pair, right[v], acc[m][v]);
+                for (int v = 0; v < W; ++v)
+                    acc[m][v] = add((Floats)pair, (Floats)right[v], acc[m][v]);
             }
         }
         store_sums(c, first, acc);
     }
 
-private:
-    RNNFAST_INLINE static Floats add_products(Words a, Words b, Floats sum) {
+    static void join_rows(const float* from, ptrdiff_t rows, float* to) {
+        constexpr ptrdiff_t L = kLanes<float>;
+        for (; rows > 0; rows -= 2, from += 2 * L, to += L) {
+            const Words even = round(load(from));
+            const Words odd = rows > 1 ? round(load(from + L)) : Words{};
+            store(to, (Floats)(even | odd << 16));
+        }
+    }
+
+    // Of two k, which are the halves of words.
+    RNNFAST_INLINE static Floats add(Floats a, Floats b, Floats sum) {
 #if defined(__AVX512BF16__)
         return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 #else
         const Words odd = 0xffff0000 - Words{};
-        const Floats first = fma((Floats)(a & odd), (Floats)(b & odd), sum);
-        return fma((Floats)(a << 16), (Floats)(b << 16), first);
+        const Words left = (Words)a, right = (Words)b;
+        const Floats first = fma((Floats)(left & odd), (Floats)(right & odd), sum);
+        return fma((Floats)(left << 16), (Floats)(right << 16), first);
 #endif
+    }
+
+private:
+    // In the lower half.
+    RNNFAST_INLINE static Words round(Floats value) {
+        const Words bits = (Words)value;
+        const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        // A NaN stays one: the carry might make it zero, and the lower half may be all of it.
+        const Words nan = bits >> 16 | 0x40;
+        return (bits & 0x7fffffff) > 0x7f800000 ? nan : rounded;
     }
 };
 

@@ -2,6 +2,7 @@
 // the rows, as the sums over rows of the parameters' gradients do, then reads memory in order.
 #pragma once
 
+#include "core/format.h"
 #include "kernels/gemm.h"
 
 namespace rnnfast {
@@ -11,6 +12,7 @@ template <class T>
 struct Columns {
     T* base;
     ptrdiff_t stride;  // between vectors of a row
+    LowRows low{};     // the same in a format, if a product takes them as its left operand
 
     RNNFAST_INLINE T* at(ptrdiff_t row, ptrdiff_t v) const {
         return base + v * stride + row * kLanes<T>;
@@ -19,6 +21,16 @@ struct Columns {
     // As a product's left operand: from `row` on, the lanes of `count` vectors from v on.
     Operand<T> operand(ptrdiff_t row, ptrdiff_t v, ptrdiff_t count) const {
         return {at(row, v), kLanes<T>, kLanes<T>, count, stride};
+    }
+
+    // The same in a format.
+    LowRows low_operand(const Format& format, ptrdiff_t row, ptrdiff_t v) const {
+        const ptrdiff_t vector = kVectorBytes / format.of_word;
+        return {low.base + row * low.ld + v * vector, low.ld, nullptr};
+    }
+    // Brings `count` vectors of a row, from v on, into it.
+    void encode(const Format& format, ptrdiff_t row, ptrdiff_t v, ptrdiff_t count) const {
+        format.encode({at(row, v), kLanes<T>, count, stride}, low_operand(format, row, v).base);
     }
 
     // The stride for so many rows: odd, so that the vectors of a row spread over the L1 cache.
@@ -39,18 +51,26 @@ RNNFAST_INLINE void put_row(const Columns<T>& to, ptrdiff_t row, const T* from, 
 // would lose 1e-5 over 400,000 rows.
 constexpr ptrdiff_t kSumRows = 256;
 
+// A term of such a sum: one row, `of_word` of them where elements are words of a format.
+template <class T>
+struct Term {
+    static constexpr ptrdiff_t kOfWord = 1;
+
+    RNNFAST_INLINE static Vec<T> add(Vec<T> a, Vec<T> b, Vec<T> sum) { return fma(a, b, sum); }
+};
+
 // C[m][v] += sum over the rows k of a[k][m] * b[v][k]: M lanes by W vectors. The last vector of C
 // has `last` elements. With `assign`, = instead of +=.
-template <int M, int W, class T>
+template <int M, int W, class Term, class T>
 RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t b_stride, T* c,
                                ptrdiff_t ldc, ptrdiff_t last, bool assign) {
-    constexpr ptrdiff_t L = kLanes<T>;
+    constexpr ptrdiff_t L = kLanes<T>, kBlock = kSumRows / Term::kOfWord;
     // Block sums meet here in L1: C, which may be in memory, is touched once.
     alignas(kVectorBytes) T total[M][W * L];
     Vec<T> acc[M][W];
     ptrdiff_t first = 0;
     do {
-        const ptrdiff_t end = smaller(rows, first + kSumRows);
+        const ptrdiff_t end = smaller(rows, first + kBlock);
         clear<T>(acc);
         for (ptrdiff_t k = first; k < end; ++k) {
             Vec<T> right[W];
@@ -60,7 +80,7 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t
             for (int m = 0; m < M; ++m) {
                 const Vec<T> left = broadcast(a[k * L + m]);
 #pragma GCC unroll 4
-                for (int v = 0; v < W; ++v) acc[m][v] = fma(left, right[v], acc[m][v]);
+                for (int v = 0; v < W; ++v) acc[m][v] = Term::add(left, right[v], acc[m][v]);
             }
         }
 #pragma GCC unroll 8
@@ -70,7 +90,7 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t
                 T* const sum = &total[m][v * L];
                 store(sum, first ? load(sum) + acc[m][v] : acc[m][v]);
             }
-        first += kSumRows;
+        first += kBlock;
     } while (first < rows);
     for (int m = 0; m < M; ++m)
         for (int v = 0; v < W; ++v) {
@@ -114,37 +134,39 @@ RNNFAST_INLINE bool outer_few(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const
 }
 
 // `lanes` rows of C, as many at a time as registers hold.
-template <int W, class T>
+template <int W, class Term, class T>
 RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const T* b,
                                  ptrdiff_t b_stride, T* c, ptrdiff_t ldc, ptrdiff_t last,
                                  bool assign) {
     constexpr int kMost = int(smaller<ptrdiff_t>(kRegisters == 32 ? 8 : 4, kLanes<T>));
     ptrdiff_t m = 0;
     for (; m + kMost <= lanes; m += kMost)
-        outer_tile<kMost, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign);
+        outer_tile<kMost, W, Term>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign);
     if constexpr (kMost > 4)
         if (m + 4 <= lanes)
-            outer_tile<4, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign), m += 4;
+            outer_tile<4, W, Term>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign),
+                m += 4;
     if constexpr (kMost > 2)
         if (m + 2 <= lanes)
-            outer_tile<2, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign), m += 2;
-    if (m < lanes) outer_tile<1, W>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign);
+            outer_tile<2, W, Term>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign),
+                m += 2;
+    if (m < lanes) outer_tile<1, W, Term>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign);
 }
 
 // The same for columns of C from vector v on: three vectors, or as many as are left of its n
 // elements. Returns the vectors taken.
-template <class T>
+template <class Term, class T>
 RNNFAST_INLINE ptrdiff_t outer_panel(ptrdiff_t lanes, ptrdiff_t rows, const T* a,
-                                     const Columns<T>& b, ptrdiff_t v, T* c, ptrdiff_t n,
-                                     bool assign) {
+                                     const Columns<T>& b, ptrdiff_t v, T* c, ptrdiff_t ldc,
+                                     ptrdiff_t n, bool assign) {
     constexpr ptrdiff_t L = kLanes<T>;
     const ptrdiff_t width = smaller<ptrdiff_t>(3, vectors<T>(n) - v);
     const ptrdiff_t last = smaller(L, n - (v + width - 1) * L);
     const T* const right = b.at(0, v);
     T* const to = c + v * L;
-    if (width == 3) outer_lanes<3>(lanes, rows, a, right, b.stride, to, n, last, assign);
-    if (width == 2) outer_lanes<2>(lanes, rows, a, right, b.stride, to, n, last, assign);
-    if (width == 1) outer_lanes<1>(lanes, rows, a, right, b.stride, to, n, last, assign);
+    if (width == 3) outer_lanes<3, Term>(lanes, rows, a, right, b.stride, to, ldc, last, assign);
+    if (width == 2) outer_lanes<2, Term>(lanes, rows, a, right, b.stride, to, ldc, last, assign);
+    if (width == 1) outer_lanes<1, Term>(lanes, rows, a, right, b.stride, to, ldc, last, assign);
     return width;
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/format.h"
-#include "kernels/gemm.h"
+#include "kernels/columns.h"
 
 namespace rnnfast {
 namespace {
@@ -88,7 +88,21 @@ void multiply(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums
 }
 
 template <class F>
-constexpr Format kFormat = {F::kOfWord, F::kHasUnits, pack_column<F>, encode<F>, multiply<F>};
+ptrdiff_t outer_panel_of(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const float* b,
+                         ptrdiff_t b_stride, ptrdiff_t v, float* c, ptrdiff_t ldc, ptrdiff_t n,
+                         bool assign) {
+    const Columns<float> right{const_cast<float*>(b), b_stride};  // which is only read
+    return outer_panel<F>(lanes, rows, a, right, v, c, ldc, n, assign);
+}
+
+template <class F>
+constexpr Format format_of() {
+    Format format{F::kOfWord,  F::kHasUnits, pack_column<F>, encode<F>,
+                  multiply<F>, nullptr,      nullptr};
+    if constexpr (F::kTrains)
+        format.join_rows = F::join_rows, format.outer_panel = outer_panel_of<F>;
+    return format;
+}
 
 }  // namespace
 }  // namespace rnnfast

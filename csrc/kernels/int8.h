@@ -13,6 +13,7 @@ namespace {
 struct Int8 {
     static constexpr ptrdiff_t kOfWord = 4;
     static constexpr bool kHasUnits = true;
+    static constexpr bool kTrains = false;
 
     // The unit of a row. NaN where it has a NaN or an infinity, which thus reaches all sums with the
     // row and no others; 0 where all of it is less than what leaves the unit a normal number.

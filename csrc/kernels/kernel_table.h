@@ -39,21 +39,23 @@ struct CellKernels {
     bool projects;    // whether it takes weight_hr
     // `format`: as that of ForwardArgs.
     ptrdiff_t (*packed_size)(const Sizes&, const Format* format);
-    ptrdiff_t (*transposed_size)(const Sizes&);
+    ptrdiff_t (*transposed_size)(const Sizes&, const Format* format);
     ptrdiff_t (*saved_row)(const Sizes&);     // of ForwardArgs::saved
     ptrdiff_t (*gradient_row)(const Sizes&);  // of the buffer that a backward chunk fills
     ptrdiff_t (*unit_panels)(const Sizes&);   // into which the units can be cut for threads
     int (*meetings)(const Sizes&);            // of such threads in a step
     void (*pack)(const Sizes&, const Format* format, const Weights<const T>&, T* packed);
-    void (*pack_transposed)(const Sizes&, const T* packed, T* transposed);
+    void (*pack_transposed)(const Sizes&, const Format* format, const T* packed, T* transposed);
     // Parts of one whole share one scratch.
     ptrdiff_t (*forward_scratch)(const ForwardArgs<T>&, const Plan&, const Slice&);
     void (*forward)(const ForwardArgs<T>&, const Plan&, const Slice&, T* scratch);
     // `rows`: the most rows that a chunk of the pass has.
     ptrdiff_t (*backward_scratch)(const ForwardArgs<T>&, const BackwardArgs<T>&, const Plan&,
                                   ptrdiff_t rows);
+    // Of each thread's own in `products`, where there is a format.
+    ptrdiff_t (*products_scratch)(ptrdiff_t rows);
     void (*backward)(const ForwardArgs<T>&, const BackwardArgs<T>&, const Plan&, ptrdiff_t rows,
-                     T* scratch, const BackwardWork&);
+                     T* scratch, T* own, const BackwardWork&);
     StreamKernels<T> stream;
 };
 

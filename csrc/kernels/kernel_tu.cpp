@@ -44,7 +44,9 @@ constexpr CellKernels<T> cell_kernels() {
         Cell::kHasC,
         Cell::kProjects,
         packed_size<Cell, T>,
-        [](const Sizes& s) { return TransposedLayout<Cell, T>(Shape<Cell, T>(s)).size; },
+        [](const Sizes& s, const Format* format) {
+            return TransposedLayout<Cell, T>(Shape<Cell, T>(s), format).size;
+        },
         [](const Sizes& s) { return Shape<Cell, T>(s).saved_row(); },
         [](const Sizes& s) { return Shape<Cell, T>(s).gradient_row(); },
         // Backward's panels, which are those of h and at least as wide as forward's.
@@ -64,8 +66,9 @@ constexpr CellKernels<T> cell_kernels() {
            ptrdiff_t rows) {
             return BackwardPass<Cell, T>(args, grads, plan, rows, nullptr).place(rows, nullptr);
         },
+        [](ptrdiff_t rows) { return ParameterGradients<Cell, T>::low_room(rows); },
         [](const ForwardArgs<T>& args, const BackwardArgs<T>& grads, const Plan& plan,
-           ptrdiff_t rows, T* scratch, const BackwardWork& work) {
+           ptrdiff_t rows, T* scratch, T* own, const BackwardWork& work) {
             BackwardPass<Cell, T> pass(args, grads, plan, rows, scratch);
             switch (work.phase) {
                 case BackwardPhase::begin:
@@ -74,7 +77,7 @@ constexpr CellKernels<T> cell_kernels() {
                     return pass.steps(work.chunk, work.slice);
                 case BackwardPhase::products:
                     return pass.products(work.chunk, work.part, work.parts,
-                                         grads.assign && work.first);
+                                         grads.assign && work.first, own);
                 case BackwardPhase::end:
                     return pass.end(work.slice.rows);
             }

@@ -96,7 +96,8 @@ RNNFAST_OUTLINE void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t 
             }
             from = {sums, W * L};
         }
-        format.multiply(n, {a.base + first * a.ld, a.ld, a.units + first}, b,
+        float* const units = a.units ? a.units + first : nullptr;
+        format.multiply(n, {a.base + first * a.ld, a.ld, units}, b,
                         {from.base, from.ld, sums, W * L});
         for (ptrdiff_t r = 0; r < n; ++r) {
 #pragma GCC unroll 4
@@ -106,7 +107,7 @@ RNNFAST_OUTLINE void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t 
     }
 }
 
-// Of a plain product the sums stay where they are.
+// Of plain products the sums stay where they are.
 template <int W>
 void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t column, const LowRows& a,
                 const LowPanel& b, const StoreBiased<float>& epilogue) {
@@ -114,19 +115,31 @@ void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t column, const Lo
     format.multiply(rows, a, b,
                     {epilogue.bias + column * L, 0, epilogue.c + column * L, epilogue.ld});
 }
+template <int W, bool kAdd>
+void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t column, const LowRows& a,
+                const LowPanel& b, const StoreRows<float, kAdd>& epilogue) {
+    alignas(kVectorBytes) static constexpr float kZeros[W * kLanes<float>] = {};
+    float* const to = epilogue.at(0, column);
+    format.multiply(rows, a, b, {kAdd ? to : kZeros, kAdd ? epilogue.ld : 0, to, epilogue.ld});
+}
 
-// As `product`, of rows that are encoded first.
-template <int kWidth, int kGroup, class Epilogue>
-void low_product(const Format& format, ptrdiff_t rows, const Operand<float>& a, const LowRight& b,
-                 const LowRoom& room, const Epilogue& epilogue) {
+// The rows of a left operand in a format.
+inline LowRows encode_rows(const Format& format, ptrdiff_t rows, const Operand<float>& a,
+                           const LowRoom& room) {
     const ptrdiff_t ld = LowRoom::row(format, a.k()) * ptrdiff_t(sizeof(float));
-    const LowRows left{reinterpret_cast<unsigned char*>(room.words), ld, room.units};
+    const LowRows to{reinterpret_cast<unsigned char*>(room.words), ld, room.units};
     for (ptrdiff_t r = 0; r < rows; ++r)
-        left.units[r] =
-            format.encode({a.base + r * a.ld, a.run, a.runs, a.stride}, left.base + r * ld);
+        to.units[r] = format.encode({a.base + r * a.ld, a.run, a.runs, a.stride}, to.base + r * ld);
+    return to;
+}
+
+// As `product`.
+template <int kWidth, int kGroup, class Epilogue>
+void low_product(const Format& format, ptrdiff_t rows, const LowRows& a, const LowRight& b,
+                 const Epilogue& epilogue) {
     cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
         constexpr int W = decltype(w)::value;
-        low_column<W>(format, rows, column, left, b.panel(format, column, W), epilogue);
+        low_column<W>(format, rows, column, a, b.panel(format, column, W), epilogue);
     });
 }
 

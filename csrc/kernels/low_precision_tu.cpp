@@ -11,7 +11,7 @@ namespace rnnfast {
 
 extern const LowPrecisionTable RNNFAST_TABLE;
 constexpr LowPrecisionTable RNNFAST_TABLE = {{
-#define FORMAT(name, type) kFormat<type>,
+#define FORMAT(name, type) format_of<type>(),
 #include "core/formats.inc"
 #undef FORMAT
 }};

@@ -72,13 +72,17 @@ template <class Cell, class T>
 struct TransposedLayout {
     ptrdiff_t w, r, r_second, projection, size;
 
-    explicit TransposedLayout(const Shape<Cell, T>& s) {
+    // `format`: as that of ForwardArgs.
+    TransposedLayout(const Shape<Cell, T>& s, const Format* format) {
         ptrdiff_t end = 0;
-        const auto take = [&end](ptrdiff_t n) { return end += n, end - n; };
-        w = take(s.pre_row() * vectors<T>(s.input) * kLanes<T>);
-        r = take(kFirstGates<Cell> * s.padded * s.h_row());
-        r_second = take(Cell::kTwoProducts ? s.padded * s.h_row() : 0);
-        projection = take(s.projection ? s.h_row() * s.padded : 0);
+        const auto matrix = [&](ptrdiff_t ks, ptrdiff_t columns) {
+            const ptrdiff_t n = packed_matrix(format, ks, columns);
+            return end += n, end - n;
+        };
+        w = matrix(s.pre_row(), vectors<T>(s.input) * kLanes<T>);
+        r = matrix(kFirstGates<Cell> * s.padded, s.h_row());
+        r_second = matrix(s.padded, Cell::kTwoProducts ? s.h_row() : 0);
+        projection = matrix(s.h_row(), s.projection ? s.padded : 0);
         size = end;
     }
 };
@@ -219,21 +223,48 @@ void pack(const Sizes& sizes, const Format* format, const Weights<const T>& weig
     if (s.projection) pack_gates(format, from.projection, out + at.projection);
 }
 
+// The same of a format with two k in a word: words of two of the transpose's k.
+inline void transpose_pairs(const Panels<float>& from, const float* source, ptrdiff_t ks,
+                            ptrdiff_t taken, int gates, float* out) {
+    constexpr ptrdiff_t L = kLanes<float>;
+    const Panels<float> to{panel_width(1), vectors<float>(ks) * L, taken / 2};
+    const ptrdiff_t blocks = taken / gates / L;
+    for (ptrdiff_t column = 0; column < taken; column += 2) {
+        const ptrdiff_t v = column / L;
+        const ptrdiff_t k = (v % gates * blocks + v / gates) * L + column % L;
+        const auto put = [&](ptrdiff_t to_column, uint32_t word) {
+            __builtin_memcpy(out + to.index(k / 2, to_column), &word, sizeof word);
+        };
+        for (ptrdiff_t word = 0; word < from.ks; ++word) {
+            uint32_t pairs[2];
+            __builtin_memcpy(pairs, source + from.index(word, column), sizeof pairs);
+            put(2 * word, (pairs[0] & 0xffff) | pairs[1] << 16);
+            put(2 * word + 1, pairs[0] >> 16 | (pairs[1] & 0xffff0000));
+        }
+        for (ptrdiff_t c = 2 * from.ks; c < to.columns; ++c) put(c, 0);
+    }
+}
+
 template <class Cell, class T>
-void pack_transposed(const Sizes& sizes, const T* packed, T* out) {
+void pack_transposed(const Sizes& sizes, const Format* format, const T* packed, T* out) {
     const Shape<Cell, T> s(sizes);
-    const PackedLayout<Cell, T> from(s, nullptr);
-    const TransposedLayout<Cell, T> to(s);
-    const auto transpose = [&](ptrdiff_t source, ptrdiff_t ks, ptrdiff_t columns, ptrdiff_t taken,
-                               int group, ptrdiff_t target) {
-        const Panels<T> panels{panel_width(group), columns, ks};
+    const PackedLayout<Cell, T> from(s, format);
+    const TransposedLayout<Cell, T> to(s, format);
+    const auto transpose = [&](ptrdiff_t source, ptrdiff_t ks, ptrdiff_t taken, int group,
+                               ptrdiff_t target) {
+        Panels<T> panels{panel_width(group), taken, ks};
+        if constexpr (kHasFormats<T>)
+            if (format) {
+                panels.ks = LowLayout(*format, ks, taken).words;
+                return transpose_pairs(panels, packed + source, ks, taken, group, out + target);
+            }
         transpose_panels(panels, packed + source, taken, group, out + target);
     };
     const ptrdiff_t first = kFirstGates<Cell> * s.padded;
-    transpose(from.w, s.input, s.pre_row(), s.pre_row(), Cell::kGates, to.w);
-    transpose(from.r, s.width, first, first, kFirstGates<Cell>, to.r);
-    if (Cell::kTwoProducts) transpose(from.r_second, s.width, s.padded, s.padded, 1, to.r_second);
-    if (s.projection) transpose(from.projection, s.hidden, s.h_row(), s.h_row(), 1, to.projection);
+    transpose(from.w, s.input, s.pre_row(), Cell::kGates, to.w);
+    transpose(from.r, s.width, first, kFirstGates<Cell>, to.r);
+    if (Cell::kTwoProducts) transpose(from.r_second, s.width, s.padded, 1, to.r_second);
+    if (s.projection) transpose(from.projection, s.hidden, s.h_row(), 1, to.projection);
 }
 
 }  // namespace

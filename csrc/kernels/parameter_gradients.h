@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/columns.h"
+#include "kernels/low_precision.h"
 #include "kernels/pack.h"
 
 namespace rnnfast {
@@ -19,7 +20,9 @@ struct ParameterGradients {
     const Columns<T>& da;  // vectors [slot][block]
     ptrdiff_t rows;
     Shard pairs;
-    bool assign;  // = instead of +=
+    bool assign;                     // = instead of +=
+    const Format* format = nullptr;  // of the operands; null: T
+    T* own = nullptr;                // with a format: `low_room` of it
 
     // dW += da_x^T x, db += da_x^T 1.
     void input(const Columns<T>& x, T* dw, T* db) const {
@@ -39,16 +42,19 @@ struct ParameterGradients {
         if (db) bias(slots, db);
     }
 
+    // What a thread takes to join rows of a chunk into words: one vector of A, and some of B.
+    static ptrdiff_t low_room(ptrdiff_t rows) { return (1 + kLowPanel) * low_stride(rows); }
+
     // C (m, n) += A^T B for some of its m rows, by vectors of them.
     void outer(const Shard& of_vectors, ptrdiff_t m, const Columns<T>& a, const Columns<T>& b,
                ptrdiff_t n, T* c) const {
-        for (ptrdiff_t v = 0; v < vectors<T>(n);) {
-            ptrdiff_t width = 1;
+        const auto each_vector = [&](const auto& body) {
             for (ptrdiff_t i = of_vectors.begin; i < of_vectors.end; ++i)
-                width = outer_panel(smaller(L, m - i * L), rows, a.at(0, i), b, v, c + i * L * n, n,
-                                    assign);
-            v += width;
-        }
+                body(a.at(0, i), i * L, smaller(L, m - i * L));
+        };
+        if constexpr (kHasFormats<T>)
+            if (format) return low_weight(each_vector, b, n, c);
+        by_panels(each_vector, b, n, c);
     }
 
 private:
@@ -61,24 +67,61 @@ private:
     void weight(const Slots& slots, const Columns<T>& right, ptrdiff_t n, T* dw) const {
         const ptrdiff_t all = vectors<T>(n);
         if (slots.begin == slots.end || all == 0) return;
-        const auto panel = [&](const T* a, ptrdiff_t row, ptrdiff_t lanes, ptrdiff_t v) {
-            return outer_panel(lanes, rows, a, right, v, dw + row * n, n, assign);
-        };
+        const auto each_pair = [&](const auto& body) { each(slots, body); };
+        if constexpr (kHasFormats<T>)
+            if (format) return low_weight(each_pair, right, n, dw);
         if (all * L * rows * ptrdiff_t(sizeof(T)) <= kStaysInL1) {  // dW in order
             each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
                 if (outer_few(lanes, rows, a, right, n, dw + row * n, assign)) return;
-                for (ptrdiff_t v = 0; v < all;) v += panel(a, row, lanes, v);
+                for (ptrdiff_t v = 0; v < all;) v += panel(a, row, lanes, right, v, n, dw);
             });
             return;
         }
-        for (ptrdiff_t v = 0; v < all;) {  // a few columns of the right operand stay
-            ptrdiff_t width = all;
-            each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
-                width = panel(a, row, lanes, v);
+        by_panels(each_pair, right, n, dw);
+    }
+
+    ptrdiff_t panel(const T* a, ptrdiff_t row, ptrdiff_t lanes, const Columns<T>& right,
+                    ptrdiff_t v, ptrdiff_t n, T* c) const {
+        return outer_panel<Term<T>>(lanes, rows, a, right, v, c + row * n, n, n, assign);
+    }
+
+    // C += A^T B, for those vectors of A that `each_vector` calls its argument with: a few columns of
+    // B stay in L1.
+    template <class Each>
+    void by_panels(const Each& each_vector, const Columns<T>& right, ptrdiff_t n, T* c) const {
+        for (ptrdiff_t v = 0; v < vectors<T>(n);) {
+            ptrdiff_t width = vectors<T>(n);
+            each_vector([&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+                width = panel(a, row, lanes, right, v, n, c);
             });
             v += width;
         }
     }
+
+    // The same in a format.
+    template <class Each>
+    void low_weight(const Each& each_vector, const Columns<T>& right, ptrdiff_t n, T* c) const {
+        const ptrdiff_t words = (rows + format->of_word - 1) / format->of_word;
+        const ptrdiff_t stride = low_stride(rows);
+        T* const joined = own + stride;
+        for (ptrdiff_t from = 0; from < vectors<T>(n); from += kLowPanel) {
+            const ptrdiff_t count = smaller(kLowPanel, vectors<T>(n) - from);
+            for (ptrdiff_t v = 0; v < count; ++v)
+                format->join_rows(right.at(0, from + v), rows, joined + v * stride);
+            each_vector([&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+                format->join_rows(a, rows, own);
+                T* const to = c + row * n + from * L;
+                for (ptrdiff_t v = 0; v < count;)
+                    v += format->outer_panel(lanes, words, own, joined, stride, v, to, n,
+                                             n - from * L, assign);
+            });
+        }
+    }
+
+    // So many vectors of B are joined at a time: A's are joined again for each of them.
+    static constexpr ptrdiff_t kLowPanel = 15;
+    // Words of two rows at least.
+    static ptrdiff_t low_stride(ptrdiff_t rows) { return ((rows + 1) / 2 | 1) * L; }
 
     void bias(const Slots& slots, T* db) const {
         each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {

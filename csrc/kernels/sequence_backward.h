@@ -5,82 +5,35 @@
 // the parameters' gradients. No sum is split, so that the bits don't depend on the shards.
 #pragma once
 
+#include "kernels/backward_memory.h"
 #include "kernels/backward_step.h"
 #include "kernels/parameter_gradients.h"
-#include "kernels/rows.h"
 
 namespace rnnfast {
 namespace {
 
 template <class Cell, class T>
-class BackwardPass {
+class BackwardPass : BackwardMemory<Cell, T> {
     using V = Vec<T>;
     using Step = BackwardStep<T>;
     using Units = BackwardUnits;
     static constexpr ptrdiff_t L = kLanes<T>;
 
-    const ForwardArgs<T>& args;
-    const BackwardArgs<T>& grads;
-    const Plan& plan;
-    const Shape<Cell, T> shape;
+    using Memory = BackwardMemory<Cell, T>;
+    using Memory::args, Memory::grads, Memory::plan, Memory::shape;
+    using Memory::da, Memory::h_prev, Memory::x, Memory::reset_h, Memory::dp, Memory::hidden;
+    using Memory::dx, Memory::dh, Memory::dc, Memory::c0, Memory::through, Memory::zeros;
+    using Memory::h_ld, Memory::unit_ld, Memory::x_ld, Memory::dx_regular;
+
     const TransposedLayout<Cell, T> at;
     const Matrices<Cell, T> weights;
-    const ptrdiff_t h_ld, unit_ld, x_ld;
-    const bool dx_regular;
-    // Rows of the chunk, by columns:
-    Columns<T> da;       // gate gradients, vectors [slot][block]
-    Columns<T> h_prev;   // h before the step
-    Columns<T> x;        // x, so that its columns too are read in order
-    Columns<T> reset_h;  // r h, for the cell with two products
-    Columns<T> dp;       // with a projection: gradient at the projected h,
-    Columns<T> hidden;   //                    and h before it
-    T* dx;               // [row of the chunk][x_ld]  where the caller's rows are not regular
-    // Rows of the batch, by place:
-    T* dh;       // [place][h_ld]     gradient at h, of the step to come
-    T* dc;       // [place][unit_ld]  the same for c
-    T* c0;       // [place][unit_ld]  the initial c, padded
-    T* through;  // [place][unit_ld]  gradient at r h, or at h before the projection
-    T* zeros;    // [unit_ld]
 
 public:
     BackwardPass(const ForwardArgs<T>& a, const BackwardArgs<T>& g, const Plan& p, ptrdiff_t rows,
                  T* scratch)
-        : args(a),
-          grads(g),
-          plan(p),
-          shape(a.sizes),
-          at(shape),
-          weights(shape, a.weights),
-          h_ld(spread<T>(shape.h_row())),
-          unit_ld(spread<T>(shape.padded)),
-          x_ld(spread<T>(vectors<T>(shape.input) * L)),
-          dx_regular(regular(p, {0, p.batch}, g.dx_step, g.dx_row)) {
-        place(rows, scratch);
-    }
+        : Memory(a, g, p, rows, scratch), at(shape, a.format), weights(shape, a.weights) {}
 
-    // Gives every array its place in the scratch; returns the elements that it takes.
-    // `rows`: the most rows that a chunk has.
-    ptrdiff_t place(ptrdiff_t rows, T* memory) {
-        Scratch<T> scratch{memory};
-        const bool projects = Cell::kProjects && shape.projection;
-        const ptrdiff_t stride = Columns<T>::stride_for(rows);
-        const auto columns = [&](ptrdiff_t n) {
-            return Columns<T>{scratch.take(n * stride), stride};
-        };
-        da = columns(Cell::kSlots * shape.blocks);
-        h_prev = columns(vectors<T>(shape.width));
-        x = columns(vectors<T>(shape.input));
-        reset_h = columns(Cell::kTwoProducts ? shape.blocks : 0);
-        dp = columns(projects ? vectors<T>(shape.width) : 0);
-        hidden = columns(projects ? shape.blocks : 0);
-        dx = scratch.take(grads.dx && !dx_regular ? rows * x_ld : 0);
-        dh = scratch.take(plan.batch * h_ld);
-        dc = scratch.take(Cell::kHasC ? plan.batch * unit_ld : 0);
-        c0 = scratch.take(Cell::kHasC ? plan.batch * unit_ld : 0);
-        through = scratch.take(Cell::kTwoProducts || projects ? plan.batch * unit_ld : 0);
-        zeros = scratch.take(unit_ld);
-        return scratch.end;
-    }
+    using Memory::place;
 
     // Before the first chunk.
     void begin(const Shard& shard) {
@@ -129,10 +82,11 @@ public:
     }
 
     // Part `part` of `parts` of the parameters' gradients, and of the chunk's dx.
-    void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts, bool assign) {
+    void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts, bool assign, T* own) {
         const ptrdiff_t rows = chunk_row(chunk.end, chunk);
         const ParameterGradients<Cell, T> sums{
-            shape, da, rows, share(shape.blocks * Cell::kGates, part, parts), assign};
+            shape,  da,          rows, share(shape.blocks * Cell::kGates, part, parts),
+            assign, args.format, own};
         const Weights<T>& w = grads.weights;
         sums.input(x, w.weight_ih, w.bias_ih);
         sums.recurrent(h_prev, reset_h, w.weight_hh, w.bias_hh);
@@ -207,9 +161,10 @@ private:
                 for (ptrdiff_t b = units.h.begin; b < units.h.end; ++b)
                     store(dp.at(step.row_of(i), b),
                           keep_units(dh_at(step, step.place_of(i), b), shape.projection - b * L));
+            encode(dp, step, units.h, 0);
             slice.meet();
-            times(step.rows, operand(dp, step, 0, vectors<T>(shape.width)), weights.projection,
-                  at.projection, units.blocks,
+            times(dp, step, 0, vectors<T>(shape.width), weights.projection, at.projection,
+                  units.blocks,
                   StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         }
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
@@ -243,6 +198,7 @@ private:
                 store_gradients(row, b, gradient, 0, Cell::kSlots);
             }
         }
+        encode(da, step, units.blocks, 0, Cell::kSlots);
         slice.meet();  // every thread's units are in da
         recurrent_gradient(step, units.h, kApart<Cell>, Cell::kGates);
     }
@@ -261,9 +217,10 @@ private:
                 store_gradients(row, b, gradient, Cell::Z, Cell::kSlots);
             }
         }
+        encode(da, step, units.blocks, Cell::Z, Cell::kSlots);
         slice.meet();
-        times(step.rows, operand(da, step, Cell::N * shape.blocks, shape.blocks), weights.r_second,
-              at.r_second, units.blocks,
+        times(da, step, Cell::N * shape.blocks, shape.blocks, weights.r_second, at.r_second,
+              units.blocks,
               StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
@@ -278,6 +235,7 @@ private:
                 store_gradients(row, b, gradient, Cell::R, Cell::R + 1);
             }
         }
+        encode(da, step, units.blocks, Cell::R, Cell::R + 1);
         slice.meet();
         recurrent_gradient(step, units.h, 0, kFirstGates<Cell>);
     }
@@ -285,25 +243,40 @@ private:
     // dh = R^T da of `gates` slots from `slot` on, added to the direct part where there is one.
     void recurrent_gradient(const Step& step, const Shard& columns, int slot, int gates) {
         if (!grads.dh0 && !plan.rows_before(step.t)) return;  // nobody reads it
-        times(step.rows, operand(da, step, slot * shape.blocks, gates * shape.blocks), weights.r,
-              at.r, columns,
+        times(da, step, slot * shape.blocks, gates * shape.blocks, weights.r, at.r, columns,
               StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld * step.stride});
     }
 
-    static Operand<T> operand(const Columns<T>& of, const Step& step, ptrdiff_t v,
-                              ptrdiff_t count) {
-        Operand<T> a = of.operand(step.row, v, count);
-        a.ld *= step.stride;
-        return a;
+    // In a format, what a thread has written of a step's rows: its vectors of slots first..last-1.
+    void encode(const Columns<T>& of, const Step& step, const Shard& own, int first,
+                int last = 1) const {
+        if constexpr (kHasFormats<T>)
+            for (ptrdiff_t i = 0; args.format && i < step.rows; ++i)
+                for (int s = first; s < last; ++s)
+                    of.encode(*args.format, step.row_of(i), s * shape.blocks + own.begin,
+                              own.end - own.begin);
     }
 
-    // A product with the transpose of `matrix`, whose panels, if there are any, lie at `packed`.
+    // A product of `count` vectors of a step's rows, from v on, with the transpose of `matrix`, whose
+    // panels, if there are any, lie at `packed`.
     template <class Epilogue>
-    void times(ptrdiff_t rows, const Operand<T>& a, const Matrix<T>& matrix, ptrdiff_t packed,
-               const Shard& columns, const Epilogue& epilogue) {
-        if (!grads.transposed) return product_rows(rows, a, matrix, columns, epilogue);
+    void times(const Columns<T>& of, const Step& step, ptrdiff_t v, ptrdiff_t count,
+               const Matrix<T>& matrix, ptrdiff_t packed, const Shard& columns,
+               const Epilogue& epilogue) {
+        if constexpr (kHasFormats<T>)
+            if (const Format* const format = args.format) {
+                LowRows a = of.low_operand(*format, step.row, v);
+                a.ld *= step.stride;
+                const LowLayout layout(*format, count * L, vectors<T>(matrix.ks) * L);
+                return low_product<panel_width(1), 1>(
+                    *format, step.rows, a,
+                    {grads.transposed + packed, layout, columns.begin, columns.end}, epilogue);
+            }
+        Operand<T> a = of.operand(step.row, v, count);
+        a.ld *= step.stride;
+        if (!grads.transposed) return product_rows(step.rows, a, matrix, columns, epilogue);
         const Right<T> panels{grads.transposed + packed, a.k(), columns.begin, columns.end, matrix};
-        product<panel_width(1), 1>(rows, a, panels, epilogue);
+        product<panel_width(1), 1>(step.rows, a, panels, epilogue);
     }
 
     // No gradient crosses a reset.
@@ -320,9 +293,9 @@ private:
     void input_gradient(const Chunk& chunk, const Shard& rows) {
         const ptrdiff_t ld = dx_regular ? regular_stride(plan, grads.dx_step, grads.dx_row) : x_ld;
         T* base = dx_regular ? dx_of(chunk.begin, 0) : dx;
-        times(rows.end - rows.begin, da.operand(rows.begin, 0, Cell::kGates * shape.blocks),
-              weights.w, at.w, {0, vectors<T>(shape.input)},
-              StoreEdges<T>{base + rows.begin * ld, ld, shape.input});
+        const Step all{0, rows.begin, 0, rows.end - rows.begin, 1, nullptr};
+        times(da, all, 0, Cell::kGates * shape.blocks, weights.w, at.w,
+              {0, vectors<T>(shape.input)}, StoreEdges<T>{base + rows.begin * ld, ld, shape.input});
         if (dx_regular) return;
         for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t)
             for (ptrdiff_t p = 0; p < plan.rows(t); ++p) {

@@ -175,10 +175,11 @@ protected:
         constexpr int kWidth = panel_width(kGroup);
         const Right<T> b = right<kGroup>(packed, matrix);
         if constexpr (kHasFormats<T>)
-            if (args.format) {
-                const LowLayout layout(*args.format, matrix.ks, matrix.blocks() * kGroup * L);
-                return low_product<kWidth, kGroup>(*args.format, rows, a,
-                                                   {b.base, layout, b.begin, b.end}, low, epilogue);
+            if (const Format* const format = args.format) {
+                const LowLayout layout(*format, matrix.ks, matrix.blocks() * kGroup * L);
+                return low_product<kWidth, kGroup>(*format, rows,
+                                                   encode_rows(*format, rows, a, low),
+                                                   {b.base, layout, b.begin, b.end}, epilogue);
             }
         product<kWidth, kGroup>(rows, a, b, epilogue);
     }
