@@ -179,8 +179,12 @@ def test_padding_costs_no_time(kind, backend, rng, keep_threads):
         layer(x, state, lengths=lengths)
 
     for run in (infer, train):
-        times = [[seconds(run, lengths) for lengths in (short, None)] for _ in range(5)]
-        short_time, full_time = np.min(times, axis=0)
+        short_time = full_time = np.inf
+        for _ in range(100):  # the best of many, as above
+            short_time = min(short_time, seconds(run, short))
+            full_time = min(full_time, seconds(run, None))
+            if short_time < 0.25 * full_time:
+                break
         assert short_time < 0.5 * full_time, run.__name__
 
 
