@@ -34,7 +34,15 @@ Floats1D normal(size_t n, float scale) {
 }
 
 // Some gradients: at the lowest x, and those of each layer's parameters.
-enum Wanted { kDx = 1, kWeightIh = 2, kWeightHh = 4, kBiasIh = 8, kBiasHh = 16, kAll = 31 };
+enum Wanted {
+    kDx = 1,
+    kWeightIh = 2,
+    kWeightHh = 4,
+    kBiasIh = 8,
+    kBiasHh = 16,
+    kAll = 31,
+    kInBfloat16 = 63
+};
 
 // One layer in one direction, and all that its two passes write.
 struct Layer {
@@ -71,7 +79,7 @@ Floats1D pick(const Floats1D& array, size_t width, const int64_t* lengths) {
 // Forward and backward of a stack, of the gradients that are `wanted`; returns everything written, in
 // one list, of gradients those that are `listed`.
 Floats1D run(CellId cell, int directions, const int64_t* lengths, int wanted, int listed,
-             Rows how = Rows::padded) {
+             Rows how = Rows::padded, const Format* format = nullptr) {
     generator.seed(5);
     const bool ragged = how == Rows::ragged;
     std::vector<int64_t> batch_sizes;
@@ -111,7 +119,8 @@ Floats1D run(CellId cell, int directions, const int64_t* lengths, int wanted, in
             a.saved.resize(size_t(plans[0].rows() * kernels.saved_row(a.sizes)));
             packs.emplace_back(cell, a.sizes,
                                Weights<const float>{a.w_ih.data(), a.w_hh.data(), a.b_ih.data(),
-                                                    a.b_hh.data(), nullptr});
+                                                    a.b_hh.data(), nullptr},
+                               Held::packed, format);
             ForwardArgs<float> args{};
             args.x = l ? outputs[size_t(l) - 1].data() : x.data();
             args.x_step = step_stride(below), args.x_row = below;
@@ -208,14 +217,18 @@ int main() {
             for (Forced schedule :
                  {Forced::layers, Forced::directions, Forced::shards, Forced::units}) {
                 const int directions = schedule == Forced::directions ? 2 : 1;
-                for (int wanted : {int(kAll), kWeightHh | kBiasIh, kDx | kWeightIh | kBiasHh, 0}) {
+                for (int wanted : {int(kAll), int(kInBfloat16), kWeightHh | kBiasIh,
+                                   kDx | kWeightIh | kBiasHh, 0}) {
+                    const Format* const format =
+                        wanted == kInBfloat16 ? &active_format(FormatId::bfloat16) : nullptr;
                     set_num_threads(1);
                     force_schedule(Forced::none);
-                    const Floats1D want = run(CellId(cell), directions, some, kAll, wanted, alone);
+                    const Floats1D want =
+                        run(CellId(cell), directions, some, kAll, wanted, alone, format);
                     set_num_threads(3);
                     force_schedule(schedule);
                     const Floats1D got =
-                        run(CellId(cell), directions, some, wanted, wanted, together);
+                        run(CellId(cell), directions, some, wanted, wanted, together, format);
                     const bool same =
                         got.size() == want.size() &&
                         !std::memcmp(got.data(), want.data(), want.size() * sizeof(float));
