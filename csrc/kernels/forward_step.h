@@ -48,18 +48,25 @@ struct ForwardStep {
                 unit_block(first, column / kGatesHere + u, &acc[0][u * kGatesHere]);
             return;
         }
-        // Through L1 and a loop over rows: unrolled over rows the code is six times larger.
-        alignas(kVectorBytes) T sums[M][W * L];
+        // Through L1 to one function for all tiles: with the equations in each the code is six times
+        // larger.
+        alignas(kVectorBytes) T sums[M * W * L];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-            for (int v = 0; v < W; ++v) store(&sums[m][v * L], acc[m][v]);
-        for (int m = 0; m < M; ++m)
-            for (int u = 0; u < W / kGatesHere; ++u) {
+            for (int v = 0; v < W; ++v) store(sums + (m * W + v) * L, acc[m][v]);
+        finish_rows<W>(first, M, column, sums);
+    }
+
+    // Equations of n rows from their sums, (n, W vectors).
+    template <int W>
+    RNNFAST_OUTLINE void finish_rows(ptrdiff_t first, ptrdiff_t n, ptrdiff_t column,
+                                     const T* sums) const {
+        for (ptrdiff_t r = 0; r < n; ++r)
+            for (int u = 0; u < W / kGatesHere; ++u, sums += kGatesHere * L) {
                 V a[kGatesHere];
-                for (int g = 0; g < kGatesHere; ++g)
-                    a[g] = load(&sums[m][(u * kGatesHere + g) * L]);
-                unit_block(first + m, column / kGatesHere + u, a);
+                for (int g = 0; g < kGatesHere; ++g) a[g] = load(sums + g * L);
+                unit_block(first + r, column / kGatesHere + u, a);
             }
     }
 

@@ -79,6 +79,24 @@ RNNFAST_INLINE LowStart starts_at(const Epilogue&, ptrdiff_t, ptrdiff_t, long) {
     return {};
 }
 
+// epilogue.finish for n rows of sums, (n, W vectors).
+template <int W, class Epilogue>
+RNNFAST_INLINE auto finish_rows(const Epilogue& epilogue, ptrdiff_t first, ptrdiff_t n,
+                                ptrdiff_t column, const float* sums, int)
+    -> decltype(epilogue.template finish_rows<W>(first, n, column, sums)) {
+    epilogue.template finish_rows<W>(first, n, column, sums);
+}
+template <int W, class Epilogue>
+RNNFAST_INLINE void finish_rows(const Epilogue& epilogue, ptrdiff_t first, ptrdiff_t n,
+                                ptrdiff_t column, const float* sums, long) {
+    for (ptrdiff_t r = 0; r < n; ++r) {
+        Floats acc[1][W];
+#pragma GCC unroll 4
+        for (int v = 0; v < W; ++v) acc[0][v] = load(sums + (r * W + v) * kLanes<float>);
+        epilogue.finish(first + r, column, acc);
+    }
+}
+
 template <int W, class Epilogue>
 RNNFAST_OUTLINE void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t column,
                                 const LowRows& a, const LowPanel& b, const Epilogue& epilogue) {
@@ -86,10 +104,10 @@ RNNFAST_OUTLINE void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t 
     alignas(kVectorBytes) float sums[kLowRows * W * L];
     for (ptrdiff_t first = 0; first < rows; first += kLowRows) {
         const ptrdiff_t n = smaller(kLowRows, rows - first);
-        Floats acc[1][W];
         LowStart from = starts_at(epilogue, first, column, 0);
         if (!from.base) {
             for (ptrdiff_t r = 0; r < n; ++r) {
+                Floats acc[1][W];
                 epilogue.start(first + r, column, acc);
 #pragma GCC unroll 4
                 for (int v = 0; v < W; ++v) store(sums + (r * W + v) * L, acc[0][v]);
@@ -99,11 +117,7 @@ RNNFAST_OUTLINE void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t 
         float* const units = a.units ? a.units + first : nullptr;
         format.multiply(n, {a.base + first * a.ld, a.ld, units}, b,
                         {from.base, from.ld, sums, W * L});
-        for (ptrdiff_t r = 0; r < n; ++r) {
-#pragma GCC unroll 4
-            for (int v = 0; v < W; ++v) acc[0][v] = load(sums + (r * W + v) * L);
-            epilogue.finish(first + r, column, acc);
-        }
+        finish_rows<W>(epilogue, first, n, column, sums, 0);
     }
 }
 
