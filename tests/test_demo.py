@@ -172,6 +172,23 @@ def test_evaluation_reads_every_character_once(text: Text, size: int) -> None:
         assert evaluate(model, ids, streams) == pytest.approx(want, rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def trained() -> tuple[CharModel, np.ndarray]:
+    """A model as the demo trains it, for a short while, and a part of the held-out text."""
+    real = python_topics()
+    model = CharModel("lstm", len(real.characters), 64)
+    train(model, real.train, updates=300)
+    return model, real.held_out[: cli.COMPARED_CHARACTERS]
+
+
+@pytest.mark.parametrize(("weights", "most"), [("bfloat16", 0.01), ("int8", 0.03)])
+def test_low_precision_loses_few_bits(trained, weights: str, most: float) -> None:
+    model, held_out = trained
+    bits = evaluate(model, held_out)
+    assert bits < 4
+    assert 0 < abs(evaluate(model, held_out, weights=weights) - bits) <= most
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradient_norms_are_those_of_one_backward_pass(text: Text, cell: str) -> None:
     """dL/dh of the state that a tape starts from, for a few distances and one place."""
@@ -213,6 +230,8 @@ def test_the_command_reports_and_writes_losses(short_text, tmp_path, capsys, cel
     assert main([*arguments, "--losses", str(losses)]) == 0
     out = capsys.readouterr().out
     assert "The " in out
+    lost = re.search(r"against float32 weights: (.*) in bfloat16, (.*) in int8", out)
+    assert lost and all(abs(float(bits)) < 0.03 for bits in lost.groups())
     assert re.search(r"held-out bits per character \d\.\d{3}   updates 3   characters/s ", out)
     model = CharModel(cell, len(Text(SMALL).characters), 16)
     expected = train(model, Text(SMALL).train, updates=3).losses
@@ -309,11 +328,13 @@ def test_blas_has_one_thread_while_the_command_runs(short_text, monkeypatch) -> 
 
     during = []
     monkeypatch.setattr(
-        cli, "evaluate", lambda *arguments: during.append(blas_threads()) or evaluate(*arguments)
+        cli,
+        "evaluate",
+        lambda *args, **options: during.append(blas_threads()) or evaluate(*args, **options),
     )
     before = blas_threads()
     main(["--hidden", "16", "--updates", "1", "--no-plot"])
-    assert during == [[1] * len(before)]
+    assert during and all(threads == [1] * len(before) for threads in during)
     assert blas_threads() == before
 
 

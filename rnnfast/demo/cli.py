@@ -17,6 +17,7 @@ import numpy as np
 
 import rnnfast
 from rnnfast import _backend
+from rnnfast._low_precision import FORMATS
 from rnnfast.demo.gradients import gradient_norms
 from rnnfast.demo.model import CELLS, CharModel
 from rnnfast.demo.plot import figure
@@ -34,6 +35,8 @@ PROMPT = "The "
 SAMPLE = 300
 # The comparison of the cells trains three more models, each this part of the first one's updates.
 COMPARED_PART = 10
+# Held-out characters that are read in low precision too: each time a second in NumPy.
+COMPARED_CHARACTERS = 10_000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -101,6 +104,10 @@ def _run(options: argparse.Namespace) -> None:
     print(f"\n{_printable(PROMPT + text.decode(written))}\n")
     if not options.no_plot and _installed("matplotlib"):
         _compare_and_plot(options, text, done, held_out)
+    part = text.held_out[:COMPARED_CHARACTERS]
+    bits = {name: evaluate(model, part, weights=name) for name in ("float32", *FORMATS)}
+    lost = ", ".join(f"{bits[name] - bits['float32']:+.4f} in {name}" for name in FORMATS)
+    print(f"bits per character, against float32 weights: {lost}")
     print(
         f"held-out bits per character {held_out:.3f}   updates {len(done.losses):,}   "
         f"characters/s {done.speed:,.0f}   seconds {done.seconds:.1f} "

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,23 +134,29 @@ def train(
     return done
 
 
-def evaluate(model: CharModel, ids: NDArray[np.intp], streams: int = 16) -> float:
+def evaluate(
+    model: CharModel, ids: NDArray[np.intp], streams: int = 16, weights: str = "float32"
+) -> float:
     """Bits per character of `model` on the text `ids`, each but the first character predicted.
 
     The text is cut into `streams` parts that are read side by side, each with its state carried
     from end to end, starting from zeros: a handicap of a few characters a part.
+
+    Parameters
+    ----------
+    weights : how the layer's are kept, as `stream` of the layer has it.
     """
+    layer = model.layer.stream(streams, weights)
     count = ids.size - 1
     width = -(-count // streams)
     starts = np.arange(streams) * width
-    state: Any = None
     total = 0.0
     for first in range(0, width, STEPS):
         steps = np.arange(first, min(first + STEPS, width))[:, None]
         places = starts + steps
         real = places < count
         read = np.minimum(places, count - 1)
-        output, state = model.layer(model.embedding[ids[read]], state)
+        output = layer.run(model.embedding[ids[read]])
         loss, _ = cross_entropy(model.logits(output[real]), ids[read[real] + 1])
         total += loss * np.count_nonzero(real)
-    return total / count / math.log(2)
+    return float(total / count / math.log(2))
