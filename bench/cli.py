@@ -13,13 +13,14 @@ from typing import Any
 from bench import ROOT, floors, records, runs
 from bench.compare import compare
 from bench.peers import BASELINE, DROPIN, PEERS
-from bench.shapes import CELLS, NAMED, PRESETS, WAYS
+from bench.shapes import CELLS, NAMED, PRECISION, PRESETS, STREAMS, WAYS
 
 DEFAULT_OUT = Path("rnnfast-bench.json")
 EPILOG = """examples:
   python -m bench                                   the quick preset, two minutes
   python -m bench --preset full --out full.json --check --report
   python -m bench --preset torch --check            rnnfast.torch beside torch.nn
+  python -m bench --preset streams --check          single steps, bfloat16 and int8
   python -m bench --cells lstm --shapes 100-1-128-128 --threads 1
   python -m bench --load full.json --report         docs/BENCHMARKS.md and its pictures
   python -m bench --compare before.json after.json
@@ -171,7 +172,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         )
     )
     records.save(record, options.out)
-    for row in chain.from_iterable(records.rows(record, s) for s in ("results", *WAYS)):
+    printed = ("results", *WAYS, STREAMS, PRECISION)
+    for row in chain.from_iterable(records.rows(record, section) for section in printed):
         ratios = ", ".join(f"{name} {ratio['median']:.2f}" for name, ratio in row.ratios.items())
         fraction = "" if row.fraction is None else f"  {row.fraction:.2f} of the bound"
         speedup = row.dropin_speedup

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.records import Row, geometric_mean, rows
+from bench.shapes import PRECISION, STREAMS
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
@@ -14,8 +15,10 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     Two runs of the same program differ by the machine's speed of the day, by some 15 % here. The
     last column is free of that: what became of the ratio to torch, taken in turn in each run.
     """
-    old = {row.key: row for row in rows(before)}
-    pairs = [(old[row.key], row) for row in rows(after) if row.key in old]
+    sections = ("results", STREAMS, PRECISION)
+    old = {row.key: row for name in sections for row in rows(before, name)}
+    new = [row for name in sections for row in rows(after, name)]
+    pairs = [(old[row.key], row) for row in new if row.key in old]
     if not pairs:
         yield "nothing was measured in both"
         return

@@ -6,30 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench import peers, records
+from bench import low_floors, peers, records
+from bench.floor import Figures, Floor, of_rows
 from bench.records import Row, memory_ratios
 from bench.shapes import CELL_LOOPS, CELLS, PACKED
 
 # The shape that shows what a call costs by itself.
 SHORTEST = "1-1-64-64"
-# A figure, and what it is of.
-Figures = list[tuple[str, float]]
-
-
-@dataclass(frozen=True)
-class Floor:
-    """One line of the table.
-
-    figures : those of a record that the floor is about.
-    each, mean : what every figure, and their geometric mean, must reach; None: nothing.
-    at_most : the figures must not exceed `each` instead.
-    """
-
-    name: str
-    figures: Callable[[dict[str, Any]], Figures]
-    each: float | None = None
-    mean: float | None = None
-    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,35 +29,6 @@ class Verdict:
     mean: float | None
     worst: tuple[str, float] | None
     failures: list[str]
-
-
-def of_rows(
-    figure: Callable[[Row], float | None], section: str = "results", **wanted: Any
-) -> Callable[[dict[str, Any]], Figures]:
-    """The figures of the float32 rows that have one and whose cell, mode and threads are wanted.
-
-    section : of the record, as `records.rows` has it.
-    """
-
-    def figures(record: dict[str, Any]) -> Figures:
-        found = []
-        for row in records.rows(record, section):
-            is_about = {
-                "cell": row.case.cell,
-                "mode": row.mode,
-                "threads": row.case.threads,
-                "ragged": row.case.shape.ragged,
-            }
-            value = figure(row)
-            if (
-                value is not None
-                and row.case.dtype == "float32"
-                and all(is_about[name] == value for name, value in wanted.items())
-            ):
-                found.append((f"{row.case.cell} {row.case.shape.name} {row.mode}", value))
-        return found
-
-    return figures
 
 
 def _fastest(row: Row) -> float | None:
@@ -231,7 +185,13 @@ FLOORS = (
     ),
     *_of_dropin(threads=1),
     *_of_dropin(threads=2),
+    *low_floors.FLOORS,
 )
+
+
+def brief(value: float, digits: int = 2) -> str:
+    """The value with so many digits, of which a small one has no leading zeros."""
+    return f"{value:.{digits}{'f' if abs(value) >= 0.1 else 'g'}}"
 
 
 def judge(floor: Floor, record: dict[str, Any]) -> Verdict:
@@ -246,7 +206,7 @@ def judge(floor: Floor, record: dict[str, Any]) -> Verdict:
     for what, value in sorted(figures, key=lambda figure: figure[1], reverse=floor.at_most):
         if floor.each is not None and (value > floor.each if floor.at_most else value < floor.each):
             limit = "at most" if floor.at_most else "at least"
-            failures.append(f"{what}: {value:.3f}, expected {limit} {floor.each:g}")
+            failures.append(f"{what}: {brief(value, 3)}, expected {limit} {floor.each:g}")
     if floor.mean is not None and mean is not None and mean < floor.mean:
         failures.append(f"geometric mean: {mean:.3f}, expected at least {floor.mean:g}")
     return Verdict(floor, len(figures), mean, worst, failures)
@@ -275,10 +235,10 @@ def describe(verdicts: list[Verdict], problems: list[str]) -> Iterator[str]:
             continue
         assert verdict.worst is not None
         state = "FAILS" if verdict.failures else "holds"
-        mean = "" if verdict.mean is None else f"geometric mean {verdict.mean:.2f}, "
+        mean = "" if verdict.mean is None else f"geometric mean {brief(verdict.mean)}, "
         yield (
             f"{state:12}  {verdict.floor.name}: {verdict.count} figures, {mean}"
-            f"worst {verdict.worst[1]:.2f} ({verdict.worst[0]})"
+            f"worst {brief(verdict.worst[1])} ({verdict.worst[0]})"
         )
         yield from (f"{'':14}  {failure}" for failure in verdict.failures)
     yield from (f"ERROR         {problem}" for problem in problems)

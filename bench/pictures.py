@@ -46,7 +46,7 @@ def _label_shapes(axes: Any, names: list[str]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _label_powers(axis: Any) -> None:
+def label_powers(axis: Any) -> None:
     """Numbers on a log axis as they are, and not as powers of ten."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -66,7 +66,7 @@ def speedup(record: dict[str, Any]) -> Figure | None:
             _label_shapes(axes, names)
             axes.axvline(1, color=GREY, linewidth=1)
             axes.set_xscale("log")
-            _label_powers(axes.xaxis)
+            label_powers(axes.xaxis)
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.set_title(f"{cell.upper()}, {mode}", loc="left", fontsize=10)
             for peer, (label, colour, marker) in PEER_STYLES.items():
@@ -99,7 +99,7 @@ def dropin(record: dict[str, Any]) -> Figure | None:
         _label_shapes(axes, names)
         axes.axvline(1, color=GREY, linewidth=1)
         axes.set_xscale("log")
-        _label_powers(axes.xaxis)
+        label_powers(axes.xaxis)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.set_title(mode, loc="left", fontsize=10)
         for cell, colour in CELL_COLOURS.items():
@@ -164,7 +164,7 @@ def scaling(record: dict[str, Any]) -> Figure | None:
             axes.set_title(f"{mode}, against {letter}", loc="left", fontsize=10)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color="#eeeeee", linewidth=0.6)
-            _label_powers(axes.xaxis)
+            label_powers(axes.xaxis)
             for cell, colour in CELL_COLOURS.items():
                 for name, style in (("ours", "-"), ("torch", ":")):
                     points = [

@@ -33,13 +33,15 @@ class Problem:
     lengths: NDArray | None
 
 
-def layer_of(case: Case) -> rnnfast.LSTM:
-    """Ours of the case's sizes; its parameters are those that every peer gets."""
+def layer_of(case: Case, **options: str) -> rnnfast.LSTM:
+    """Ours of the case's sizes; its parameters are those that every peer gets.
+
+    options : of the layer, beside its sizes.
+    """
     shape = case.shape
     constructor = getattr(rnnfast, case.cell.upper())
-    return constructor(
-        shape.I, shape.H, shape.L, bidirectional=shape.D == 2, dtype=case.dtype, seed=1
-    )
+    directions = {"bidirectional": shape.D == 2}
+    return constructor(shape.I, shape.H, shape.L, dtype=case.dtype, seed=1, **directions, **options)
 
 
 def make_problem(case: Case) -> Problem:

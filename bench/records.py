@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from bench.peers import BASELINE, DROPIN, ONE_THREAD
-from bench.shapes import WAYS, Case
+from bench.shapes import PRECISION, STREAMS, WAYS, Case
 
 FORMAT = 1
-SECTIONS = ("results", "scaling", *WAYS)  # those that hold rows
+SECTIONS = ("results", "scaling", *WAYS, STREAMS, PRECISION)  # those that hold rows
 MOSTLY = 0.5
 
 
@@ -51,7 +51,8 @@ class Row:
 
     times : microseconds by contender; ratios : a contender's time over ours. Each is a mapping of
     median, q1 and q3. bound : microseconds; dropin_speedup : torch.nn's time over rnnfast.torch's,
-    a mapping like those; both None where they were not measured.
+    a mapping like those; peak : GFLOP/s of the core in bfloat16; bytes and relative_error : by how
+    a stream keeps its weights. All these are None where they were not measured.
     """
 
     case: Case
@@ -61,6 +62,9 @@ class Row:
     errors: dict[str, str]
     bound: float | None
     dropin_speedup: dict[str, float] | None
+    peak: float | None = None
+    bytes: dict[str, int] | None = None
+    relative_error: dict[str, float] | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -82,6 +86,12 @@ class Row:
         """The ratio of the fastest of some peers."""
         found = [self.ratios[peer]["median"] for peer in peers if peer in self.ratios]
         return min(found) if found else None
+
+    def over(self, slower: str, faster: str) -> float | None:
+        """How many times as long one contender takes as another; None where one was not timed."""
+        if slower not in self.times or faster not in self.times:
+            return None
+        return self.times[slower]["median"] / self.times[faster]["median"]
 
     @property
     def over_one_thread(self) -> float | None:
@@ -111,6 +121,9 @@ def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
             entry["errors"],
             entry.get("bound_us"),
             entry.get("dropin_speedup"),
+            entry.get("peak_gflops"),
+            entry.get("bytes"),
+            entry.get("relative_error"),
         )
         for entry in record.get(section, [])
     ]

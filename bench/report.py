@@ -7,7 +7,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bench import floors, memory, peers, pictures, records
+from bench import floors, low_pictures, low_report, memory, peers, pictures, records
+from bench.markdown import table
 from bench.records import Row
 from bench.shapes import CELLS, MODES, SHAPES, WAYS, Case
 
@@ -17,6 +18,8 @@ PICTURES = {
     "bench-torch.png": (pictures.dropin, "How many times as fast rnnfast.torch is as torch.nn"),
     "bench-roofline.png": (pictures.roofline, "The fraction of the machine's limit"),
     "bench-scaling.png": (pictures.scaling, "Time against T, B and H on log axes"),
+    "bench-latency.png": (low_pictures.latency, "How long single steps of a stream take"),
+    "bench-precision.png": (low_pictures.precision, "Relative error and time by precision"),
 }
 NAMES = {
     "torch": "torch",
@@ -92,6 +95,7 @@ def _page(record: dict[str, Any], drawn: list[str]) -> Iterator[str]:
     yield from _floors(record)
     yield from _cells(record)
     yield from _dropin(record)
+    yield from low_report.lines(record)
     yield from _double(record)
     yield from _memory(record)
     yield from _machine(record)
@@ -112,14 +116,6 @@ def _conditions(record: dict[str, Any]) -> str:
     )
 
 
-def table(header: list[str], lines: list[list[str]]) -> Iterator[str]:
-    """A table in Markdown; all columns but the first two are numbers."""
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + "|".join(["---"] * 2 + ["---:"] * (len(header) - 2)) + "|"
-    yield from ("| " + " | ".join(line) + " |" for line in lines)
-    yield ""
-
-
 def _floors(record: dict[str, Any]) -> Iterator[str]:
     verdicts, _ = floors.check(record)
     lines = []
@@ -130,9 +126,9 @@ def _floors(record: dict[str, Any]) -> Iterator[str]:
             [
                 floor.name,
                 "not measured" if worst is None else "**fails**" if verdict.failures else "holds",
-                "" if worst is None else f"{worst[1]:.2f} ({worst[0]})",
+                "" if worst is None else f"{floors.brief(worst[1])} ({worst[0]})",
                 "" if floor.each is None else f"{sign} {floor.each:g}",
-                "" if verdict.mean is None else f"{verdict.mean:.2f}",
+                "" if verdict.mean is None else floors.brief(verdict.mean),
                 "" if floor.mean is None else f"≥ {floor.mean:g}",
                 str(verdict.count),
             ]

@@ -76,7 +76,7 @@ class Roof:
         return read_bandwidth(self.native, self.dtype, int(size))
 
 
-def _best_rate(probe: Callable[[int], float]) -> float:
+def measure_rate(probe: Callable[[int], float]) -> float:
     """The most that `probe(rounds)` does in a second: the best of some runs of equal length."""
     rounds = 1
     while True:
@@ -107,7 +107,12 @@ def read_bandwidth(native: ModuleType, dtype: str, size: int) -> float:
         native.probe_read(array, rounds)
         return rounds * array.nbytes
 
-    return _best_rate(probe)
+    return measure_rate(probe)
+
+
+def fma_peak(native: ModuleType, dtype: str) -> float:
+    """Operations a second of multiplications and additions in registers."""
+    return measure_rate(lambda rounds: native.probe_fma(dtype, 1000 * rounds))
 
 
 def measure_roof(native: ModuleType, dtype: str) -> Roof:
@@ -121,9 +126,9 @@ def measure_roof(native: ModuleType, dtype: str) -> Roof:
                 native.activation(name, x, y)
             return rounds * x.size
 
-        return 1 / _best_rate(probe)
+        return 1 / measure_rate(probe)
 
-    peak = _best_rate(lambda rounds: native.probe_fma(dtype, 1000 * rounds))
+    peak = fma_peak(native, dtype)
     return Roof(native, dtype, peak, activation("sigmoid"), activation("tanh"))
 
 

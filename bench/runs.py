@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from bench import ROOT, machine, memory, peers, records
-from bench.shapes import CELLS, PRESETS, SHAPES, WAYS, Case, scaling_shapes
+from bench.low_precision import WEIGHTS
+from bench.shapes import (
+    CELLS,
+    PRECISION,
+    PRECISION_SHAPES,
+    PRESETS,
+    SHAPES,
+    STREAM_SHAPES,
+    STREAMS,
+    WAYS,
+    Case,
+    scaling_shapes,
+)
 from bench.worker import thread_environment
 
 TASK_LIMIT = 900  # seconds after which a worker is taken to hang
@@ -84,6 +96,9 @@ def tasks(options: Options, names: list[str]) -> Iterator[Task]:
             for cell in options.cells:
                 yield _timing(Case(cell, shape, "float64"), names, options)
     yield from _ways(options, names)
+    if 1 in options.threads:
+        yield from _streams(options, names)
+        yield from _precision(options, names)
     yield from _memory(options, names)
     if not options.shapes and 1 in options.threads:
         for axis, values in preset.scaling.items():
@@ -130,6 +145,30 @@ def _ways(options: Options, names: list[str]) -> Iterator[Task]:
                 cases = [Case(cell, shape, threads=threads) for cell in options.cells]
                 label = f"{shape.name} threads={threads}"
                 yield _sweep(section, label, cases, modules, preset.seconds, way=section)
+
+
+def _streams(options: Options, names: list[str]) -> Iterator[Task]:
+    preset = PRESETS[options.preset]
+    wanted = options.shapes or preset.streams
+    for shape in (STREAM_SHAPES[name] for name in wanted if name in STREAM_SHAPES):
+        cases = [asdict(Case(cell, shape)) for cell in options.cells]
+        fields = {"cases": cases, "contenders": names, "seconds": preset.seconds}
+        yield Task(STREAMS, shape.name, 1, {"kind": "steps", **fields})
+
+
+def _precision(options: Options, names: list[str]) -> Iterator[Task]:
+    preset = PRESETS[options.preset]
+    wanted = options.shapes or (PRECISION_SHAPES if preset.precision else ())
+    for shape in (PRECISION_SHAPES[name] for name in wanted if name in PRECISION_SHAPES):
+        for case in (Case(cell, shape) for cell in shape.cells if cell in options.cells):
+            fields = {"case": asdict(case), "contenders": names, "seconds": preset.seconds}
+            yield Task(PRECISION, str(case), 1, {"kind": "precision", **fields})
+    if preset.precision and not options.shapes and "lstm" in options.cells:
+        case = asdict(Case("lstm", STREAM_SHAPES["1-1-256-256-stream"]))
+        for weights in WEIGHTS:
+            fields = {"case": case, "weights": weights}
+            yield Task("latency", f"latency in {weights}", 1, {"kind": "latency", **fields})
+        yield Task("characters", "the demo's model", 1, {"kind": "characters", "cell": "lstm"})
 
 
 def _memory(options: Options, names: list[str]) -> Iterator[Task]:
@@ -202,7 +241,7 @@ def run(options: Options) -> dict[str, Any]:
         "missing": absent,
         "levels": None,
         "results": [],
-        **{section: [] for section in WAYS},
+        **{section: [] for section in (*WAYS, STREAMS, PRECISION, "latency", "characters")},
         "memory": [],
         "scaling": [],
         "errors": [],

@@ -131,8 +131,43 @@ WAYS: dict[str, dict[str, Shape]] = {
         (PACKED, (_shape("packed", 200, 32, 256, 256, "-packed", ragged=True),)),
     )
 }
+# One step of a stream, the section of a record and its mode; T of them are timed in a row, whose
+# inputs and outputs leave most of the L2 to the weights.
+STREAMS, STEP = "streams", "step"
+STREAM_SHAPES: dict[str, Shape] = {
+    shape.name: shape
+    for shape in (
+        Shape(f"1-1-{inputs}-{hidden}-stream", "stream", steps, 1, inputs, hidden)
+        for steps, inputs, hidden in (
+            (1000, 1, 16),
+            (1000, 1, 32),
+            (500, 1, 64),
+            (256, 64, 64),
+            (128, 128, 128),
+            (64, 256, 256),
+            (32, 512, 512),
+        )
+    )
+}
+
+# Sequences in low precision, another section.
+PRECISION = "precision"
+PRECISION_SHAPES: dict[str, Shape] = {
+    shape.name: shape
+    for shape in (
+        _shape("speech", 100, 32, 256, 256, "-low", cells=("gru", "lstm")),
+        _shape("translation", 25, 64, 1024, 1024, "-low", cells=("gru", "lstm")),
+        _shape("hydrology", 365, 256, 32, 64, "-low", cells=("gru", "lstm")),
+    )
+}
+
 # All shapes that can be asked for.
-NAMED = {**SHAPES, **{name: shape for shapes in WAYS.values() for name, shape in shapes.items()}}
+NAMED = {
+    **SHAPES,
+    **{name: shape for shapes in WAYS.values() for name, shape in shapes.items()},
+    **STREAM_SHAPES,
+    **PRECISION_SHAPES,
+}
 
 
 @dataclass(frozen=True)
@@ -145,6 +180,9 @@ class Preset:
     scaling : the values of T, B and H that are swept around `SCALING_BASE`.
     slow_peers : names of the shapes in which those take part that are compiled anew for each case.
     ways : whether the shapes of `WAYS` are measured too.
+    streams : names of `STREAM_SHAPES`.
+    precision : whether `PRECISION_SHAPES`, the latency of single steps and the demo's bits per
+        character are measured too.
     peers : the names of those that take part; empty: all.
     shared : the cells of a shape share a process, and ours takes part in one way only; no bound.
     """
@@ -156,6 +194,8 @@ class Preset:
     scaling: dict[str, tuple[int, ...]]
     slow_peers: tuple[str, ...]
     ways: bool = False
+    streams: tuple[str, ...] = ()
+    precision: bool = False
     peers: tuple[str, ...] = ()
     shared: bool = False
 
@@ -173,6 +213,7 @@ PRESETS = {
         memory=(),
         scaling={},
         slow_peers=(),
+        streams=("1-1-64-64-stream", "1-1-256-256-stream"),
     ),
     "full": Preset(
         seconds=0.4,
@@ -193,6 +234,18 @@ PRESETS = {
             "33-5-17-45",
         ),
         ways=True,
+        streams=tuple(STREAM_SHAPES),
+        precision=True,
+    ),
+    "streams": Preset(
+        seconds=0.3,
+        shapes=(),
+        double=(),
+        memory=(),
+        scaling={},
+        slow_peers=(),
+        streams=tuple(STREAM_SHAPES),
+        precision=True,
     ),
     "torch": Preset(
         seconds=0.15,

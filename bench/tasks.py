@@ -9,10 +9,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bench import memory, peers, roofline, timing, validation
+from bench import low_precision, memory, peers, roofline, timing, validation
 from bench.peers.ours import Ours
+from bench.peers.streams import Steps, StepsInC
 from bench.problem import Problem, make_problem
-from bench.shapes import MODES, Case
+from bench.shapes import MODES, STEP, Case
+from rnnfast._low_precision import FORMATS
 
 # What makes each contender's peer, which may fail to be imported.
 Makers = dict[str, Callable[[], peers.Peer]]
@@ -88,7 +90,7 @@ def _time_mode(problem: Problem, mode: str, makers: Makers, seconds: float) -> d
 
 def _validated(runner: peers.Runner, want: dict[str, NDArray], dtype: str) -> peers.Runner:
     """The runner, once its answer for input 0 has been found to be ours."""
-    validation.compare(_answer(runner), want, dtype)
+    validation.compare(_answer(runner), want, runner.precision or dtype)
     return runner
 
 
@@ -119,6 +121,53 @@ def sweep(
     return entries
 
 
+def time_steps(
+    cases: list[dict[str, Any]], contenders: list[str], seconds: float
+) -> list[dict[str, Any]]:
+    """One entry for each case: a step of our streams, and of ONNX Runtime where it takes part.
+
+    Times are of one of the case's T steps. `bytes` are those of the weights, and `relative_error`
+    is that of `low_precision.ACCURACY_STEPS` steps, both by how a stream keeps its weights.
+    """
+    makers: Makers = {peers.BASELINE: partial(Steps, "float32"), peers.IN_C: StepsInC}
+    makers |= {name: partial(Steps, name) for name in FORMATS}
+    if "onnxruntime" in contenders:
+        makers |= {name: partial(peers.load, name) for name in (peers.RUN, peers.BOUND_RUN)}
+    entries = []
+    for fields in cases:
+        case = Case.from_dict(fields)
+        entry = _time_mode(make_problem(case), STEP, makers, seconds)
+        entry["times_us"] = {
+            name: {part: float(f"{value / case.shape.T:.5g}") for part, value in spread.items()}
+            for name, spread in entry["times_us"].items()
+        }
+        entry["bytes"] = low_precision.bytes_of(case)
+        entry["relative_error"] = low_precision.errors_of(case)
+        entries.append({"case": fields, "mode": STEP, **entry})
+    return entries
+
+
+def time_precision(
+    case: dict[str, Any], contenders: list[str], seconds: float
+) -> list[dict[str, Any]]:
+    """One entry for each mode: our layer in float32 beside ours and torch's in low precision.
+
+    `peak_gflops` is the core's peak in bfloat16, as `low_precision.peak` has it.
+    """
+    parsed = Case.from_dict(case)
+    problem = make_problem(parsed)
+    makers: Makers = {peers.BASELINE: Ours}
+    makers |= {name: partial(Ours, precision=kind) for kind, name in peers.OURS_IN.items()}
+    if "torch" in contenders:
+        makers |= {name: partial(peers.load, name) for name in peers.TORCH_IN.values()}
+    native = roofline.native_module()
+    peak = {} if native is None else {"peak_gflops": round(low_precision.peak(native) / 1e9, 2)}
+    return [
+        {"case": case, "mode": mode, **_time_mode(problem, mode, makers, seconds), **peak}
+        for mode in MODES
+    ]
+
+
 def levels(dtypes: list[str]) -> dict[str, dict[str, float]] | None:
     """The peak and bandwidths by dtype; None without the compiled module."""
     native = roofline.native_module()
@@ -137,4 +186,8 @@ TASKS: dict[str, Callable[..., Any]] = {
     "sweep": sweep,
     "levels": levels,
     "memory": peak_memory,
+    "steps": time_steps,
+    "precision": time_precision,
+    "latency": low_precision.latency,
+    "characters": low_precision.characters,
 }

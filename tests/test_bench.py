@@ -23,7 +23,20 @@ pytest.importorskip("bench", reason="the tests run without bench")
 import bench
 from bench import cli, machine, memory, peers, problem, records, roofline, runs, tasks
 from bench.peers.ours import Ours
-from bench.shapes import CELLS, GATES, MODES, NAMED, PACKED, PRESETS, SHAPES, WAYS, Case, Shape
+from bench.shapes import (
+    CELLS,
+    GATES,
+    MODES,
+    NAMED,
+    PACKED,
+    PRECISION_SHAPES,
+    PRESETS,
+    SHAPES,
+    STREAM_SHAPES,
+    WAYS,
+    Case,
+    Shape,
+)
 
 ROOT = bench.ROOT
 TINY = Shape("tiny", "test", T=5, B=3, I=4, H=6)
@@ -246,7 +259,9 @@ def test_presets_name_shapes_and_peers():
     for preset in PRESETS.values():
         assert {*preset.shapes, *preset.double, *preset.memory} <= SHAPES.keys()
         assert {*preset.peers} <= peers.PEERS.keys()
-    assert len(NAMED) == sum(map(len, (SHAPES, *WAYS.values())))
+        assert {*preset.streams} <= STREAM_SHAPES.keys()
+    lists = (SHAPES, *WAYS.values(), STREAM_SHAPES, PRECISION_SHAPES)
+    assert len(NAMED) == sum(map(len, lists))
 
 
 def test_the_preset_torch_measures_the_dropin_alone():

@@ -13,15 +13,25 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("bench", reason="the tests run without bench")
 
+import low_records
+from low_records import spread
+
 from bench import cli, floors, machine, memory, peers, records, roofline, runs
 from bench.compare import compare
-from bench.shapes import CELL_LOOPS, CELLS, MODES, PACKED, SHAPES, WAYS, Case, scaling_shapes
+from bench.shapes import (
+    CELL_LOOPS,
+    CELLS,
+    MODES,
+    PACKED,
+    PRECISION,
+    SHAPES,
+    STREAMS,
+    WAYS,
+    Case,
+    scaling_shapes,
+)
 
 DROPIN_COST = 5.0  # µs
-
-
-def spread(median):
-    return {"median": median, "q1": 0.98 * median, "q3": 1.02 * median}
 
 
 def entry(case, mode, ratio=5.0):
@@ -72,6 +82,7 @@ def record():
         ],
         "scaling": [entry(case, mode) for case in swept for mode in MODES],
         "levels": {"float32": {"peak": 100.0, **dict.fromkeys(roofline.LEVELS, 50.0)}},
+        **low_records.sections(),
     }
     return {
         "format": records.FORMAT,
@@ -250,7 +261,8 @@ def test_means_bounds_memory_and_errors_fail_too(record):
 
 
 def test_a_record_of_nothing_fails(record):
-    empty = {**record, "results": [], "memory": [], **{way: [] for way in WAYS}}
+    parts = ("results", "memory", *WAYS, *low_records.sections())
+    empty = {**record, **{part: [] for part in parts}}
     assert floors.check(empty)[1] == ["no floor was measured"]
 
 
@@ -265,7 +277,9 @@ def test_compare(record, tmp_path, capsys):
     assert lines[1].split()[:2] == ["lstm", "100-1-128-128"]
     assert lines[1].split()[-3:] == ["0.800", "*", "0.800"]
     assert [line for line in lines[2:-1] if "*" in line] == []
-    assert list(compare({**record, "results": []}, after)) == ["nothing was measured in both"]
+    nothing = {**record, "results": [], STREAMS: [], PRECISION: []}
+    assert list(compare(nothing, after)) == ["nothing was measured in both"]
+    assert any("1-1-512-512-stream" in line for line in compare(record, after))
 
 
 def test_the_report(record, tmp_path):

@@ -10,13 +10,18 @@ from bench.peers.base import Peer, Runner
 
 __all__ = [
     "BASELINE",
+    "BOUND_RUN",
     "DROPIN",
     "FLOOR_PEERS",
+    "IN_C",
     "MODULES",
     "NEW_WEIGHTS",
     "ONE_THREAD",
+    "OURS_IN",
     "PEERS",
     "RECOMPUTE",
+    "RUN",
+    "TORCH_IN",
     "YARDSTICK",
     "Entry",
     "Peer",
@@ -54,6 +59,22 @@ PEERS = {
     "jax": Entry("bench.peers.jax", "Jax", ("jax",), slow=True),
     YARDSTICK: Entry("bench.peers.yardstick", "Yardstick", ()),
 }
+
+# A step of a stream, beside the baseline's in float32 from Python; and ours in low precision.
+IN_C = "in C"
+RUN, BOUND_RUN = "onnxruntime, run", "onnxruntime, bound"
+# Sequences in low precision, by what they are computed in.
+OURS_IN = {"bfloat16": "ours, bfloat16", "int8": "ours, int8"}
+TORCH_IN = {"bfloat16": "torch, bfloat16", "int8": "torch, int8"}
+
+_STEPS, _LOW = "bench.peers.onnx_steps", "bench.peers.torch_low"
+_ONNX = ("onnx", "onnxruntime")
+OTHERS = {
+    RUN: Entry(_STEPS, "OnnxSteps", _ONNX),
+    BOUND_RUN: Entry(_STEPS, "OnnxBoundSteps", _ONNX),
+    TORCH_IN["bfloat16"]: Entry(_LOW, "TorchBfloat16", ("torch",)),
+    TORCH_IN["int8"]: Entry(_LOW, "TorchInt8", ("torch",)),
+}
 FLOOR_PEERS = ("torch", "onnxruntime", "openvino")  # the fastest of these is the one to beat
 MODULES = ("torch", DROPIN)  # that are used in other ways too
 
@@ -67,11 +88,11 @@ def missing(name: str, yardstick: str | None) -> str | None:
 
 
 def load(name: str, yardstick: str | None = None, **options: str) -> Peer:
-    """The peer called `name`.
+    """The peer called `name`, of `PEERS` or `OTHERS`.
 
     yardstick : the path of the yardstick's shared library.
     options : of the peer's constructor.
     """
-    entry = PEERS[name]
+    entry = PEERS.get(name) or OTHERS[name]
     constructor = getattr(importlib.import_module(entry.module), entry.name)
     return constructor(yardstick) if name == YARDSTICK else constructor(**options)

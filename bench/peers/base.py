@@ -13,7 +13,12 @@ from bench.shapes import Case
 
 
 class Runner(ABC):
-    """A peer that is built for one problem and mode, and can be timed."""
+    """A peer that is built for one problem and mode, and can be timed.
+
+    precision : what it computes in; None: the case's dtype.
+    """
+
+    precision: str | None = None
 
     def ready(self) -> AbstractContextManager[Any]:
         """The state of the process that `run` needs, set up around a block of calls, untimed."""

@@ -6,6 +6,8 @@ resets after the product, as `linear_before_reset=1`. Y is (T, D, B, H).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -17,6 +19,39 @@ from bench.shapes import Case
 ORDERS = {"rnn": "h", "gru": "zrn", "lstm": "iofg"}
 OPSET = 14
 IR_VERSION = 8  # of opset 14's time, which every reader still knows
+
+
+# The states of a cell, as inputs of the model of a step; its outputs have a `_next` behind.
+STATES = {"rnn": ("h",), "gru": ("h",), "lstm": ("h", "c")}
+
+
+def onnx_step(problem: Problem) -> bytes:
+    """The serialised model of one step of the problem's only layer, with its state passed.
+
+    `X` (1, B, I) and the states (1, B, H) to the states after the step.
+    """
+    case, shape = problem.case, problem.case.shape
+    ((layer,),) = split_weights(case, problem.weights)
+    parts, states = list("WRB"), STATES[case.cell]
+    constants = [
+        numpy_helper.from_array(array, part)
+        for part, array in zip(parts, _stacked(case, [layer]), strict=True)
+    ]
+    after = [f"{name}_next" for name in states]
+    node = helper.make_node(
+        case.cell.upper(),
+        ["X", *parts, "", *states],
+        ["", *after],
+        hidden_size=shape.H,
+        **({"linear_before_reset": 1} if case.cell == "gru" else {}),
+    )
+    state = (1, shape.B, shape.H)
+    return _serialised(
+        [node],
+        {"X": (1, shape.B, shape.I), **dict.fromkeys(states, state)},
+        dict.fromkeys(after, state),
+        constants,
+    )
 
 
 def onnx_model(problem: Problem) -> bytes:
@@ -53,12 +88,30 @@ def onnx_model(problem: Problem) -> bytes:
     if shape.L > 1:
         wide = np.array([shape.T, shape.B, shape.D * shape.H], np.int64)
         constants.append(numpy_helper.from_array(wide, "wide"))
-    value = helper.make_tensor_value_info
-    inputs = [value("X", TensorProto.FLOAT, (shape.T, shape.B, shape.I))]
+    inputs: dict[str, tuple[int, ...]] = {"X": (shape.T, shape.B, shape.I)}
     if ragged:
-        inputs.append(value("lengths", TensorProto.INT32, (shape.B,)))
-    output = value("Y", TensorProto.FLOAT, (shape.T, shape.D, shape.B, shape.H))
-    graph = helper.make_graph(nodes, case.cell, inputs, [output], constants)
+        inputs["lengths"] = (shape.B,)
+    output = {"Y": (shape.T, shape.D, shape.B, shape.H)}
+    return _serialised(nodes, inputs, output, constants)
+
+
+def _serialised(
+    nodes: list[Any],
+    inputs: dict[str, tuple[int, ...]],
+    outputs: dict[str, tuple[int, ...]],
+    constants: list[Any],
+) -> bytes:
+    """A checked model of the nodes, its inputs and outputs by name with their shapes."""
+
+    def values(shapes: dict[str, tuple[int, ...]]) -> list[Any]:
+        return [
+            helper.make_tensor_value_info(
+                name, TensorProto.INT32 if name == "lengths" else TensorProto.FLOAT, shape
+            )
+            for name, shape in shapes.items()
+        ]
+
+    graph = helper.make_graph(nodes, "layers", values(inputs), values(outputs), constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model)

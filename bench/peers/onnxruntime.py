@@ -26,18 +26,21 @@ class OnnxRuntime(Peer):
         return _Inference(problem)
 
 
+def session_of(model: bytes, threads: int) -> onnxruntime.InferenceSession:
+    """A session with all graph optimisations, on so many threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 class _Inference(Runner):
     """Inputs and output are bound ahead, so that a call looks up and copies nothing."""
 
     def __init__(self, problem: Problem) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = problem.case.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        self._session = onnxruntime.InferenceSession(
-            onnx_model(problem), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = session_of(onnx_model(problem), problem.case.threads)
         value = onnxruntime.OrtValue.ortvalue_from_numpy
         shape = problem.case.shape
         self._y = value(np.empty((shape.T, shape.D, shape.B, shape.H), np.float32))

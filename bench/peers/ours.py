@@ -19,28 +19,39 @@ class Ours(Peer):
     threads : how many it takes; None: as many as the case says.
     new_weights : the parameters are taken to have changed before each training step.
     recompute : as in `record`.
+    precision : of the layer; None: its dtype's.
     """
 
     def __init__(
-        self, threads: int | None = None, new_weights: bool = False, recompute: bool = False
+        self,
+        threads: int | None = None,
+        new_weights: bool = False,
+        recompute: bool = False,
+        precision: str | None = None,
     ) -> None:
         self._threads = threads
         self._new_weights = new_weights
         self._recompute = recompute
+        self._precision = precision
 
     def refuses(self, case: Case, mode: str) -> str | None:
+        if self._precision == "int8" and mode == "training":
+            return "inference only"
         return "timed in training" if self._new_weights and mode != "training" else None
 
     def build(self, problem: Problem, mode: str) -> Runner:
         threads = self._threads or problem.case.threads
         if mode == "training":
-            return _Training(problem, threads, self._new_weights, self._recompute)
-        return _Inference(problem, threads)
+            options = self._precision, self._new_weights, self._recompute
+            return _Training(problem, threads, *options)
+        return _Inference(problem, threads, self._precision)
 
 
 class _Inference(Runner):
-    def __init__(self, problem: Problem, threads: int) -> None:
-        self._layer = layer_of(problem.case)
+    def __init__(self, problem: Problem, threads: int, precision: str | None) -> None:
+        options = {} if precision is None else {"precision": precision}
+        self.precision = precision
+        self._layer = layer_of(problem.case, **options)
         self._layer.load_state_dict(problem.weights)
         self._inputs, self._lengths = problem.inputs, problem.lengths
         self._threads = threads
@@ -57,8 +68,15 @@ class _Inference(Runner):
 
 
 class _Training(_Inference):
-    def __init__(self, problem: Problem, threads: int, new_weights: bool, recompute: bool) -> None:
-        super().__init__(problem, threads)
+    def __init__(
+        self,
+        problem: Problem,
+        threads: int,
+        precision: str | None,
+        new_weights: bool,
+        recompute: bool,
+    ) -> None:
+        super().__init__(problem, threads, precision)
         self._gradients = problem.gradients
         self._new_weights, self._recompute = new_weights, recompute
 

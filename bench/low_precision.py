@@ -1,0 +1,119 @@
+"""Streams and low precision, beside their times: bytes, errors, single steps, and the demo's bits.
+
+RTNeural's steps are figures and no code that is run: a library in C++ whose sizes are fixed when it
+is compiled (-march=native -ffast-math), timed on one core of an AMD EPYC (family 25, model 17).
+"""
+
+from __future__ import annotations
+
+import time
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from bench.problem import layer_of
+from bench.roofline import fma_peak, measure_rate
+from bench.shapes import GATES, Case
+from bench.validation import relative_error
+from rnnfast import demo
+from rnnfast._low_precision import FORMATS
+from rnnfast.demo.text import python_topics
+
+# (cell, I, H) -> microseconds of a step.
+RTNEURAL = {
+    ("lstm", 1, 16): 0.088,
+    ("lstm", 1, 32): 0.184,
+    ("lstm", 1, 64): 1.02,
+    ("lstm", 64, 64): 1.77,
+    ("lstm", 128, 128): 7.8,
+    ("gru", 1, 16): 0.124,
+    ("gru", 64, 64): 1.53,
+    ("gru", 128, 128): 5.1,
+}
+WEIGHTS = ("float32", *FORMATS)
+ACCURACY_STEPS = 1000
+LATENCY_STEPS = 100_000
+PERCENTILES = (50.0, 99.0, 99.9)
+BINS_PER_DECADE = 50
+# The demo's model, and a third of the training that two cores give it in 40 s.
+HIDDEN, UPDATES = 192, 500
+
+
+def bytes_of(case: Case) -> dict[str, int]:
+    """The bytes of a stream's packed weights, by how it keeps them."""
+    layer = layer_of(case)
+    return {weights: layer.stream(weights=weights).nbytes for weights in WEIGHTS}
+
+
+def errors_of(case: Case) -> dict[str, float]:
+    """‖got − want‖ / ‖want‖ of `ACCURACY_STEPS` outputs beside those in float32, by format."""
+    layer = layer_of(case)
+    x = np.random.default_rng(3).standard_normal((ACCURACY_STEPS, case.shape.I), np.float32)
+    want = layer.stream().run(x)
+    errors = {name: relative_error(layer.stream(weights=name).run(x), want) for name in FORMATS}
+    return {name: float(f"{error:.4g}") for name, error in errors.items()}
+
+
+def latency(case: dict[str, Any], weights: str, steps: int = LATENCY_STEPS) -> list[dict[str, Any]]:
+    """One entry: the distribution of the times of single steps, the clock's reading included.
+
+    `bins` are pairs of the number of a bin and how many times are in it: bin k begins at
+    10^(k / BINS_PER_DECADE) microseconds. `share` is that of the time in which the process had its
+    core.
+    """
+    parsed = Case.from_dict(case)
+    stream = layer_of(parsed).stream(weights=weights)
+    x = np.random.default_rng(3).standard_normal(parsed.shape.I, np.float32)
+    step, out, clock = stream.step, np.empty(parsed.shape.H, np.float32), time.perf_counter_ns
+    times = [0] * steps
+    for _ in range(steps // 100):
+        step(x, out)
+    cpu, start = time.process_time(), time.perf_counter()
+    for k in range(steps):
+        before = clock()
+        step(x, out)
+        times[k] = clock() - before
+    share = (time.process_time() - cpu) / (time.perf_counter() - start)
+    microseconds = np.maximum(times, 1) / 1e3
+    numbers = np.floor(BINS_PER_DECADE * np.log10(microseconds)).astype(int)
+    values = np.percentile(microseconds, PERCENTILES)
+    percentiles = {f"{p:g}": round(v, 3) for p, v in zip(PERCENTILES, values.tolist(), strict=True)}
+    return [
+        {
+            "case": case,
+            "weights": weights,
+            "steps": steps,
+            "share": round(share, 3),
+            "percentiles_us": percentiles,
+            "bins": np.stack(np.unique(numbers, return_counts=True), 1).tolist(),
+        }
+    ]
+
+
+def characters(cell: str, hidden: int = HIDDEN, updates: int = UPDATES) -> list[dict[str, Any]]:
+    """One entry: bits per character of the demo's model on the held-out text, by its weights."""
+    text = python_topics()
+    model = demo.CharModel(cell, len(text.characters), hidden)
+    demo.train(model, text.train, updates=updates)
+    bits = {weights: demo.evaluate(model, text.held_out, weights=weights) for weights in WEIGHTS}
+    rounded = {weights: round(value, 5) for weights, value in bits.items()}
+    return [{"cell": cell, "hidden": hidden, "updates": updates, "bits": rounded}]
+
+
+def peak(native: ModuleType) -> float:
+    """Operations a second in bfloat16, two for each product that is added up.
+
+    Twice those of float32 where the module has no probe of its own: VDPBF16PS takes two products
+    a lane where a multiplication and addition takes one.
+    """
+    probe = getattr(native, "probe_dot", None)
+    if probe is None:
+        return 2 * fma_peak(native, "float32")
+    return measure_rate(lambda rounds: probe("bfloat16", 1000 * rounds))
+
+
+def flops(case: Case) -> float:
+    """Of inference in one layer, whose first step has no product with R."""
+    shape = case.shape
+    return shape.flops(case.cell) - 2 * GATES[case.cell] * shape.H**2 * shape.B
