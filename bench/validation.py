@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 # ‖got − want‖ / ‖want‖, by what is computed in. Ours is within 1e-6 forward and 5e-6 backward of
 # the exact answer in float32 (1e-13 and 1e-12 in float64) at 200 steps; ten times that leaves room
 # for 2048 steps and for peers that round less well, while gates in a wrong order are off by 0.1
-# and more. In low precision an operand is off by up to 4e-3, of itself or of its row's largest.
+# and more. In low precision peers are within 6e-3 (bfloat16) and 2.5e-2 (torch's int8, of one unit
+# for a matrix), and torch's bfloat16 gradients of a GRU within 2.3e-2.
 TOLERANCES = {
     ("float32", "output"): 1e-5,
     ("float32", "gradient"): 5e-5,
     ("float64", "output"): 1e-12,
     ("float64", "gradient"): 1e-11,
-    ("bfloat16", "output"): 3e-2,
-    ("bfloat16", "gradient"): 6e-2,
-    ("int8", "output"): 6e-2,
+    ("bfloat16", "output"): 2e-2,
+    ("bfloat16", "gradient"): 5e-2,
+    ("int8", "output"): 5e-2,
 }
 
 
