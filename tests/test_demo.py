@@ -172,23 +172,6 @@ def test_evaluation_reads_every_character_once(text: Text, size: int) -> None:
         assert evaluate(model, ids, streams) == pytest.approx(want, rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def trained() -> tuple[CharModel, np.ndarray]:
-    """A model as the demo trains it, for a short while, and a part of the held-out text."""
-    real = python_topics()
-    model = CharModel("lstm", len(real.characters), 64)
-    train(model, real.train, updates=300)
-    return model, real.held_out[: cli.COMPARED_CHARACTERS]
-
-
-@pytest.mark.parametrize(("weights", "most"), [("bfloat16", 0.01), ("int8", 0.03)])
-def test_low_precision_loses_few_bits(trained, weights: str, most: float) -> None:
-    model, held_out = trained
-    bits = evaluate(model, held_out)
-    assert bits < 4
-    assert 0 < abs(evaluate(model, held_out, weights=weights) - bits) <= most
-
-
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradient_norms_are_those_of_one_backward_pass(text: Text, cell: str) -> None:
     """dL/dh of the state that a tape starts from, for a few distances and one place."""

@@ -50,6 +50,12 @@ NEW_WEIGHTS = "ours, new weights"  # packed in each training step, as after an o
 RECOMPUTE = "ours, recompute"  # in backward, for its memory
 DROPIN = "rnnfast.torch"  # ours as modules of torch, which compare with torch's
 YARDSTICK = "yardstick"
+# Steps of a stream, beside the baseline's in float32 from Python: ours, and ONNX Runtime's.
+IN_C = "in C"
+RUN, BOUND_RUN = "onnxruntime, run", "onnxruntime, bound"
+# Sequences in low precision, by what they are computed in.
+OURS_IN = {"bfloat16": "ours, bfloat16", "int8": "ours, int8"}
+TORCH_IN = {"bfloat16": "torch, bfloat16", "int8": "torch, int8"}
 PEERS = {
     BASELINE: Entry("bench.peers.ours", "Ours", ()),
     "torch": Entry("bench.peers.torch", "Torch", ("torch",)),
@@ -60,13 +66,7 @@ PEERS = {
     YARDSTICK: Entry("bench.peers.yardstick", "Yardstick", ()),
 }
 
-# A step of a stream, beside the baseline's in float32 from Python; and ours in low precision.
-IN_C = "in C"
-RUN, BOUND_RUN = "onnxruntime, run", "onnxruntime, bound"
-# Sequences in low precision, by what they are computed in.
-OURS_IN = {"bfloat16": "ours, bfloat16", "int8": "ours, int8"}
-TORCH_IN = {"bfloat16": "torch, bfloat16", "int8": "torch, int8"}
-
+# These take part where onnxruntime or torch does.
 _STEPS, _LOW = "bench.peers.onnx_steps", "bench.peers.torch_low"
 _ONNX = ("onnx", "onnxruntime")
 OTHERS = {
