@@ -236,5 +236,8 @@ def activation(name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /) ->
 def probe_fma(dtype: str, rounds: int, /) -> int:
     """Does multiplications and additions in registers for `rounds`, and tells how many."""
 
+def probe_dot(format: str, rounds: int, /) -> int:
+    """Products of words of a format in registers; returns the operations, two a product."""
+
 def probe_read(array: NDArray, rounds: int, /) -> float:
     """The sum of a contiguous 1-D array, read `rounds` times but for what fills no vector."""

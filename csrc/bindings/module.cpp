@@ -205,6 +205,14 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
 #undef DTYPE
         throw py::value_error("dtype: expected a name in dtypes.inc, got " + dtype);
     });
+    m.def("probe_dot", [](const std::string& format, ptrdiff_t rounds) {
+        uint32_t sums = 0;
+#define FORMAT(name, type) \
+    if (format == #name) return active_format(FormatId::name).probe(rounds, &sums);
+#include "core/formats.inc"
+#undef FORMAT
+        throw py::value_error("format: expected a name in formats.inc, got " + format);
+    });
 #define DTYPE(name, type) m.def("probe_read", &probe_read<type>, py::arg().noconvert(), py::arg());
 #include "core/dtypes.inc"
 #undef DTYPE

@@ -52,6 +52,9 @@ struct Format {
     float (*encode)(const LowSource& row, unsigned char* to);
     // to = from + A B.
     void (*multiply)(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums& sums);
+    // Multiplies what is in registers, `rounds` times over; returns how many operations that were.
+    // `sums` keeps the compiler from leaving it out.
+    ptrdiff_t (*probe)(ptrdiff_t rounds, uint32_t* sums);
     // Null where the format is not for training:
     // `rows` rows of a vector, one after the other, into rows of words, each of `of_word` of them.
     void (*join_rows)(const float* from, ptrdiff_t rows, float* to);

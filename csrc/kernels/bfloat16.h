@@ -69,6 +69,10 @@ struct Bfloat16 {
 #endif
     }
 
+    RNNFAST_INLINE static Words add_words(Words a, Words b, Words sum) {
+        return (Words)add((Floats)a, (Floats)b, (Floats)sum);
+    }
+
 private:
     // In the lower half.
     RNNFAST_INLINE static Words round(Floats value) {

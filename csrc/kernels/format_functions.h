@@ -3,6 +3,7 @@
 
 #include "core/format.h"
 #include "kernels/columns.h"
+#include "kernels/probe.h"
 
 namespace rnnfast {
 namespace {
@@ -96,9 +97,21 @@ ptrdiff_t outer_panel_of(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const 
 }
 
 template <class F>
+ptrdiff_t probe(ptrdiff_t rounds, uint32_t* sums) {
+    Words chain[kProbeChains], words = Words{} + 0x01010101;
+    for (int i = 0; i < kProbeChains; ++i) chain[i] = Words{} + uint32_t(i);
+    for (ptrdiff_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+        for (int i = 0; i < kProbeChains; ++i) chain[i] = F::add_words(words, words, chain[i]);
+    }
+    for (int i = 0; i < kProbeChains; ++i) *sums += chain[i][0];
+    return rounds * kProbeChains * kLanes<float> * F::kOfWord * 2;
+}
+
+template <class F>
 constexpr Format format_of() {
     Format format{F::kOfWord,  F::kHasUnits, pack_column<F>, encode<F>,
-                  multiply<F>, nullptr,      nullptr};
+                  multiply<F>, probe<F>,     nullptr,        nullptr};
     if constexpr (F::kTrains)
         format.join_rows = F::join_rows, format.outer_panel = outer_panel_of<F>;
     return format;

@@ -78,7 +78,7 @@ struct Int8 {
             for (int m = 0; m < M; ++m) {
                 const Words four = broadcast_word(left + m * a.ld);
 #pragma GCC unroll 4
-                for (int v = 0; v < W; ++v) sums[m][v] = add_products(four, right[v], sums[m][v]);
+                for (int v = 0; v < W; ++v) sums[m][v] = add_words(four, right[v], sums[m][v]);
             }
         }
         Floats acc[M][W];  // loaded only now: registers are full of sums before
@@ -93,9 +93,9 @@ struct Int8 {
         store_sums(c, first, acc);
     }
 
-private:
+    // Of four k: those of a without a sign, those of b with one.
 #if defined(__AVX512VNNI__)
-    RNNFAST_INLINE static Words add_products(Words a, Words b, Words sum) {
+    RNNFAST_INLINE static Words add_words(Words a, Words b, Words sum) {
         // GCC 12 copies every sum in each iteration, half of them to memory, around the intrinsic.
         __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
         return sum;
@@ -111,13 +111,13 @@ private:
         return (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #endif
     }
-    RNNFAST_INLINE static Words add_products(Words a, Words b, Words sum) {
+    RNNFAST_INLINE static Words add_words(Words a, Words b, Words sum) {
         const Words low = 0x00ff00ff - Words{};
         const Words even = add_pairs((Shorts)(a & low), (Shorts)b << 8 >> 8);
         return sum + even + add_pairs((Shorts)(a >> 8 & low), (Shorts)b >> 8);
     }
 #else
-    RNNFAST_INLINE static Words add_products(Words a, Words b, Words sum) {
+    RNNFAST_INLINE static Words add_words(Words a, Words b, Words sum) {
 #pragma GCC unroll 4
         for (int i = 0; i < kOfWord; ++i)
             sum += (a >> 8 * i & 255) * (Words)((Ints32)(b << (24 - 8 * i)) >> 24);
