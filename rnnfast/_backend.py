@@ -53,8 +53,12 @@ class Backend(Protocol):
 
     name: str
 
-    def pack(self, cell: Cell, weights: Weights) -> Any:
-        """A private copy of the weights, which are contiguous, in the backend's own layout."""
+    def pack(self, cell: Cell, weights: Weights, format_name: str | None = None) -> Any:
+        """A private copy of the weights, which are contiguous, in the backend's own layout.
+
+        format_name : of `_low_precision.FORMATS`, for float32 weights: the matrices and what they
+            are multiplied with are rounded to it, forward and backward.
+        """
 
     def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
         """Runs forward; returns what `backward` needs when `training`, else None."""

@@ -1,4 +1,4 @@
-"""Matrices in low precision, as streams keep them, and products with them in NumPy.
+"""Matrices in low precision, and products with them in NumPy.
 
 `csrc/kernels/bfloat16.h` and `int8.h` are the same in C++: the same rounded operands, of int8 the
 same integers; what is summed in float32 may differ in its last bits.
@@ -6,13 +6,17 @@ same integers; what is summed in float32 may differ in its last bits.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnfast._cells import Cell, Weights
-from rnnfast._reference import ReferenceBackend
+from rnnfast import _validate
+from rnnfast._cells import Weights
+
+# Sums of as many products of 8 bits fit in 32, as in `csrc/api/rnnfast.cpp`.
+_MOST_OF_INT8 = 131072
 
 # Rows that are smaller are zeros: their unit would be no normal number.
 _LEAST = 127 * np.finfo(np.float32).tiny
@@ -20,6 +24,8 @@ _LEAST = 127 * np.finfo(np.float32).tiny
 
 class Bfloat16:
     """A matrix (N, K) rounded to bfloat16: the upper halves of float32."""
+
+    trains: ClassVar = True
 
     def __init__(self, array: NDArray) -> None:
         self._halves = (_rounded(array).view(np.uint32) >> 16).astype(np.uint16)
@@ -35,6 +41,8 @@ class Bfloat16:
 
 class Int8:
     """A matrix (N, K), each row in units of its max|.| / 127, to nearest even."""
+
+    trains: ClassVar = False
 
     def __init__(self, array: NDArray) -> None:
         self._largest = _largest(array)
@@ -57,6 +65,27 @@ class Int8:
 # How the weights of a float32 layer may be kept, other than as they are: `csrc/core/formats.inc`.
 FORMATS: dict[str, type[Bfloat16] | type[Int8]] = {"bfloat16": Bfloat16, "int8": Int8}
 
+# Those without a backward pass.
+INFERENCE_ONLY = tuple(name for name, matrix in FORMATS.items() if not matrix.trains)
+
+
+def checked_format(name: str, value: Any, dtype: str) -> str | None:
+    """The format that `value` names; None if it is None or the dtype: matrices as they are."""
+    if value is None:
+        return None
+    formats = FORMATS if dtype == "float32" else ()
+    chosen = _validate.one_of(name, value, [dtype, *formats])
+    return None if chosen == dtype else chosen
+
+
+def check_sums(format_name: str | None, sizes: Mapping[str, int]) -> None:
+    """That sums over so many products fit; `sizes` are given under the names that users know."""
+    for name, size in sizes.items():
+        if format_name == "int8" and size > _MOST_OF_INT8:
+            raise ValueError(
+                f"{name}: expected {_MOST_OF_INT8} or less with int8 weights, got {size}"
+            )
+
 
 def keep(weights: Weights, format_name: str) -> Weights:
     """The parameters with their matrices kept in one of FORMATS."""
@@ -71,12 +100,18 @@ def floats(weights: Weights) -> Weights:
     return Weights(*(w.floats() if _is_kept(w) else w for w in given))
 
 
+def operands(weights: Weights, format_name: str) -> Weights:
+    """The parameters with what takes the place of their matrices in the reference."""
+    given: tuple[Any, ...] = keep(weights, format_name)
+    return Weights(*(w.operand() if _is_kept(w) else w for w in given))
+
+
 def _is_kept(value: Any) -> bool:
     return isinstance(value, tuple(FORMATS.values()))
 
 
 def _rounded(array: NDArray) -> NDArray:
-    bits = array.view(np.uint32)
+    bits = np.asarray(array, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     halves = np.where(np.isnan(array), bits >> 16 | 0x40, rounded)
     return (halves.astype(np.uint32) << 16).view(np.float32)
@@ -98,49 +133,55 @@ def _integers(array: NDArray, unit: NDArray) -> NDArray:
         return np.nan_to_num(np.rint(array * inverse)).astype(np.int8)
 
 
-class _Operand:
-    """The right operand of `rows @ operand.T`, which rounds the rows as it is rounded."""
+class _Rounded:
+    """A matrix in products whose other operand is rounded too."""
 
     __array_ufunc__ = None  # NumPy leaves the product to __rmatmul__
 
-    def __init__(self, *arrays: NDArray) -> None:
-        self._arrays = arrays
+    def __init__(self, matrix: NDArray) -> None:
+        # matrix: float32, rounded
+        self._matrix = matrix
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._arrays[0].shape
+        return self._matrix.shape
 
     @property
-    def T(self) -> _Operand:
+    def T(self) -> _Rounded:
+        return _Rounded(self._matrix.T)
+
+    def __getitem__(self, rows: slice) -> _Rounded:
+        return _Rounded(self._matrix[rows])
+
+    def __rmatmul__(self, rows: NDArray) -> NDArray:
+        return _rounded(rows) @ self._matrix
+
+    def gradient(self, da: NDArray, rows: NDArray) -> NDArray:
+        """At the matrix as it was before rounding: da^T rows, both rounded."""
+        return _rounded(da).T @ _rounded(rows)
+
+
+class _Quantised:
+    """The right operand of `rows @ operand.T`, which rounds each of the rows in its own unit."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, integers: NDArray, units: NDArray) -> None:
+        self._integers, self._units = integers, units
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._integers.shape
+
+    @property
+    def T(self) -> _Quantised:
         return self  # of which only the transpose is ever multiplied
 
-    def __getitem__(self, rows: slice) -> _Operand:
-        return type(self)(*(array[rows] for array in self._arrays))
+    def __getitem__(self, rows: slice) -> _Quantised:
+        return _Quantised(self._integers[rows], self._units[rows])
 
-
-class _Rounded(_Operand):
     def __rmatmul__(self, rows: NDArray) -> NDArray:
-        (matrix,) = self._arrays
-        return _rounded(np.ascontiguousarray(rows)) @ matrix.T
-
-
-class _Quantised(_Operand):
-    def __rmatmul__(self, rows: NDArray) -> NDArray:
-        integers, units = self._arrays
         unit = _unit(_largest(rows))
         # Sums of fewer than 2^39 products are exact in float64.
-        sums = _integers(rows, unit).astype(np.float64) @ integers.astype(np.float64).T
-        return units.T * sums.astype(np.float32) * unit
-
-
-class LowPrecisionBackend(ReferenceBackend):
-    """Forward passes of the reference, with weights that `keep` gave."""
-
-    name = "low precision"
-
-    def pack(self, cell: Cell, weights: Weights) -> Weights:
-        """The operands, with zeros for absent biases."""
-        matrices = {name: w.operand() for name, w in weights._asdict().items() if _is_kept(w)}
-        zeros = np.zeros(matrices["weight_ih"].shape[0], np.float32)
-        biases = (zeros if b is None else b for b in (weights.bias_ih, weights.bias_hh))
-        return Weights(**matrices, **dict(zip(("bias_ih", "bias_hh"), biases, strict=True)))
+        sums = _integers(rows, unit).astype(np.float64) @ self._integers.astype(np.float64).T
+        return self._units.T * sums.astype(np.float32) * unit

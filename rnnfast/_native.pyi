@@ -24,8 +24,11 @@ def pack(
     bias_ih: NDArray | None,
     bias_hh: NDArray | None,
     weight_hr: NDArray | None,
+    format: str | None = ...,
     /,
-) -> Packed: ...
+) -> Packed:
+    """A copy in panels; `format` : a name in core/formats.inc, of float32 weights."""
+
 def borrow(
     cell: str,
     weight_ih: NDArray,

@@ -25,9 +25,9 @@ class NativeBackend:
         self.place = module.place
         self.tape_row = module.tape_row
 
-    def pack(self, cell: Cell, weights: Weights) -> Any:
+    def pack(self, cell: Cell, weights: Weights, format_name: str | None = None) -> Any:
         """A private copy of the weights in panels, for the ISA in use."""
-        return self._module.pack(cell.name, *weights)
+        return self._module.pack(cell.name, *weights, format_name)
 
     def borrow(self, cell: Cell, weights: Weights) -> Any:
         """The weights where they are, contiguous; see `rnnfast._native.borrow`."""

@@ -1,7 +1,9 @@
 """The NumPy reference: slow, obvious, the definition of what every backend computes.
 
-Everything is computed in the dtype of the arrays given; tests run it in float64. A cell is two
-functions: one step forward, one step backward. The time loop below them is shared.
+Everything is computed in the dtype of the arrays given; tests run it in float64. In low precision
+the matrices are those of `_low_precision`, which round what they are multiplied with, and nothing
+else changes. A cell is two functions: one step forward, one step backward. The time loop below them
+is shared.
 
 Notation: ax = W x_t + b_ih, R = weight_hh, b = b_hh, h and c the states before the step;
 d + a name is the gradient of the loss with respect to it. A step backward returns
@@ -16,12 +18,18 @@ import numpy as np
 
 from rnnfast._backend import Backward, Forward
 from rnnfast._cells import Cell, Weights
+from rnnfast._low_precision import operands
 
 
 def sigmoid(a):
     """1 / (1 + exp(-a)), without overflow."""
     e = np.exp(-np.abs(a))
     return np.where(a >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def gradient(matrix, da, rows):
+    """The gradient at the matrix in a = rows matrix^T, from that at a."""
+    return da.T @ rows if isinstance(matrix, np.ndarray) else matrix.gradient(da, rows)
 
 
 def rnn_tanh_forward(ax, h, c, R, b):
@@ -34,7 +42,7 @@ def rnn_tanh_backward(saved, h, c, R, dh_new, dc_new):
     """The gradient of `rnn_tanh_forward`."""
     (h_new,) = saved
     da = dh_new * (1 - h_new * h_new)
-    return da, da, da.T @ h, da @ R, None
+    return da, da, gradient(R, da, h), da @ R, None
 
 
 def rnn_relu_forward(ax, h, c, R, b):
@@ -47,7 +55,7 @@ def rnn_relu_backward(saved, h, c, R, dh_new, dc_new):
     """The gradient of `rnn_relu_forward`; 0 where h' is 0, as torch has it."""
     (h_new,) = saved
     da = np.where(h_new <= 0, 0, dh_new)
-    return da, da, da.T @ h, da @ R, None
+    return da, da, gradient(R, da, h), da @ R, None
 
 
 def lstm_forward(ax, h, c, R, b):
@@ -71,7 +79,7 @@ def lstm_backward(saved, h, c, R, dh_new, dc_new):
     da = np.concatenate(
         [di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), do * o * (1 - o)], axis=-1
     )
-    return da, da, da.T @ h, da @ R, dct * f
+    return da, da, gradient(R, da, h), da @ R, dct * f
 
 
 def gru_forward(ax, h, c, R, b):
@@ -95,7 +103,7 @@ def gru_backward(saved, h, c, R, dh_new, dc_new):
     daz = dz * z * (1 - z)
     dax = np.concatenate([dar, daz, dan], axis=-1)
     dah = np.concatenate([dar, daz, dan * r], axis=-1)
-    return dax, dah, dah.T @ h, dah @ R + dh_new * z, None
+    return dax, dah, gradient(R, dah, h), dah @ R + dh_new * z, None
 
 
 def gru_reset_before_forward(ax, h, c, R, b):
@@ -121,7 +129,7 @@ def gru_reset_before_backward(saved, h, c, R, dh_new, dc_new):
     dar = drh * h * r * (1 - r)
     daz = dz * z * (1 - z)
     da = np.concatenate([dar, daz, dan], axis=-1)
-    dR = np.concatenate([da[:, : 2 * H].T @ h, dan.T @ (r * h)])
+    dR = np.concatenate([gradient(R[: 2 * H], da[:, : 2 * H], h), gradient(R[2 * H :], dan, r * h)])
     return da, da, dR, da[:, : 2 * H] @ R[: 2 * H] + drh * r + dh_new * z, None
 
 
@@ -139,11 +147,12 @@ class ReferenceBackend:
 
     name = "numpy"
 
-    def pack(self, cell: Cell, weights: Weights) -> Weights:
+    def pack(self, cell: Cell, weights: Weights, format_name: str | None = None) -> Weights:
         """A copy, with zeros for absent biases."""
         given = {name: np.array(w) for name, w in weights._asdict().items() if w is not None}
         zeros = np.zeros(len(weights.weight_ih), weights.weight_ih.dtype)
-        return Weights(**{"bias_ih": zeros, "bias_hh": zeros, **given})
+        copies = Weights(**{"bias_ih": zeros, "bias_hh": zeros, **given})
+        return copies if format_name is None else operands(copies, format_name)
 
     def forward(self, cell: Cell, packed: Weights, args: Forward, training: bool) -> Any:
         """See `rnnfast._backend.Backend`; saves h, c, the unprojected h and the step's own."""
@@ -217,12 +226,12 @@ def _backward(cell, packed, saved, args, grads):
         own = tuple(a[active] for a in s[3])
         dh_t = dh[active] if grads.dy is None else dh[active] + grads.dy[t][active]
         if packed.weight_hr is not None:
-            dP += dh_t.T @ unprojected
+            dP += gradient(packed.weight_hr, dh_t, unprojected)
             dh_t = dh_t @ packed.weight_hr
         dax, dah, dR_t, dh_prev, dc_prev = step(
             own, h_prev, c_prev, packed.weight_hh, dh_t, dc[active]
         )
-        dW += dax.T @ args.x[t][active]
+        dW += gradient(packed.weight_ih, dax, args.x[t][active])
         dR += dR_t
         if dbw is not None:
             dbw += dax.sum(axis=0)

@@ -22,16 +22,13 @@ from numpy.typing import NDArray
 from rnnfast import _backend, _validate
 from rnnfast._cells import Weights
 from rnnfast._layout import LAYER_LAYOUTS, Layout, Signature, State, state_widths
-from rnnfast._low_precision import FORMATS, LowPrecisionBackend, floats, keep
+from rnnfast._low_precision import FORMATS, check_sums, floats, keep
 from rnnfast._native_backend import NativeBackend
 from rnnfast._stack import Inputs, PackedStack
-from rnnfast.functional import Packed, pack_checked
+from rnnfast.functional import pack_checked
 
 if TYPE_CHECKING:
     from rnnfast.stream import Stream as CompiledStream
-
-# Sums of as many products of 8 bits fit in 32, as in `csrc/api/rnnfast.cpp`.
-_MOST_OF_INT8 = 131072
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +60,7 @@ class Form:
             raise ValueError(
                 f"batch_size: expected a size that fits in memory, got {self.batch_size}"
             )
-
-        for name, size in (("input_size", sizes.input), ("hidden_size", sizes.hidden)):
-            if self.weights == "int8" and size > _MOST_OF_INT8:
-                raise ValueError(
-                    f"{name}: expected {_MOST_OF_INT8} or less with int8 weights, got {size}"
-                )
+        check_sums(self._format, {"input_size": sizes.input, "hidden_size": sizes.hidden})
 
     @classmethod
     def of(
@@ -82,6 +74,11 @@ class Form:
         """The form of a stream with the parameters in `layers` kept as `weights` says."""
         kept = tuple(keep(own, weights) if weights in FORMATS else own for own in layers)
         return cls(layer, signature, kept, weights, batch_size)
+
+    @property
+    def _format(self) -> str | None:
+        """The one in FORMATS; None: as the dtype."""
+        return self.weights if self.weights in FORMATS else None
 
     def open(self, state: State | None = None) -> Stream | CompiledStream:
         """A new stream on the backend in use, with a state that another stream had."""
@@ -138,16 +135,10 @@ class Form:
         """The weights for the backend in use."""
         signature, sizes = self.signature, self.signature.sizes
         above = sizes._replace(input=sizes.output)
-
-        def packed(k: int, weights: Weights) -> Packed:
-            own, cell = above if k else sizes, signature.cell
-            if self.weights not in FORMATS:
-                return pack_checked(cell, own, weights)
-            backend, bias = LowPrecisionBackend(), weights.bias_ih is not None
-            operands = backend.pack(cell, weights)
-            return Packed(cell, own, signature.dtype, bias, backend, operands)
-
-        packs = [packed(k, weights) for k, weights in enumerate(self.layers)]
+        packs = [
+            pack_checked(signature.cell, above if k else sizes, weights, self._format)
+            for k, weights in enumerate(self.arrays())
+        ]
         return PackedStack(signature, packs, [])
 
     def new_states(self) -> list[NDArray]:

@@ -16,16 +16,21 @@ from numpy.typing import NDArray
 
 from rnnfast import _backend, _validate
 from rnnfast._cells import CELLS, DTYPES, Cell, Sizes, Weights, weight_shapes
+from rnnfast._low_precision import INFERENCE_ONLY, check_sums, checked_format
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A snapshot of one layer's weights in the layout of the backend that made it."""
+    """A snapshot of one layer's weights in the layout of the backend that made it.
+
+    format_name : of `_low_precision.FORMATS`; None: the matrices are in `dtype`.
+    """
 
     cell: Cell
     sizes: Sizes
     dtype: np.dtype
     bias: bool
+    format_name: str | None
     backend: _backend.Backend = field(repr=False)
     weights: Any = field(repr=False)
 
@@ -52,6 +57,8 @@ def pack(
     bias_ih: NDArray | None = None,
     bias_hh: NDArray | None = None,
     weight_hr: NDArray | None = None,
+    *,
+    precision: str | None = None,
 ) -> Packed:
     """Copies the weights of one layer into the layout of the backend in use.
 
@@ -62,11 +69,13 @@ def pack(
     weight_hh : (G*H, W), the same dtype.
     bias_ih, bias_hh : (G*H,), both or neither.
     weight_hr : (P, H), LSTM only: the projection h = weight_hr (o tanh(c)).
+    precision : of the matrices and what they are multiplied with: the dtype, which None means too;
+        of float32 weights also "bfloat16", or for inference "int8". See `rnnfast.RNN`.
 
     Raises
     ------
     TypeError : a dtype other than the two, or not the same for all.
-    ValueError : a shape that does not fit, or an unknown cell.
+    ValueError : a shape that does not fit, an unknown cell, or a precision that is none.
     """
     kind = CELLS[_validate.one_of("cell", cell, CELLS)]
     given_dtype = _validate.array("weight_ih", weight_ih).dtype
@@ -90,18 +99,23 @@ def pack(
     if (bias_ih is None) != (bias_hh is None):
         raise ValueError("bias_hh: expected both biases or none, got one")
     sizes = Sizes(w_ih.shape[1], hidden, projection)
+    format_name = checked_format("precision", precision, dtype.name)
+    check_sums(format_name, {"I": sizes.input, "H": hidden})
     given = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)._asdict()
     shapes = weight_shapes(kind, sizes, bias_ih is not None)
     checked = {n: _validate.floats(n, given[n], dtype, shape) for n, shape in shapes.items()}
     weights = Weights(**{n: np.ascontiguousarray(array) for n, array in checked.items()})
-    return pack_checked(kind, sizes, weights)
+    return pack_checked(kind, sizes, weights, format_name)
 
 
-def pack_checked(cell: Cell, sizes: Sizes, weights: Weights) -> Packed:
+def pack_checked(
+    cell: Cell, sizes: Sizes, weights: Weights, format_name: str | None = None
+) -> Packed:
     """`pack` without its checks, for arrays that are known to be right."""
     backend = _backend.current()
     dtype, bias = weights.weight_ih.dtype, weights.bias_ih is not None
-    return Packed(cell, sizes, dtype, bias, backend, backend.pack(cell, weights))
+    packed = backend.pack(cell, weights, format_name)
+    return Packed(cell, sizes, dtype, bias, format_name, backend, packed)
 
 
 @dataclass(slots=True)
@@ -222,7 +236,8 @@ def forward(
     """
     if not isinstance(packed, Packed):
         raise TypeError(f"packed: expected what pack returns, got {type(packed).__name__}")
-    _validate.flag("training", training)
+    if _validate.flag("training", training) and packed.format_name in INFERENCE_ONLY:
+        raise ValueError(f"training: expected False with {packed.format_name} weights, got True")
     sizes, dtype = packed.sizes, packed.dtype
     x = _validate.floats("x", x, dtype, (-1, -1, sizes.input), "(T, B, I)")
     steps, batch = x.shape[:2]

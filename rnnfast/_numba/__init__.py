@@ -1,12 +1,13 @@
 """The backend `numba`: compiled on first use, for where the native one was not built.
 
 What is wide is NumPy's: the products over all rows of a chunk of steps. What is sequential is
-compiled: the time loops of `sequence`, and the equations of `rnn`, `lstm` and `gru`.
+compiled: the time loops of `sequence`, and the equations of `rnn`, `lstm` and `gru`. Low precision
+is the reference's.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from rnnfast._numba.environment import denormals_are_zero
 from rnnfast._numba.gradients import add_product
 from rnnfast._numba.layout import Kernel, Packed, Rows, padded
 from rnnfast._numba.tile import V
+from rnnfast._reference import ReferenceBackend
 
 KERNELS: dict[str, Kernel] = {
     "rnn_tanh": Kernel(rnn.GROUPS, rnn.tanh_forward, rnn.tanh_backward),
@@ -48,19 +50,26 @@ class NumbaBackend:
 
     name = "numba"
 
-    def pack(self, cell: Cell, weights: Weights) -> Packed:
-        """A private copy."""
+    def pack(
+        self, cell: Cell, weights: Weights, format_name: str | None = None
+    ) -> Packed | Weights:
+        """A private copy; in low precision the reference's."""
+        if format_name is not None:
+            return _REFERENCE.pack(cell, weights, format_name)
         return Packed(KERNELS[cell.name], cell, weights)
 
-    def forward(self, cell: Cell, packed: Packed, args: Forward, training: bool) -> Saved | None:
+    def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
         """Runs forward; returns what `backward` needs when `training`."""
+        if not isinstance(packed, Packed):
+            return _REFERENCE.forward(cell, packed, args, training)
         with np.errstate(all="ignore"), denormals_are_zero():
             return _forward(packed, args, training)
 
-    def backward(
-        self, cell: Cell, packed: Packed, saved: Saved, args: Forward, grads: Backward
-    ) -> None:
+    def backward(self, cell: Cell, packed: Any, saved: Any, args: Forward, grads: Backward) -> None:
         """Runs backward; leaves `saved` as it was."""
+        if not isinstance(packed, Packed):
+            _REFERENCE.backward(cell, packed, saved, args, grads)
+            return
         with np.errstate(all="ignore"), denormals_are_zero():
             _backward(packed, saved, args, grads)
 
@@ -178,6 +187,7 @@ def _slot(packed: Packed, own: NDArray, slot: int) -> NDArray:
     return own.reshape(rows, -1, saves, V)[:, :, slot].reshape(rows, -1)
 
 
+_REFERENCE = ReferenceBackend()
 _BACKEND = NumbaBackend()
 
 
