@@ -22,6 +22,9 @@ _CLASSES: dict[str, type[Loaded]] = {
     found.__name__: found for found in (RNN, GRU, LSTM, RNNCell, GRUCell, LSTMCell)
 }
 
+# Options that `save` leaves out where they are None.
+_MAY_BE_ABSENT = {"precision"}
+
 
 def load(path: str | os.PathLike[str]) -> Loaded:
     """The layer or cell that `save` wrote: its class, options, dtype and parameters, bit for bit.
@@ -66,9 +69,9 @@ def _rebuilt(reader: _safetensors.Reader) -> Loaded:
 
 
 def _options(found: type[Loaded], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The options of a class from their texts: all of them, and no others."""
-    names = inspect.signature(found).parameters.keys() - {"seed"}
-    if texts.keys() != names:
+    """The options of a class from their texts: all that `save` writes, and no others."""
+    names = inspect.signature(found).parameters.keys() - {"seed", *_MAY_BE_ABSENT}
+    if texts.keys() - _MAY_BE_ABSENT != names:
         raise ValueError(
             f"metadata: expected for {found.__name__} the options {', '.join(sorted(names))}, "
             f"got {', '.join(map(repr, sorted(texts))) or 'none'}"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rnnfast import _backend, _safetensors, _validate
 from rnnfast._cells import CELLS, DTYPES, Sizes, Weights, weight_shapes
 from rnnfast._layout import Signature
+from rnnfast._low_precision import FORMATS, INFERENCE_ONLY, check_sums, checked_format
 from rnnfast._parameters import Parameters, loadable
 from rnnfast._stack import PackedStack
 from rnnfast.functional import pack_checked
@@ -50,6 +51,7 @@ class Options(NamedTuple):
     nonlinearity: str | None = None
     reset_after: bool | None = None
     dtype: str = "float32"
+    precision: str | None = None  # one of FORMATS; None: the dtype
 
 
 class _PackedCache(NamedTuple):
@@ -85,6 +87,7 @@ class Module:
             bias=_validate.flag("bias", options.bias),
             dtype=_validate.float_dtype("dtype", options.dtype).name,
         )
+        self._options = self._in_precision(options.precision)
         self._cell = CELLS[cell]
         self._suffixes = suffixes
         self._signature = Signature(
@@ -123,6 +126,26 @@ class Module:
         """The parameters by torch's names, as read-only views; see `Parameters` for updates."""
         return self._parameters
 
+    @property
+    def precision(self) -> str:
+        """That of the products with weights: the dtype, "bfloat16" or "int8"; may be changed.
+
+        The parameters stay as they are, so that any trained layer can be given any of them, and
+        its own back; tapes and streams that there are keep theirs. None: the dtype.
+
+        Raises
+        ------
+        ValueError : no precision of such a layer.
+        """
+        return self._options.precision or self._options.dtype
+
+    @precision.setter
+    def precision(self, value: str | None) -> None:
+        options = self._in_precision(value)
+        with self._parameters.lock:  # weights that are being packed are those of before
+            self._options = options
+            self._cache = None
+
     def state_dict(self) -> dict[str, NDArray]:
         """A copy of every parameter, by name."""
         return self._parameters.copies()
@@ -154,7 +177,8 @@ class Module:
         `safetensors.torch.load_file` gives what `load_state_dict` of torch's module takes. Its
         metadata, strings by name, are `format` "rnnfast"; `format_version` "1"; `class`, that of
         rnnfast, also where `self` is of a class made from it; and each option of the constructor
-        but `seed`: `hidden_size` "128", `bias` "true", `dropout` "0.5", `dtype` "float32".
+        but `seed`: `hidden_size` "128", `bias` "true", `dropout` "0.5", `dtype` "float32";
+        `precision` only where it is not the dtype.
 
         Parameters
         ----------
@@ -180,6 +204,26 @@ class Module:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}
+
+    def _in_precision(self, precision: Any) -> Options:
+        """The options with another precision, once it is known to be one."""
+        options = self._options
+        format_name = checked_format("precision", precision, options.dtype)
+        sizes = {"input_size": options.input_size, "hidden_size": options.hidden_size}
+        if options.bidirectional and options.num_layers != 1:
+            output = "proj_size" if options.proj_size else "hidden_size"
+            sizes[f"2 * {output}"] = 2 * (options.proj_size or options.hidden_size)
+        check_sums(format_name, sizes)
+        return options._replace(precision=format_name)
+
+    def _check_trains(self) -> None:
+        """That there is a backward pass in the layer's precision."""
+        if self._options.precision in INFERENCE_ONLY:
+            trained = [self.dtype, *(name for name in FORMATS if name not in INFERENCE_ONLY)]
+            raise ValueError(
+                f"precision: expected one of {', '.join(trained)} for training, "
+                f"got {self.precision!r}"
+            )
 
     def _sizes(self, k: int) -> Sizes:
         """The sizes of layer and direction `k`; layers above the first read D*W."""
@@ -241,7 +285,8 @@ class Module:
             for k, suffix in enumerate(self._suffixes):
                 own = {name: name + suffix for name in self._shapes(k)}
                 weights = Weights(**{name: arrays[full] for name, full in own.items()})
-                packs.append(pack_checked(self._cell, self._sizes(k), weights))
+                own_sizes, format_name = self._sizes(k), self._options.precision
+                packs.append(pack_checked(self._cell, own_sizes, weights, format_name))
                 names.append(tuple(own.get(name) for name in Weights._fields))
             stack = PackedStack(self._signature, packs, names)
             self._cache = _PackedCache(version, packs[0].backend, stack)

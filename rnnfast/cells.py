@@ -22,6 +22,7 @@ class _Cell(Module):
         "nonlinearity": "tanh",
         "reset_after": True,
         "dtype": "float32",
+        "precision": None,
     }
 
     def __init__(self, cell: str, options: Options, seed: int | None) -> None:
@@ -67,7 +68,9 @@ class _Cell(Module):
         Raises
         ------
         TypeError, ValueError : as when calling the cell.
+        ValueError : the cell's precision is int8, which has no backward pass.
         """
+        self._check_trains()
         native = self._native()
         if native is not None:
             result = native.record(x, state)
@@ -90,6 +93,7 @@ class RNNCell(_Cell):
     bias : whether there are b_w and b_r.
     nonlinearity : "tanh" or "relu".
     dtype : "float32" or "float64".
+    precision : as for `RNN`.
     seed : of the initial parameters, uniform in ±1/sqrt(H); None: fresh entropy.
 
     Raises
@@ -107,11 +111,17 @@ class RNNCell(_Cell):
         nonlinearity: str = "tanh",
         *,
         dtype: Any = "float32",
+        precision: str | None = None,
         seed: int | None = None,
     ) -> None:
         nonlinearity = _validate.one_of("nonlinearity", nonlinearity, NONLINEARITIES)
         options = Options(
-            input_size, hidden_size, bias=bias, nonlinearity=nonlinearity, dtype=dtype
+            input_size,
+            hidden_size,
+            bias=bias,
+            nonlinearity=nonlinearity,
+            dtype=dtype,
+            precision=precision,
         )
         super().__init__(f"rnn_{nonlinearity}", options, seed)
 
@@ -121,7 +131,7 @@ class GRUCell(_Cell):
 
     Parameters
     ----------
-    input_size, hidden_size, bias, dtype, seed : as for `RNNCell`.
+    input_size, hidden_size, bias, dtype, precision, seed : as for `RNNCell`.
     reset_after : as for `GRU`.
 
     Raises
@@ -139,10 +149,18 @@ class GRUCell(_Cell):
         *,
         reset_after: bool = True,
         dtype: Any = "float32",
+        precision: str | None = None,
         seed: int | None = None,
     ) -> None:
         reset_after = _validate.flag("reset_after", reset_after)
-        options = Options(input_size, hidden_size, bias=bias, reset_after=reset_after, dtype=dtype)
+        options = Options(
+            input_size,
+            hidden_size,
+            bias=bias,
+            reset_after=reset_after,
+            dtype=dtype,
+            precision=precision,
+        )
         super().__init__("gru" if reset_after else "gru_reset_before", options, seed)
 
 
@@ -151,7 +169,7 @@ class LSTMCell(_Cell):
 
     Parameters
     ----------
-    input_size, hidden_size, bias, dtype, seed : as for `RNNCell`.
+    input_size, hidden_size, bias, dtype, precision, seed : as for `RNNCell`.
 
     Raises
     ------
@@ -165,6 +183,8 @@ class LSTMCell(_Cell):
         bias: bool = True,
         *,
         dtype: Any = "float32",
+        precision: str | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__("lstm", Options(input_size, hidden_size, bias=bias, dtype=dtype), seed)
+        options = Options(input_size, hidden_size, bias=bias, dtype=dtype, precision=precision)
+        super().__init__("lstm", options, seed)

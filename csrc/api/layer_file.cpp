@@ -26,10 +26,18 @@ constexpr const char* kCells[] = {
 #undef CELL
 };
 
+constexpr const char* kFormats[] = {
+#define FORMAT(name, type) #name,
+#include "core/formats.inc"
+#undef FORMAT
+};
+
 // The options of a layer, as texts, of which each must be taken.
 class Options {
 public:
     explicit Options(std::map<std::string, std::string> texts) : texts_(std::move(texts)) {}
+
+    bool has(const std::string& name) const { return texts_.count(name) != 0; }
 
     std::string take(const std::string& name) {
         const auto found = texts_.find(name);
@@ -82,6 +90,21 @@ CellId cell_of(const std::string& kind, Options& options) {
     return cell;
 }
 
+// That of the layer in Python; a stream's is what `weights` of its configuration says. `dtype`: where
+// there is no such option.
+std::string precision_of(Options& options, const std::string& dtype) {
+    if (!options.has("precision")) return dtype;
+    const std::string precision = options.take("precision");
+    std::string known = dtype;
+    if (dtype == "float32")
+        for (const char* const format : kFormats) {
+            if (precision == format) return precision;
+            known += std::string(", ") + format;
+        }
+    if (precision != dtype) fail("precision", "one of " + known, precision);
+    return precision;
+}
+
 std::string shape_text(const std::vector<int64_t>& shape) {
     std::string text;
     for (const int64_t n : shape) text += (text.empty() ? "" : ", ") + std::to_string(n);
@@ -111,8 +134,13 @@ LayerFile read(const char* path, rnnfast_config& config) {
         options.flag("batch_first");
         options.take("dropout");  // of which a stream has none
     }
-    const std::string dtype = options.take("dtype");
+    const std::string dtype = options.take("dtype"), precision = precision_of(options, dtype);
     options.end();
+    if (precision == "int8")
+        for (const int64_t size : {config.input_size, config.hidden_size})
+            if (size > kMostOfInt8)
+                fail("precision", "float32 or bfloat16 of " + std::to_string(size) + " products",
+                     precision);
     if (file.tensors.empty()) fail("file", "arrays", "none");
     config.dtype = file.tensors.begin()->second.dtype;
     if (dtype != config.dtype) fail("dtype", config.dtype, dtype);

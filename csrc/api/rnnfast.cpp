@@ -78,9 +78,6 @@ void check_least(const char* what, int64_t value, int64_t least) {
              static_cast<long long>(value));
 }
 
-// Sums of as many products of 8 bits fit in 32.
-constexpr int64_t kMostOfInt8 = 131072;
-
 void check_most(const char* what, int64_t value, int64_t most) {
     if (value > most)
         fail("%s: expected %lld or less with int8 weights, got %lld", what,

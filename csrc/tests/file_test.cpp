@@ -80,6 +80,20 @@ void check_calls() {
     fails(path.c_str(), &config, "weights: expected one of float32, bfloat16, int8, got int4");
 }
 
+// The precision of the layer in Python is not that of the stream.
+void check_precision() {
+    for (const char* precision : {"float32", "bfloat16", "int8"}) {
+        Content content = lstm();
+        content["precision"] = precision;
+        write(content.whole());
+        rnnfast_config config{};
+        config.batch_size = 1;
+        rnnfast_stream* const stream = rnnfast_open(path.c_str(), &config);
+        expect(stream && !config.weights, std::string("a layer in ") + precision);
+        rnnfast_destroy(stream);
+    }
+}
+
 // Random damage: each file is a stream that can be stepped, or refused.
 void check_mutations() {
     const char* const pieces[] = {"\"", "{",    "}",    "[",   "]",   ",",       ":",  "-1", "1e9",
@@ -153,6 +167,7 @@ int main() {
     path = std::string("file_test_") + rnnfast_isa() + ".safetensors";
     for (const Case& c : cases()) check<float>(c), check<double>(c);
     check_calls();
+    check_precision();
     check_mutations();
     return report();
 }

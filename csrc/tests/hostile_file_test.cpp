@@ -119,6 +119,8 @@ void check_options() {
     option("bias", "1", "bias: expected true or false, got 1");
     option("bidirectional", "true", "bidirectional: expected false for a stream, got true");
     option("dtype", "float64", "dtype: expected float32, got float64");
+    option("precision", "int4", "precision: expected one of float32, bfloat16, int8, got int4");
+    option("precision", "float64", "precision: expected one of float32, bfloat16, int8, got float");
     const std::string name = "bias_ih_l1", renamed = "other";
     Content content = lstm();
     for (auto& item : content.tensors)
