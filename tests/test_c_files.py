@@ -14,6 +14,7 @@ from files import MODULES, mutated, saved
 from oracle import assert_same_bits, make, normal
 
 import rnnfast
+from rnnfast._low_precision import FORMATS
 
 STEPS, BATCH = 5, 3
 
@@ -87,6 +88,21 @@ def test_steps_are_the_layers(native, library, path, opened: Opened, kind, dtype
     assert_same_bits(output, want)
 
 
+@pytest.mark.parametrize("precision", FORMATS)
+def test_a_stream_is_in_the_precision_that_is_asked_for(native, library, path, precision, rng):
+    """Not in that of the layer, which may be any."""
+    x, output = normal(rng, (STEPS, BATCH, 4), "f4"), np.empty((STEPS, BATCH, 5), "f4")
+    layer = make("gru", num_layers=2, precision=precision)
+    layer.save(path)
+    for weights in ("float32", *FORMATS):
+        config = Config(batch_size=BATCH, weights=weights.encode())
+        stream = library.rnnfast_open(os.fsencode(path), ctypes.byref(config))
+        assert stream, library.rnnfast_error()
+        library.rnnfast_run(stream, STEPS, x.ctypes.data, output.ctypes.data)
+        library.rnnfast_destroy(stream)
+        assert_same_bits(output, layer.stream(BATCH, weights).run(x), weights)
+
+
 def test_two_directions_are_refused(library, path, opened: Opened):
     make("gru", bidirectional=True).save(path)
     assert opened()[0] is None
@@ -98,7 +114,7 @@ def test_two_directions_are_refused(library, path, opened: Opened):
 def test_python_and_c_refuse_the_same_files(library, path, opened: Opened, kind):
     """But for what a stream has no use for, dropout."""
     constructor, options = MODULES[kind]
-    content = saved(constructor(4, 5, seed=3, **options), path.parent)
+    content = saved(constructor(4, 5, seed=3, precision="int8", **options), path.parent)
     other = saved(make("gru", dtype="float64"), path.parent)
     rng = np.random.default_rng([6, list(MODULES).index(kind)])
     for _ in range(500):

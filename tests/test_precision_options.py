@@ -1,0 +1,282 @@
+"""`precision`: where it can be given, what it changes and keeps, and how it is saved."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+from files import assert_same_module, joined, saved, split
+from oracle import (
+    KINDS,
+    assert_same_bits,
+    assert_same_gradients,
+    assert_same_states,
+    make,
+    normal,
+    parts,
+    state_for,
+    use_or_skip,
+)
+
+import rnnfast
+from rnnfast import _backend, functional
+from rnnfast._low_precision import FORMATS
+
+CELLS = {
+    "rnn_tanh": (rnnfast.RNNCell, {}),
+    "rnn_relu": (rnnfast.RNNCell, {"nonlinearity": "relu"}),
+    "lstm": (rnnfast.LSTMCell, {}),
+    "gru": (rnnfast.GRUCell, {}),
+    "gru_reset_before": (rnnfast.GRUCell, {"reset_after": False}),
+}
+CLASSES = [rnnfast.RNN, rnnfast.GRU, rnnfast.LSTM]
+CLASSES += [rnnfast.RNNCell, rnnfast.GRUCell, rnnfast.LSTMCell]
+
+
+@pytest.fixture(params=_backend.BACKENDS)
+def backend(request, keep_backend) -> str:
+    return use_or_skip(request.param)
+
+
+@pytest.fixture(params=FORMATS)
+def precision(request) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("constructor", CLASSES)
+def test_names(constructor, precision, dtype):
+    assert constructor(2, 3, dtype=dtype).precision == dtype
+    assert constructor(2, 3, dtype=dtype, precision=dtype).precision == dtype
+    name = constructor.__name__
+    layer = constructor(2, 3, precision=precision)
+    assert layer.precision == precision and layer.dtype == "float32"
+    assert repr(layer) == f"{name}(2, 3, precision='{precision}')"
+    assert repr(constructor(2, 3, precision="float32")) == f"{name}(2, 3)"
+
+
+@pytest.mark.parametrize("constructor", CLASSES)
+@pytest.mark.parametrize(
+    ("dtype", "given", "choices"),
+    [
+        ("float64", "bfloat16", "float64"),
+        ("float64", "float32", "float64"),
+        ("float32", "float64", "float32, bfloat16, int8"),
+        ("float32", "int4", "float32, bfloat16, int8"),
+        ("float32", 8, "float32, bfloat16, int8"),
+        ("float32", np.dtype("int8"), "float32, bfloat16, int8"),
+    ],
+)
+def test_what_is_no_precision(constructor, dtype, given, choices):
+    want = f"precision: expected one of {choices}, got {given!r}"
+    with pytest.raises(ValueError) as error:
+        constructor(2, 3, dtype=dtype, precision=given)
+    assert str(error.value) == want
+    layer = constructor(2, 3, dtype=dtype)
+    with pytest.raises(ValueError) as error:
+        layer.precision = given
+    assert str(error.value) == want and layer.precision == dtype
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_may_be_changed(backend, kind, precision, rng):
+    """As if the layer had been made so; its parameters stay, and it can be changed back."""
+    layer, x = make(kind, num_layers=2), normal(rng, (6, 3, 4), "f4")
+    before, want = layer.state_dict(), layer(x)[0]
+    layer.precision = precision
+    got = layer(x)[0]
+    assert not np.array_equal(got, want)
+    assert_same_bits(got, make(kind, num_layers=2, precision=precision)(x)[0])
+    for name, array in layer.state_dict().items():
+        assert_same_bits(array, before[name])
+    with layer.parameters.edit() as parameters:
+        for array in parameters.values():
+            array *= 0.5
+    assert not np.array_equal(layer(x)[0], got)
+    layer.load_state_dict(before)
+    assert_same_bits(layer(x)[0], got)
+    layer.precision = None
+    assert layer.precision == "float32"
+    assert_same_bits(layer(x)[0], want)
+
+
+def test_tapes_and_streams_keep_theirs(backend, rng):
+    layer, x = make("gru"), normal(rng, (6, 3, 4), "f4")
+    layer.precision = "bfloat16"
+    d_output = np.ones((6, 3, 5), np.float32)
+    want = layer.record(x).backward(d_output)
+    tape, stream = layer.record(x), layer.stream(3)
+    output = layer.stream(3).run(x)
+    layer.precision = "int8"
+    assert_same_gradients(tape.backward(d_output), want)
+    assert stream.weights == "bfloat16"
+    assert_same_bits(stream.run(x), output)
+
+
+def test_training_lowers_a_loss(backend, rng):
+    """Gradients in bfloat16 move parameters in float32, by steps below what bfloat16 can tell."""
+    layer = rnnfast.LSTM(3, 8, precision="bfloat16", seed=0)
+    x = normal(rng, (12, 16, 3), "f4")
+    want = np.cumsum(x.mean(-1, keepdims=True), 0).repeat(8, -1) / 8
+    losses = []
+    for _ in range(60):
+        tape = layer.record(x)
+        error = tape.output - want
+        losses.append(float((error**2).mean()))
+        grads = tape.backward(2 * error / error.size)
+        with layer.parameters.edit() as parameters:
+            for name, gradient in grads.parameters.items():
+                parameters[name] -= 2 * gradient
+    assert all(later < earlier for earlier, later in zip(losses, losses[5::5], strict=False))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+class TestInt8HasNoBackwardPass:
+    WANT = "precision: expected one of float32, bfloat16 for training, got 'int8'"
+
+    @pytest.mark.parametrize("make_one", [rnnfast.GRU, rnnfast.LSTMCell])
+    def test_of_layers_and_cells(self, backend, make_one, rng):
+        layer = make_one(4, 5, precision="int8")
+        x = normal(rng, (3, 4), "f4")
+        layer(x)  # packed
+        for given in (x, "nothing that could be computed with"):
+            with pytest.raises(ValueError) as error:
+                layer.record(given)
+            assert str(error.value) == self.WANT
+
+    def test_leaves_dropout_alone(self, backend, rng):
+        layer = make("gru", num_layers=2, dropout=0.5)
+        x = normal(rng, (3, 2, 4), "f4")
+        want = make("gru", num_layers=2, dropout=0.5).record(x).output
+        layer.precision = "int8"
+        with pytest.raises(ValueError):
+            layer.record(x)
+        layer.precision = "float32"
+        assert_same_bits(layer.record(x).output, want)
+
+    def test_of_functions(self, backend, rng):
+        weights = normal(rng, (15, 4), "f4"), normal(rng, (15, 5), "f4")
+        packed = functional.pack("gru", *weights, precision="int8")
+        with pytest.raises(ValueError) as error:
+            functional.forward(packed, normal(rng, (2, 3, 4), "f4"), training=True)
+        assert str(error.value) == "training: expected False with int8 weights, got True"
+
+
+def test_sums_of_int8_fit():
+    with pytest.raises(ValueError) as error:
+        rnnfast.RNN(131073, 1, precision="int8")
+    assert str(error.value) == "input_size: expected 131072 or less with int8 weights, got 131073"
+    layer = rnnfast.RNN(131073, 1, precision="bfloat16")
+    with pytest.raises(ValueError, match="input_size"):
+        layer.precision = "int8"
+    assert layer.precision == "bfloat16"
+    with pytest.raises(ValueError) as error:
+        functional.pack("rnn_relu", *(np.zeros((1, n), np.float32) for n in (131073, 1)),
+                        precision="int8")  # fmt: skip
+    assert str(error.value) == "I: expected 131072 or less with int8 weights, got 131073"
+    wide = {"proj_size": 65537, "num_layers": 2, "bidirectional": True, "bias": False}
+    with pytest.raises(ValueError) as error:
+        rnnfast.LSTM(0, 131072, **wide, precision="int8")
+    want = "2 * proj_size: expected 131072 or less with int8 weights, got 131074"
+    assert str(error.value) == want
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_functions_are_the_layers(backend, kind, precision, rng):
+    layer = make(kind, precision=precision)
+    x, state = normal(rng, (6, 3, 4), "f4"), state_for(layer, 3, rng)
+    weights = {name.removesuffix("_l0"): a for name, a in layer.parameters.items()}
+    packed = functional.pack(layer._cell.name, **weights, precision=precision)
+    run = functional.forward(packed, x, *(s[0] for s in parts(state)))
+    assert_same_bits(run.y, layer(x, state)[0])
+
+
+def test_functions_take_what_layers_take():
+    weights = np.zeros((3, 2), "f8"), np.zeros((3, 3), "f8")
+    functional.pack("rnn_tanh", *weights, precision="float64")
+    with pytest.raises(ValueError) as error:
+        functional.pack("rnn_tanh", *weights, precision="bfloat16")
+    assert str(error.value) == "precision: expected one of float64, got 'bfloat16'"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_is_a_layer_of_one_step(backend, cell, precision, rng):
+    constructor, options = CELLS[cell]
+    one = constructor(4, 5, precision=precision, seed=3, **options)
+    layer = make(cell, precision=precision)
+    layer.load_state_dict({f"{name}_l0": a for name, a in one.parameters.items()})
+    x, state = normal(rng, (3, 4), "f4"), state_for(layer, 3, rng)
+    first = tuple(s[0] for s in parts(state))
+    given = first if len(first) > 1 else first[0]
+    want = layer(x[None], state)[1]
+    for got, last in zip(parts(one(x, given)), parts(want), strict=True):
+        assert_same_bits(got, last[0])
+    if precision == "bfloat16":
+        d_output = normal(rng, (3, 5), "f4")
+        got = one.record(x, given).backward(d_output)
+        wanted = layer.record(x[None], state).backward(d_output[None])
+        assert_same_bits(got.input, wanted.input[0])
+        for name, gradient in got.parameters.items():
+            assert_same_bits(gradient, wanted.parameters[f"{name}_l0"], name)
+
+
+class TestStreams:
+    def test_have_the_layers(self, backend, precision, rng):
+        layer = make("lstm_projected", num_layers=2, precision=precision)
+        x = normal(rng, (6, 3, 4), "f4")
+        stream = layer.stream(3)
+        assert stream.weights == precision
+        assert repr(stream) == f'Stream({layer!r}, batch_size=3, weights="{precision}")'
+        if backend == "native":
+            assert_same_bits(stream.run(x), layer(x)[0])
+        else:
+            np.testing.assert_allclose(stream.run(x), layer(x)[0], rtol=1e-4, atol=1e-5)
+
+    def test_may_have_another(self, backend, precision, rng):
+        layer, x = make("gru", precision=precision), normal(rng, (6, 3, 4), "f4")
+        exact = make("gru")
+        for weights in ("float32", *FORMATS):
+            stream = layer.stream(3, weights)
+            assert stream.weights == weights
+            assert_same_bits(stream.run(x), exact.stream(3, weights).run(x))
+
+
+class TestCopies:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_have_it(self, backend, kind, precision, tmp_path, rng):
+        layer = make(kind, num_layers=2, bidirectional=True, precision=precision)
+        x = normal(rng, (6, 3, 4), "f4")
+        want = layer(x)
+        path = tmp_path / "layer"
+        layer.save(path)
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), rnnfast.load(path)):
+            assert_same_module(other, layer)
+            assert repr(other) == repr(layer) and other.precision == precision
+            output, state = other(x)
+            assert_same_bits(output, want[0])
+            assert_same_states(state, want[1])
+
+    def test_a_file_tells_it_where_it_is_not_the_dtype(self, precision, tmp_path, dtype):
+        layer = rnnfast.GRUCell(2, 3, precision=precision)
+        header, data = split(saved(layer, tmp_path))
+        assert header["__metadata__"]["precision"] == precision
+        assert {entry["dtype"] for name, entry in header.items() if name[0] != "_"} == {"F32"}
+        plain = rnnfast.GRUCell(2, 3, dtype=dtype, precision=dtype)
+        assert "precision" not in split(saved(plain, tmp_path))[0]["__metadata__"]
+        header["__metadata__"]["precision"] = "float32"
+        path = tmp_path / "written by hand"
+        path.write_bytes(joined(header, data))
+        assert repr(rnnfast.load(path)) == "GRUCell(2, 3)"
+
+    @pytest.mark.parametrize("given", ["int4", "float64", "", "null", "[" * 100_000])
+    def test_a_file_with_a_wrong_one(self, given, tmp_path):
+        header, data = split(saved(make("gru"), tmp_path))
+        header["__metadata__"]["precision"] = given
+        path = tmp_path / "wrong"
+        path.write_bytes(joined(json.dumps(header), data))
+        with pytest.raises(ValueError) as error:
+            rnnfast.load(path)
+        want = f"{path}: precision: expected one of float32, bfloat16, int8, got {given!r}"
+        assert str(error.value) == want
