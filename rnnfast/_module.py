@@ -282,11 +282,11 @@ class Module:
             if cache and cache.version == version and cache.backend is backend:
                 return cache.stack
             packs, names = [], []
+            format_name = self._options.precision
             for k, suffix in enumerate(self._suffixes):
                 own = {name: name + suffix for name in self._shapes(k)}
                 weights = Weights(**{name: arrays[full] for name, full in own.items()})
-                own_sizes, format_name = self._sizes(k), self._options.precision
-                packs.append(pack_checked(self._cell, own_sizes, weights, format_name))
+                packs.append(pack_checked(self._cell, self._sizes(k), weights, format_name))
                 names.append(tuple(own.get(name) for name in Weights._fields))
             stack = PackedStack(self._signature, packs, names)
             self._cache = _PackedCache(version, packs[0].backend, stack)

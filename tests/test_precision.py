@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from oracle import (
@@ -19,10 +16,8 @@ from oracle import (
     use_or_skip,
 )
 from precision_model import Model
-from subprocesses import python
 from tolerances import assert_close
 
-import rnnfast
 from rnnfast import _backend
 from rnnfast._low_precision import FORMATS, INFERENCE_ONLY
 
@@ -208,103 +203,3 @@ def test_sizes_of_zero(backend, kind, precision, steps, batch, size, rng):
         got = layer.record(x, state).backward(np.ones_like(output))
         assert got.input.shape == x.shape
         assert all(np.isfinite(g).all() for g in got.parameters.values())
-
-
-class TestBits:
-    """Of the native backend: they depend on nothing but the row."""
-
-    def test_of_a_row(self, kind, precision, native, rng):
-        layer = make(kind, 19, 37, num_layers=2, bidirectional=True, precision=precision)
-        x = normal(rng, (6, 13, 19), "f4")
-        together = layer(x)[0]
-        for row in range(13):
-            assert_same_bits(layer(x[:, row : row + 1])[0], together[:, row : row + 1])
-
-    def test_of_chunks(self, kind, precision, native, rng):
-        layer = make(kind, 19, 37, num_layers=2, precision=precision)
-        x = normal(rng, (300, 3, 19), "f4")
-        want, last = layer(x)
-        state, pieces = None, []
-        for piece in np.split(x, [1, 2, 130]):
-            output, state = layer(piece, state)
-            pieces.append(output)
-        assert_same_bits(np.concatenate(pieces), want)
-        assert_same_states(state, last)
-
-    def test_of_steps(self, kind, precision, native, rng):
-        layer = make(kind, 19, 37, num_layers=2, precision=precision)
-        x = normal(rng, (7, 3, 19), "f4")
-        stream = layer.stream(3)
-        assert stream.weights == precision
-        assert_same_bits(stream.run(x), layer(x)[0])
-        assert_same_states(stream.state, layer(x)[1])
-
-    def test_of_lengths(self, kind, precision, native, rng):
-        layer = make(kind, SIZE, HIDDEN, num_layers=2, bidirectional=True, precision=precision)
-        x = normal(rng, (STEPS, BATCH, SIZE), "f4")
-        got = layer(x, lengths=LENGTHS)[0]
-        for row, length in enumerate(LENGTHS):
-            want = layer(x[:length, row : row + 1])[0]
-            assert_same_bits(got[:length, row : row + 1], want)
-            assert not got[length:, row].any()
-
-    @pytest.mark.parametrize(("steps", "batch"), [(40, 1), (40, 24), (300, 5)])
-    def test_of_threads(self, kind, precision, steps, batch, native, keep_threads, rng):
-        layer = make(kind, 40, 70, num_layers=2, bidirectional=True, precision=precision)
-        x = normal(rng, (steps, batch, 40), "f4")
-        rnnfast.set_num_threads(1)
-        want = layer(x)
-        tape = layer.record(x) if precision in TRAINED else None
-        wanted = tape.backward(np.ones_like(tape.output)) if tape else None
-        rnnfast.set_num_threads(2)
-        for schedule in ("none", "shards", "units", "directions", "layers"):
-            native.force_schedule(schedule)
-            try:
-                got = layer(x)
-                tape = layer.record(x) if precision in TRAINED else None
-                grads = tape.backward(np.ones_like(tape.output)) if tape else None
-            finally:
-                native.force_schedule("none")
-            assert_same_bits(got[0], want[0], schedule)
-            assert_same_states(got[1], want[1])
-            if tape:
-                assert_same_gradients(grads, wanted)
-
-    def test_of_every_isa(self, native, tmp_path):
-        """The same wherever multiply-adds are fused."""
-        path = [str(Path(__file__).parent), *sys.path]
-        found = {}
-        for isa in native.supported_isas():
-            code = (
-                f"import sys; sys.path[:0] = {path!r}\n"
-                "import numpy as np, test_precision as t\n"
-                f"np.savez({str(tmp_path / isa)!r}, **t.results())"
-            )
-            done = python(code, RNNFAST_ISA=isa, RNNFAST_BACKEND="native")
-            assert done.returncode == 0, f"{isa}: {done.stderr}"
-            with np.load(tmp_path / f"{isa}.npz") as file:
-                found[isa] = dict(file)
-        first = found[native.supported_isas()[0]]
-        for isa, arrays in found.items():
-            assert arrays.keys() == first.keys()
-            for name, array in arrays.items():
-                if isa != "generic":
-                    assert_same_bits(array, first[name], f"{isa} {name}")
-                else:
-                    assert_close(array, first[name], 2e-2, name)
-
-
-def results() -> dict[str, np.ndarray]:
-    """Outputs and states of all kinds and precisions."""
-    arrays = {}
-    for kind in KINDS:
-        for precision in FORMATS:
-            for size, hidden, batch in ((17, 33, 1), (4, 70, 13)):
-                rng = np.random.default_rng(hidden)
-                layer = make(kind, size, hidden, num_layers=2, bidirectional=True)
-                layer.precision = precision
-                output, state = layer(normal(rng, (6, batch, size), "f4"))
-                name = f"{kind} {precision} {hidden}"
-                arrays[name] = output
-                arrays |= {f"{name} {k}": s for k, s in enumerate(parts(state))}
-    return arrays
