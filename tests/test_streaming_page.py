@@ -14,10 +14,11 @@ pytestmark = pytest.mark.skipif(not TEXT, reason="the tests run without docs/str
 
 
 def test_python_runs(native, capsys) -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
-    exec(compile(block, "docs/streaming.md", "exec", dont_inherit=True), {})
+    blocks = re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)
+    for block in blocks:
+        exec(compile(block, "docs/streaming.md", "exec", dont_inherit=True), {})
     # A comment that begins a line is what the lines above it printed.
-    promised = re.findall(r"^# (.+\n)", block, re.M)
+    promised = re.findall(r"^# (.+\n)", "".join(blocks), re.M)
     assert len(promised) == len(FORMATS)
     assert capsys.readouterr().out == "".join(promised)
 
