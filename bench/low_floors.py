@@ -87,6 +87,15 @@ def _lost(weights: str) -> Callable[[dict[str, Any]], Figures]:
     ]
 
 
+def _lost_in_training(record: dict[str, Any]) -> Figures:
+    """Bits per character that a model is worse by if it is trained, and run, in bfloat16."""
+    return [
+        (f"{entry['cell']} {entry['hidden']}", bits - entry["bits"]["float32"])
+        for entry in record.get("characters", [])
+        for bits in entry.get("trained_in", {}).values()
+    ]
+
+
 def _step(name: str, figure: Figure, each: float, at_most: bool = False) -> Floor:
     return Floor(f"streams: {name}", of_rows(figure, STREAMS), each, at_most=at_most)
 
@@ -145,6 +154,12 @@ FLOORS = (
     *(
         Floor(f"streams: bits per character lost in {weights}", _lost(weights), each, at_most=True)
         for weights, each in (("bfloat16", 0.01), ("int8", 0.03))
+    ),
+    Floor(
+        "sequences, bits per character lost by training in bfloat16",
+        _lost_in_training,
+        0.03,
+        at_most=True,
     ),
     _sequence(
         "bfloat16 over float32, H ≥ 256",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.problem import layer_of
-from bench.roofline import fma_peak, measure_rate
+from bench.roofline import measure_rate
 from bench.shapes import GATES, Case
 from bench.validation import relative_error
 from rnnfast import demo
@@ -92,25 +92,36 @@ def latency(case: dict[str, Any], weights: str, steps: int = LATENCY_STEPS) -> l
 
 
 def characters(cell: str, hidden: int = HIDDEN, updates: int = UPDATES) -> list[dict[str, Any]]:
-    """One entry: bits per character of the demo's model on the held-out text, by its weights."""
+    """One entry: bits per character of the demo's model on the held-out text, by its weights.
+
+    `trained_in` has those of models that were trained in low precision, and run in it.
+    """
     text = python_topics()
-    model = demo.CharModel(cell, len(text.characters), hidden)
-    demo.train(model, text.train, updates=updates)
-    bits = {weights: demo.evaluate(model, text.held_out, weights=weights) for weights in WEIGHTS}
-    rounded = {weights: round(value, 5) for weights, value in bits.items()}
-    return [{"cell": cell, "hidden": hidden, "updates": updates, "bits": rounded}]
+
+    def trained(precision: str) -> demo.CharModel:
+        model = demo.CharModel(cell, len(text.characters), hidden)
+        model.layer.precision = precision
+        demo.train(model, text.train, updates=updates)
+        return model
+
+    def bits(model: demo.CharModel, weights: str) -> float:
+        return round(demo.evaluate(model, text.held_out, weights=weights), 5)
+
+    model = trained("float32")
+    return [
+        {
+            "cell": cell,
+            "hidden": hidden,
+            "updates": updates,
+            "bits": {weights: bits(model, weights) for weights in WEIGHTS},
+            "trained_in": {"bfloat16": bits(trained("bfloat16"), "bfloat16")},
+        }
+    ]
 
 
 def peak(native: ModuleType) -> float:
-    """Operations a second in bfloat16, two for each product that is added up.
-
-    Twice those of float32 where the module has no probe of its own: VDPBF16PS takes two products
-    a lane where a multiplication and addition takes one.
-    """
-    probe = getattr(native, "probe_dot", None)
-    if probe is None:
-        return 2 * fma_peak(native, "float32")
-    return measure_rate(lambda rounds: probe("bfloat16", 1000 * rounds))
+    """Operations a second in bfloat16, two for each product that is added up."""
+    return measure_rate(lambda rounds: native.probe_dot("bfloat16", 1000 * rounds))
 
 
 def flops(case: Case) -> float:

@@ -117,12 +117,13 @@ def _errors(row: Row) -> list[str]:
 
 def _characters(entries: list[dict[str, Any]]) -> Iterator[str]:
     yield from table(
-        ["cell, H", "updates", *entries[0]["bits"]],
+        ["cell, H", "updates", *entries[0]["bits"], "trained in bfloat16"],
         [
             [
                 f"{entry['cell'].upper()}, {entry['hidden']}",
                 str(entry["updates"]),
                 *(f"{bits:.4f}" for bits in entry["bits"].values()),
+                _number(entry.get("trained_in", {}).get("bfloat16"), ".4f"),
             ]
             for entry in entries
         ],

@@ -79,5 +79,13 @@ def sections() -> dict[str, list[dict[str, Any]]]:
             {**single, "weights": weights, "percentiles_us": dict(percentiles)}
             for weights in WEIGHTS
         ],
-        "characters": [{"cell": "lstm", "hidden": 192, "updates": 500, "bits": bits}],
+        "characters": [
+            {
+                "cell": "lstm",
+                "hidden": 192,
+                "updates": 500,
+                "bits": bits,
+                "trained_in": {"bfloat16": 2.01},
+            }
+        ],
     }

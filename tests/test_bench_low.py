@@ -137,23 +137,17 @@ def test_the_demos_bits_by_format():
     assert bits.keys() == {"float32", *FORMATS}
     assert all(3 < value < 8 for value in bits.values())
     assert bits["int8"] != bits["float32"]
+    trained = entry["trained_in"]["bfloat16"]
+    assert 0 < abs(trained - bits["bfloat16"]) < 0.1
 
 
-def test_the_peak_is_a_probes_or_twice_float32s():
-    class Native:
-        def probe_fma(self, dtype, rounds):
-            return self._count(rounds)
-
-        def _count(self, rounds):
-            np.sin(np.arange(rounds / 10))
-            return rounds
-
-    class WithProbe(Native):
-        def probe_dot(self, dtype, rounds):
-            assert dtype == "bfloat16"
-            return 100 * self._count(rounds)
-
-    assert low_precision.peak(WithProbe()) > 10 * low_precision.peak(Native()) > 0
+def test_the_probe_counts_its_products():
+    native = pytest.importorskip("rnnfast._native")
+    words = 12 * native.vector_bytes() // 4  # of as many chains
+    assert native.probe_dot("bfloat16", 7) == 7 * words * 2 * 2
+    assert native.probe_dot("int8", 7) == 7 * words * 4 * 2
+    with pytest.raises(ValueError, match="format: expected a name in formats"):
+        native.probe_dot("float16", 7)
 
 
 # ---- The command line ---------------------------------------------------------------------------
@@ -271,6 +265,9 @@ def test_steps_that_are_late_and_bits_that_are_lost(record):
     record["characters"][0]["bits"]["bfloat16"] = 2.02
     name = "streams: bits per character lost in bfloat16"
     assert_fails(record, name, "lstm 192: 0.02, expected at most 0.01")
+    record["characters"][0]["trained_in"]["bfloat16"] = 2.04
+    name = "sequences, bits per character lost by training in bfloat16"
+    assert_fails(record, name, "lstm 192: 0.04, expected at most 0.03")
 
 
 SLOW = {
