@@ -201,10 +201,9 @@ def test_a_state_alone_asks_for_gradients():
     torch.testing.assert_close(got["c0"], want["c0"])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", MODULES)
-def test_dtypes_of_torch_alone_give_its_bits(kind, dtype):
-    pair = twins(kind, dtype=getattr(torch, dtype))
+def test_float16_gives_torch_s_bits(kind):
+    pair = twins(kind, dtype=torch.float16)
     (got, d_got), (want, d_want) = (gradients(m, inputs_for(m)) for m in pair)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert all(torch.equal(d_got[name], d_want[name]) for name in d_want)

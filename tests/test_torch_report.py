@@ -73,16 +73,16 @@ def test_report_before_and_after(native):
     assert str(rt.report(nn.Linear(1, 1))) == "no recurrent modules"
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_dtype_without_kernels_is_reported_and_runs_by_torch(native, dtype):
+def test_a_dtype_without_kernels_is_reported_and_runs_by_torch(native):
     torch.manual_seed(0)
-    theirs = nn.LSTM(3, 4, dtype=dtype)
-    ours, x = rt.accelerate(copy.deepcopy(theirs)), torch.randn(5, 3).to(dtype)
+    theirs = nn.LSTM(3, 4, dtype=torch.float16)
+    ours, x = rt.accelerate(copy.deepcopy(theirs)), torch.randn(5, 3).half()
     (entry,) = rt.report(ours)
     assert entry.accelerated
-    assert str(dtype).removeprefix("torch.") in entry.reason
+    assert "float16" in entry.reason
     assert torch.equal(ours(x)[0], theirs(x)[0])
-    assert rt.report(ours.float())[0].reason == ""
+    for change in (ours.float, ours.bfloat16):
+        assert rt.report(change())[0].reason == ""
 
 
 def test_a_device_without_kernels_is_reported(native):

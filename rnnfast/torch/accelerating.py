@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from rnnfast._locks import Lock
 from rnnfast.torch.modules import TWINS, Cell, Layer
-from rnnfast.torch.packs import DTYPES, PackCache, native
+from rnnfast.torch.packs import COMPUTED, PackCache, native
 
 Model = TypeVar("Model", bound=Module)
 
@@ -174,7 +174,7 @@ def _by_torch(module: Layer | Cell) -> str:
     weight = next(module.parameters())
     if weight.device.type != "cpu":
         return f"runs by torch: on {weight.device}"
-    if weight.dtype not in DTYPES:
+    if weight.dtype not in COMPUTED:
         return f"runs by torch: {str(weight.dtype).removeprefix('torch.')}"
     return ""
 

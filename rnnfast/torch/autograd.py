@@ -54,9 +54,11 @@ def record(
     y, last, tape = result
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     # Backward reads the output. Where it is y itself, a y changed in place is an error, as with
-    # oneDNN's LSTM; torch's other layers read none of theirs, and so a copy is read here.
+    # oneDNN's LSTM; torch's other layers read none of theirs, and so a copy is read here. Of a
+    # module in bfloat16 no caller sees y, but what it is rounded to.
     is_like_onednn = kind.cell == "lstm" and not kind.sizes.projection and batch_sizes is None
-    kept = y if is_like_onednn and x.dtype is torch.float32 else copy_of(y)
+    stays = call.parameters.format_name is not None or (is_like_onednn and x.dtype is torch.float32)
+    kept = y if stays else copy_of(y)
     if batch_sizes is not None:  # as they are now, whatever the caller makes of them
         call = call._replace(batch_sizes=batch_sizes.clone())
     results = (y, *states_of(last), kept, tape)

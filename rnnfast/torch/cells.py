@@ -59,16 +59,18 @@ class _Weights:
         self.parameters = parameters
         self.kind = parameters.kind
         self.weights = weights
+        self._format_name = packs.format_name
         self._stack = packs.stack()  # for products that read no weights
         self.needed = tuple(map(requires_grad, weights))
         self.none_wanted = (False,) * len(weights)
         self._versions = tuple(map(version, weights))
         self._left: dict[int, list[_Step | tuple[Tensor | None, ...]]] = {}
 
-    def still_fit(self, parameters: Parameters, weights: tuple[Tensor, ...]) -> bool:
+    def still_fit(self, parameters: Parameters, packs: Packs, weights: tuple[Tensor, ...]) -> bool:
         """Whether another step can share them, as they are the same and have not changed."""
         return (
             parameters is self.parameters
+            and packs.format_name == self._format_name
             and all(map(operator.is_, weights, self.weights))
             and tuple(map(requires_grad, weights)) == self.needed
             and tuple(map(version, weights)) == self._versions
@@ -202,7 +204,7 @@ def record(
         return None
     _, last, tape = result
     own, token = holder.shared or (None, None)
-    if own is None or not own.still_fit(parameters, weights):
+    if own is None or not own.still_fit(parameters, packs, weights):
         own = _Weights(holder, parameters, packs, weights)
         token = own.new_token()
         # Weights made from others would keep the graph that they are on.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rnnfast._cells import CELLS
+from rnnfast.torch.exchange import widened
 from rnnfast.torch.packs import Kind
 
 States = list[Tensor]  # [h] or [h, c]
@@ -22,7 +23,12 @@ def forward(
     c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Output and last states of a layer, x (T, B, I); the states alone of a cell, x (B, I)."""
+    """Output and last states of a layer, x (T, B, I); the states alone of a cell, x (B, I).
+
+    What is in bfloat16 is computed in float32, and rounded at the end if x is.
+    """
+    dtype = x.dtype
+    x, h0, c0, *weights = _widened(x, h0, c0, *weights)
     jobs = kind.layers * kind.directions
     rows = () if kind.one_step else (jobs,)
     widths = (kind.sizes.output, kind.sizes.hidden)[: len(CELLS[kind.cell].states)]
@@ -32,7 +38,7 @@ def forward(
         for given, width in zip((h0, c0)[: len(widths)], widths, strict=True)
     ]
     if kind.one_step:
-        return tuple(_step(kind, x, states, weights))
+        return tuple(s.to(dtype) for s in _step(kind, x, states, weights))
     per_job = len(weights) // jobs
     ends: list[States] = []
     for layer in range(kind.layers):
@@ -47,7 +53,11 @@ def forward(
             outputs.append(torch.stack(steps[:: -1 if direction else 1]))
             ends.append(last)
         x = torch.cat(outputs, -1)
-    return x, *(torch.stack(parts) for parts in zip(*ends, strict=True))
+    return x.to(dtype), *(torch.stack(parts).to(dtype) for parts in zip(*ends, strict=True))
+
+
+def _widened(*tensors: Tensor | None) -> list[Any]:
+    return [None if t is None else widened(t) for t in tensors]
 
 
 def _step(kind: Kind, x: Tensor, states: States, weights: Sequence[Tensor]) -> States:
@@ -78,6 +88,7 @@ def _packed(
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """`forward` for packed x (N, I), by torch's kernel, which consists of such operations."""
+    x, h0, c0, *weights = _widened(x, h0, c0, *weights)
     rows, sizes = kind.layers * kind.directions, kind.sizes
     batch = int(batch_sizes[0])
     h = x.new_zeros((rows, batch, sizes.output)) if h0 is None else h0

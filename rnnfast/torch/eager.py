@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfast.torch import cells
 from rnnfast.torch.autograd import Call, infer, record
 from rnnfast.torch.exchange import TENSORS, States, requires_grad
-from rnnfast.torch.packs import DTYPES, PackCache, Parameters
+from rnnfast.torch.packs import DTYPES, PackCache, Packs, Parameters
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Cell, Layer
@@ -32,13 +32,12 @@ _tracing_state = torch._C._get_tracing_state
 
 def _is_plain(x: Any) -> bool:
     """Whether the kernels take such a tensor, as far as that shows without its shape."""
-    return (
-        type(x) in TENSORS
-        and x.dtype in _DTYPES
-        and x.is_cpu
-        and x.layout is torch.strided
-        and not x.is_neg()
-    )
+    return type(x) in TENSORS and x.dtype in _DTYPES and _is_strided(x) and not x.is_neg()
+
+
+def _is_strided(x: Tensor) -> bool:
+    """Whether it lies in the CPU's memory."""
+    return x.is_cpu and x.layout is torch.strided
 
 
 def _ready(
@@ -65,11 +64,15 @@ def _ready(
 
 
 def layer(
-    module: Layer, input: Tensor | PackedSequence, states: Sequence[Tensor] | None
+    module: Layer,
+    input: Tensor | PackedSequence,
+    states: Sequence[Tensor] | None,
+    format_name: str | None = None,
 ) -> tuple[Tensor, States] | None:
     """Output (packed: its data) and last states of a layer.
 
     states : (h,) or (h, c), in the order of the input's sequences.
+    format_name : of the operands of products, of a float32 layer.
     """
     x = input.data if isinstance(input, PackedSequence) else input
     ready = _ready(module, x, states)
@@ -77,17 +80,56 @@ def layer(
         return None
     parameters, weights = ready
     batch_sizes = None if x is input else input.batch_sizes
+    if parameters.format_name is None:
+        return _layer(module, parameters, weights, batch_sizes, format_name, x, states)
+    return _rounded(_layer, module, parameters, weights, batch_sizes, x, states)
+
+
+def _layer(
+    module: Layer,
+    parameters: Parameters,
+    weights: tuple[Tensor, ...],
+    batch_sizes: Tensor | None,
+    format_name: str | None,
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+) -> tuple[Tensor, States] | None:
     if parameters.kind.layers > 1 and module.training and module.dropout:
-        return _with_dropout(module, parameters, x, batch_sizes, states, weights)
+        packs = parameters.packed(weights, format_name)
+        return _with_dropout(module, parameters, packs, x, batch_sizes, states, weights)
     batch_first = module.batch_first and batch_sizes is None
-    if batch_sizes is None:
+    if batch_sizes is None and format_name is None:
         borrowed = parameters.borrowed(_rows_of_one_step(x, batch_first))
         if borrowed is not None:
             result = _run(Call(parameters, borrowed, None, batch_first), weights, x, states)
             if result is not None:
                 return result
-    call = Call(parameters, parameters.packed(weights), batch_sizes, batch_first)
+    call = Call(parameters, parameters.packed(weights, format_name), batch_sizes, batch_first)
     return _run(call, weights, x, states) or _again(_run, call, weights, x, states)
+
+
+def _rounded(
+    run: Callable[..., Any],
+    module: Layer | Cell,
+    parameters: Parameters,
+    weights: tuple[Tensor, ...],
+    batch_sizes: Tensor | None,
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+) -> Any:
+    """`run` for weights in a dtype of `FORMATS`, which its results are rounded to.
+
+    It computes in float32, on torch's graph between the two conversions.
+    """
+    dtype = weights[0].dtype
+    if not all(t.dtype is dtype and _is_strided(t) for t in (x, *(states or ()))):
+        return None
+    own = module, parameters, weights, batch_sizes, parameters.format_name
+    result = run(*own, x.float(), None if states is None else tuple(s.float() for s in states))
+    if result is None:
+        return None
+    output, last = result
+    return None if output is None else output.to(dtype), tuple(s.to(dtype) for s in last)
 
 
 def _rows_of_one_step(x: Tensor, batch_first: bool) -> float:
@@ -106,18 +148,38 @@ def _run(
     return record(call, weights, x, states)
 
 
-def cell(module: Cell, x: Any, states: Sequence[Tensor] | None) -> States | None:
-    """The states (h,) or (h, c) of a cell after its step."""
+def cell(
+    module: Cell, x: Any, states: Sequence[Tensor] | None, format_name: str | None = None
+) -> States | None:
+    """The states (h,) or (h, c) of a cell after its step; `format_name` : as of a layer."""
     ready = _ready(module, x, states)
     if ready is None:
         return None
     parameters, weights = ready
-    borrowed = parameters.borrowed(len(x) if x.dim() == 2 else 1)
-    if borrowed is not None:
-        result = _step(module, Call(parameters, borrowed), weights, x, states)
-        if result is not None:
-            return result
-    own = module, Call(parameters, parameters.packed(weights)), weights
+    if parameters.format_name is None:
+        result = _cell(module, parameters, weights, None, format_name, x, states)
+    else:
+        result = _rounded(_cell, module, parameters, weights, None, x, states)
+    return None if result is None else result[1]
+
+
+def _cell(
+    module: Cell,
+    parameters: Parameters,
+    weights: tuple[Tensor, ...],
+    batch_sizes: None,
+    format_name: str | None,
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+) -> tuple[None, States] | None:
+    """As `_layer`, without an output beside the states."""
+    if format_name is None:
+        borrowed = parameters.borrowed(len(x) if x.dim() == 2 else 1)
+        if borrowed is not None:
+            result = _step(module, Call(parameters, borrowed), weights, x, states)
+            if result is not None:
+                return result
+    own = module, Call(parameters, parameters.packed(weights, format_name)), weights
     return _step(*own, x, states) or _again(_step, *own, x, states)
 
 
@@ -127,13 +189,13 @@ def _step(
     weights: tuple[Tensor, ...],
     x: Tensor,
     states: Sequence[Tensor] | None,
-) -> States | None:
+) -> tuple[Any, States] | None:
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        result = infer(call, x, states)
-        return None if result is None else result[1]
+        return infer(call, x, states)
     if weights[0].is_inference():  # which torch refuses to save for backward
         return None
-    return cells.record(PackCache.of(module), call, weights, x, states)
+    last = cells.record(PackCache.of(module), call, weights, x, states)
+    return None if last is None else (None, last)
 
 
 def _again(function: Callable[..., Any], *args: Any) -> Any:
@@ -158,13 +220,14 @@ def _need_gradients(x: Tensor, states: Sequence[Tensor] | None, weights: Sequenc
 def _with_dropout(
     module: Layer,
     parameters: Parameters,
+    packs: Packs,
     x: Tensor,
     batch_sizes: Tensor | None,
     states: Sequence[Tensor] | None,
     weights: tuple[Tensor, ...],
 ) -> tuple[Tensor, States] | None:
     """Layer by layer, with torch's dropout in between: the same masks from the same seed."""
-    kind, packs = parameters.kind, parameters.packed(weights)
+    kind = parameters.kind
     if not _is_plain(x) or not all(map(_is_plain, states or ())) or x.dim() not in (2, 3):
         return None
     unbatched = x.dim() == 2 and batch_sizes is None

@@ -47,6 +47,11 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """One in bfloat16 in float32, which holds its values; others as they are."""
+    return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+
+
 def taking_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of the compiled module, with tensors in place of arrays."""
     if _IS_DIRECT:
@@ -126,6 +131,8 @@ def copy_of(tensor: Tensor) -> Tensor:
 
     On two cores the kernels would have one of them meanwhile, and take 1.7 times as long.
     """
+    if tensor.dtype is torch.bfloat16:  # which NumPy does not have
+        return copy_of(tensor.view(torch.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.from_dlpack(tensor).copy())
 
 
@@ -145,6 +152,8 @@ def _contiguous(value: Any) -> Any:
 
 def _with_arrays(value: Any) -> Any:
     if isinstance(value, Tensor):
+        if value.dtype is torch.bfloat16:  # weights, as bytes: of what is computed with it is none
+            value = value.view(torch.int16)
         return np.from_dlpack(value.detach())
     return tuple(map(_with_arrays, value)) if isinstance(value, tuple) else value
 

@@ -5,7 +5,7 @@ For `torch.compile` and `torch.export`, which trace this file, for `torch.func`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast.torch import operators, transforms
-from rnnfast.torch.packs import native
+from rnnfast.torch.packs import COMPUTED, FORMATS, native
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Cell, Layer
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _forward = operators.forward
 
 
-def layer(module: Layer, input: Any, hx: Any) -> Any:
-    """The call of a layer."""
+def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) -> Any:
+    """The call of a layer; `format_name` : of the operands of products, if it is in float32."""
     if torch.is_autocast_enabled("cpu"):
         return _with_autocast(module, input, hx)
     states = module._states(hx)
@@ -38,7 +38,7 @@ def layer(module: Layer, input: Any, hx: Any) -> Any:
     widths = (module.proj_size or module.hidden_size, module.hidden_size)
     if input.dim() not in (2, 3) or not _fit(module, x, states, rows, widths, weights):
         return module._torch_forward(input, hx)
-    y, last = _run_layers(module, x, states, weights)
+    y, last = _in_format(_run_layers, format_name, module, x, states, weights)
     if unbatched:
         y, last = y.squeeze(1), [s.squeeze(1) for s in last]
     elif module.batch_first:
@@ -46,7 +46,7 @@ def layer(module: Layer, input: Any, hx: Any) -> Any:
     return y, (tuple(last) if module.mode == "LSTM" else last[0])
 
 
-def cell(module: Cell, input: Any, hx: Any) -> Any:
+def cell(module: Cell, input: Any, hx: Any, format_name: str | None = None) -> Any:
     """The call of a cell: a layer's over one step."""
     if torch.is_autocast_enabled("cpu"):
         return _with_autocast(module, input, hx)
@@ -65,18 +65,22 @@ def cell(module: Cell, input: Any, hx: Any) -> Any:
     widths = (module.hidden_size, module.hidden_size)
     if not _fit(module, x, states, 1, widths, weights):
         return module._torch_forward(input, hx)
-    _, last = _run(module._cell(), 1, module.bias, x, states, weights)
+    _, last = _in_format(_run_cell, format_name, module, x, states, weights)
     last = [s.reshape(-1) if unbatched else s.squeeze(0) for s in last]
     return tuple(last) if len(last) == 2 else last[0]
 
 
 def _with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
-    """The call of either under autocast: computed in float32, given in the dtype of torch's."""
+    """The call of either under autocast, given in the dtype of torch's.
+
+    Operands of products are in bfloat16 if that is what autocast is to; all else is in float32.
+    """
     states = module._states(hx)
     x = input.data if isinstance(input, PackedSequence) else input
     given = [x, *(states or ())] if isinstance(states, (tuple, list, type(None))) else [None]
     weight = module._parameter(0)
-    if weight.dtype != torch.float32 or not all(
+    lower = torch.get_autocast_dtype("cpu")
+    if weight.dtype not in (torch.float32, lower if lower in FORMATS else None) or not all(
         isinstance(tensor, Tensor)
         and tensor.device.type == "cpu"
         and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -86,10 +90,11 @@ def _with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
     state = x.dtype if states is None else states[-1].dtype
     dtype = _autocast_result(module, input, state)
     if states is not None:
-        states = [s.float() for s in states]
+        states = [s.to(weight.dtype) for s in states]
         hx = tuple(states) if len(states) == 2 else states[0]
+    format_name = FORMATS.get(lower) if weight.dtype is torch.float32 else None
     with torch.autocast("cpu", enabled=False):
-        result = module._call(input.to(torch.float32), hx)
+        result = module._call(input.to(weight.dtype), hx, format_name)
     if getattr(module, "proj_size", 0):  # of which c is not projected
         output, (h, c) = result
         return _to(output, dtype), (_to(h, dtype), c.to(torch.promote_types(dtype, state)))
@@ -129,7 +134,7 @@ def _covers(input: Any, states: Any) -> bool:
     ):
         return False
     given = [input] if states is None else [input, *states]
-    right = input.dtype in (torch.float32, torch.float64)
+    right = input.dtype in COMPUTED
     for tensor in given:
         right = right and tensor.device.type == "cpu" and tensor.dtype == input.dtype
     if not torch.compiler.is_compiling() and transforms.has_forward_mode():
@@ -152,6 +157,30 @@ def _fit(
         for state, width in zip(states, widths):  # noqa: B905  a state h has one width of the two
             right = right and state.dim() == 3 and state.shape == (rows, x.shape[1], width)
     return right
+
+
+def _in_format(
+    run: Callable[..., Any],
+    format_name: str | None,
+    module: Layer | Cell,
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+    weights: list[Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    """`run` of them; given a format, of what they are in its dtype, which torch differentiates."""
+    if format_name is None:
+        return run(module, x, states, weights)
+    dtype = getattr(torch, format_name)
+    if states is not None:
+        states = [s.to(dtype) for s in states]
+    y, last = run(module, x.to(dtype), states, [w.to(dtype) for w in weights])
+    return y.to(x.dtype), [s.to(x.dtype) for s in last]
+
+
+def _run_cell(
+    module: Cell, x: Tensor, states: Sequence[Tensor] | None, weights: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    return _run(module._cell(), 1, module.bias, x, states, weights)
 
 
 def _run_layers(

@@ -37,27 +37,28 @@ class Layer(torch_rnn.RNNBase):
         # Torch checks the arguments and makes the parameters, from the same random numbers.
         self.__dict__.update(self._TORCH(*args, **kwargs).__dict__)
 
-    def _call(self, input: Any, hx: Any) -> Any:
+    def _call(self, input: Any, hx: Any, format_name: str | None = None) -> Any:
+        """`format_name` : of the operands of products, of a float32 layer."""
         if _is_compiling() or _is_autocast_enabled() or _is_transformed() or _dispatch_modes():
-            return graph.layer(self, input, hx)
+            return graph.layer(self, input, hx, format_name)
         states = self._states(hx)
         if isinstance(input, PackedSequence):
-            result = self._packed(input, states)
+            result = self._packed(input, states, format_name)
         else:
-            result = None if states is _OTHER else eager.layer(self, input, states)
+            result = None if states is _OTHER else eager.layer(self, input, states, format_name)
         if result is None:
             return self._torch_forward(input, hx)
         output, last = result
         return output, (last if self.mode == "LSTM" else last[0])
 
-    def _packed(self, input: PackedSequence, states: Any) -> Any:
+    def _packed(self, input: PackedSequence, states: Any, format_name: str | None) -> Any:
         if states is _OTHER:
             return None
         if states is not None and input.sorted_indices is not None:
             if any(not isinstance(s, Tensor) or s.dim() != 3 for s in states):
                 return None
             states = [s.index_select(1, input.sorted_indices) for s in states]
-        result = eager.layer(self, input, states)
+        result = eager.layer(self, input, states, format_name)
         if result is None:
             return None
         data, last = result
@@ -151,12 +152,13 @@ class Cell(torch_rnn.RNNCellBase):
     _torch_forward: Callable[..., Any]
     _CELL: ClassVar[str]  # its name in `CELLS`; of RNNCell, one of two
 
-    def _call(self, input: Any, hx: Any) -> Any:
+    def _call(self, input: Any, hx: Any, format_name: str | None = None) -> Any:
+        """`format_name` : of the operands of products, of a float32 cell."""
         if _is_compiling() or _is_autocast_enabled() or _is_transformed() or _dispatch_modes():
-            return graph.cell(self, input, hx)
+            return graph.cell(self, input, hx, format_name)
         states = self._states(hx)
         if states is not _OTHER:
-            last = eager.cell(self, input, states)
+            last = eager.cell(self, input, states, format_name)
             if last is not None:
                 return last if len(last) == 2 else last[0]
         return self._torch_forward(input, hx)

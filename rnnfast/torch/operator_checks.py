@@ -8,22 +8,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rnnfast._cells import CELLS, Sizes
-from rnnfast.torch.packs import DTYPES, Kind
+from rnnfast.torch.packs import COMPUTED, Kind
 
 # Without a reset before the product, which torch does not have and `differentiable` does not know.
 _CELLS = tuple(name for name in CELLS if name != "gru_reset_before")
 
 
-def check(name: str, tensor: Tensor | None, x: Tensor, shape: Sequence[Any]) -> None:
-    """That a tensor, if there is one, has `shape`, and the dtype and device of x."""
+def check(
+    name: str,
+    tensor: Tensor | None,
+    x: Tensor,
+    shape: Sequence[Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """That a tensor, if there is one, has `shape`, `dtype` (None: that of x) and x's device."""
     if tensor is None:
         return
-    if tensor.dtype != x.dtype or tensor.device != x.device:
+    dtype = dtype or x.dtype
+    if tensor.dtype != dtype or tensor.device != x.device:
         got = f"{tensor.dtype} on {tensor.device}"
-        raise TypeError(f"{name}: expected {x.dtype} on {x.device}, got {got}")
+        raise TypeError(f"{name}: expected {dtype} on {x.device}, got {got}")
     if tensor.dim() != len(shape) or any(
         size != want for size, want in zip(tensor.shape, shape, strict=True)
     ):
@@ -46,8 +54,9 @@ def checked_kind(
     TypeError : a dtype or device that is not that of x, or none of the kernels'.
     ValueError : a shape, a number of weights, or an option that does not fit.
     """
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x: expected {' or '.join(DTYPES.values())}, got {x.dtype}")
+    if x.dtype not in COMPUTED:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTED)
+        raise TypeError(f"x: expected {expected}, got {x.dtype}")
     if x.dim() != 3:
         raise ValueError(f"x: expected shape (T, B, I), got {tuple(x.shape)}")
     if cell not in _CELLS:

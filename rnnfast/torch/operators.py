@@ -16,9 +16,9 @@ from torch.nn.functional import pad
 
 from rnnfast._native_backend import NativeBackend
 from rnnfast.torch import differentiable
-from rnnfast.torch.exchange import UNREADABLE, gradients, plain, state_of, states_of
+from rnnfast.torch.exchange import UNREADABLE, gradients, plain, state_of, states_of, widened
 from rnnfast.torch.operator_checks import check, checked_kind
-from rnnfast.torch.packs import DTYPES, ContentCache, Kind, Packs, native
+from rnnfast.torch.packs import COMPUTED, DTYPES, ContentCache, Kind, Packs, native
 
 _OPTIONS = "str cell, int directions, bool bias"
 _STATES = "Tensor? h0, Tensor? c0, Tensor[] weights"
@@ -38,8 +38,13 @@ def _packed(kind: Kind, weights: Sequence[Tensor]) -> Packs:
 
 
 def _present(*states: Tensor | None) -> list[Tensor] | None:
-    given = [plain(state) for state in states if state is not None]
+    given = [_computed(state) for state in states if state is not None]
     return given or None
+
+
+def _computed(tensor: Tensor) -> Tensor:
+    """What a stack takes for a tensor."""
+    return widened(plain(tensor))
 
 
 # Tapes have the size that they have with the widest vectors of any ISA, 64 bytes: compilers keep it
@@ -48,6 +53,7 @@ _LANES = {torch.float32: 16, torch.float64: 8}
 
 
 def _tape_row(kind: Kind, dtype: torch.dtype, lanes: int) -> int:
+    """`dtype` : that the tape has."""
     width, hidden, projection = (int(size) for size in kind.sizes)
     hidden, projection = (-(-size // lanes) * lanes for size in (hidden, projection))
     sizes = width, hidden, projection
@@ -55,7 +61,8 @@ def _tape_row(kind: Kind, dtype: torch.dtype, lanes: int) -> int:
 
 
 def _tape_shape(kind: Kind, x: Tensor) -> tuple[Any]:
-    return (x.shape[0] * x.shape[1] * _tape_row(kind, x.dtype, _LANES[x.dtype]),)
+    dtype = COMPUTED[x.dtype]
+    return (x.shape[0] * x.shape[1] * _tape_row(kind, dtype, _LANES[dtype]),)
 
 
 @torch.library.custom_op(
@@ -77,20 +84,20 @@ def forward(
     """Output (T, B, D*W), h (L*D, B, W), c (L*D, B, H), and the tape."""
     kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
     stack, threads = _packed(kind, weights).stack(), torch.get_num_threads()
-    x, states = plain(x), state_of(_present(h0, c0))
+    dtype, given, states = x.dtype, _computed(x), state_of(_present(h0, c0))
     result: Any
     if training:
-        result = stack.forward(x, states, None, threads)
+        result = stack.forward(given, states, None, threads)
     else:
-        result = stack.infer(x, states, None, None, None, threads)
+        result = stack.infer(given, states, None, None, None, threads)
     if result is NotImplemented:
         raise RuntimeError(UNREADABLE)
     y, last, *kept = result
-    tape = x.new_empty(0)
+    tape = given.new_empty(0)
     if training:
         tape = pad(kept[0], (0, _tape_shape(kind, x)[0] - len(kept[0])))
-    h, *c = states_of(last)
-    return y, h, c[0] if c else x.new_empty(0), tape
+    h, *c = (state.to(dtype) for state in states_of(last))
+    return y.to(dtype), h, c[0] if c else given.new_empty(0, dtype=dtype), tape
 
 
 @torch.library.register_fake("rnnfast::forward")
@@ -111,7 +118,7 @@ def _forward_fake(
         x.new_empty(steps, batch, kind.width),
         x.new_empty(rows, batch, sizes.output),
         x.new_empty(rows, batch, sizes.hidden) if kind.has_c else x.new_empty(0),
-        x.new_empty(_tape_shape(kind, x) if training else (0,)),
+        x.new_empty(_tape_shape(kind, x) if training else (0,), dtype=COMPUTED[x.dtype]),
     )
 
 
@@ -141,24 +148,28 @@ def backward(
     kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
     _check_backward(kind, dy, dh, dc, x, y, tape, len(weights), wanted)
 
-    x, none = plain(x), x.new_empty
     dx, initial, parameters = gradients(
         _packed(kind, weights).stack(),
-        x,
+        _computed(x),
         _present(h0, c0),
         None,
-        plain(y),
-        plain(tape)[: x.shape[0] * x.shape[1] * _tape_row(kind, x.dtype, 1)],
-        None if dy is None else plain(dy),
-        [None if d is None else plain(d) for d in ((dh, dc) if kind.has_c else (dh,))],
+        _computed(y),
+        plain(tape)[: x.shape[0] * x.shape[1] * _tape_row(kind, tape.dtype, 1)],
+        None if dy is None else _computed(dy),
+        [None if d is None else _computed(d) for d in ((dh, dc) if kind.has_c else (dh,))],
         (bool(wanted[0]), bool(wanted[1] or wanted[2]), *map(bool, wanted[3:])),
     )
     dh0, *dc0 = initial
+    none = plain(x).new_empty
+
+    def rounded(gradient: Tensor | None) -> Tensor:
+        return none(0) if gradient is None else gradient.to(x.dtype)
+
     return (
-        none(0) if dx is None else dx,
-        dh0 if wanted[1] else none(0),
-        dc0[0] if wanted[2] else none(0),
-        [none(0) if d is None else d for d in parameters],
+        rounded(dx),
+        rounded(dh0 if wanted[1] else None),
+        rounded(dc0[0] if wanted[2] else None),
+        list(map(rounded, parameters)),
     )
 
 
@@ -203,7 +214,7 @@ def _check_backward(
     steps, batch = x.shape[:2]
     rows, sizes = kind.layers * kind.directions, kind.sizes
     check("y", y, x, (steps, batch, kind.width))
-    check("tape", tape, x, _tape_shape(kind, x))
+    check("tape", tape, x, _tape_shape(kind, x), COMPUTED[x.dtype])
     check("dy", dy, x, (steps, batch, kind.width))
     check("dh", dh, x, (rows, batch, sizes.output))
     if dc is not None and not kind.has_c:

@@ -21,12 +21,20 @@ from rnnfast.torch.exchange import (
     is_neg,
     stack_taking_tensors,
     taking_tensors,
+    widened,
 )
 
 if TYPE_CHECKING:
     from rnnfast._native import Packed, Stack
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+# Of tensors that the kernels compute with in float32, all but the operands of products: the format
+# of those.
+FORMATS = {torch.bfloat16: "bfloat16"}
+
+# The dtype that tensors of each are computed with.
+COMPUTED = {**{dtype: dtype for dtype in DTYPES}, **dict.fromkeys(FORMATS, torch.float32)}
 
 # That the kernels may take from weights as they lie; it is for them to say.
 _FEW_ROWS = 8
@@ -85,9 +93,15 @@ class Packs:
     """The weights of each layer and direction, packed or borrowed, and the stacks that run them."""
 
     def __init__(
-        self, backend: NativeBackend, kind: Kind, packs: list[Packed], names: list[Any]
+        self,
+        backend: NativeBackend,
+        kind: Kind,
+        packs: list[Packed],
+        names: list[Any],
+        format_name: str | None,
     ) -> None:
         self.kind = kind
+        self.format_name = format_name  # of the operands of products; None: as the weights are
         self._backend = backend
         self._packs = packs
         self._names = names  # of each pack's parameters, in the order of `Weights`
@@ -95,18 +109,23 @@ class Packs:
 
     @classmethod
     def of(
-        cls, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor], borrow: bool = False
+        cls,
+        backend: NativeBackend,
+        kind: Kind,
+        weights: Sequence[Tensor],
+        format_name: str | None = None,
+        borrow: bool = False,
     ) -> Packs:
         """Of weights that fit the kind; `borrow` : contiguous ones, to be read where they lie."""
         cell = CELLS[kind.cell]
-        pack = backend.borrow if borrow else backend.pack
         packs, names = [], []
-        given = map(array, weights)
+        given = map(array, map(widened, weights))
         for shapes in kind.shapes():
             own = Weights(**{name: next(given) for name in shapes})
-            packs.append(pack(cell, own))
+            made = backend.borrow(cell, own) if borrow else backend.pack(cell, own, format_name)
+            packs.append(made)
             names.append(tuple(n if n in shapes else None for n in Weights._fields))
-        return cls(backend, kind, packs, names)
+        return cls(backend, kind, packs, names, format_name)
 
     def stack(self, batch_first: bool = False, ragged: bool = False) -> Stack:
         """What runs all layers; `ragged` : on a PackedSequence's data, and its batch_sizes."""
@@ -122,13 +141,15 @@ class Packs:
         """Those of one layer."""
         directions = self.kind.directions
         own = slice(layer * directions, (layer + 1) * directions)
-        return Packs(self._backend, self.kind.layer(layer), self._packs[own], self._names[own])
+        kind = self.kind.layer(layer)
+        return Packs(self._backend, kind, self._packs[own], self._names[own], self.format_name)
 
 
 class Parameters:
     """The parameters of a module where they lie, which this keeps: packed, and as they are.
 
     frozen : the user has promised that their contents stay.
+    format_name : the only one that the kernels read them in; None: as they are, or in any.
     """
 
     def __init__(
@@ -137,10 +158,12 @@ class Parameters:
         self.backend = backend
         self.kind = kind
         self.frozen = frozen
+        self.format_name = FORMATS.get(weights[0].dtype)
         self._weights = tuple(w.detach() for w in weights)  # others may give them other memory
         self._place_of = taking_tensors(backend.place)
         self._place = self._place_of(self._weights)
-        self._packed: tuple[int, Packs] | None = None  # with the fingerprint that they had
+        # By their formats, with the fingerprint that the weights had.
+        self._packed: dict[str | None, tuple[int, Packs]] = {}
         self._borrowed: Packs | None = None
         # Memory that is not contiguous is packed each time: copies of it would show no changes.
         self.can_stay = isinstance(self._place, bytes)
@@ -168,18 +191,18 @@ class Parameters:
             return packs
         return Packs.of(self.backend, self.kind, weights, borrow=True)
 
-    def packed(self, weights: tuple[Tensor, ...]) -> Packs:
+    def packed(self, weights: tuple[Tensor, ...], format_name: str | None = None) -> Packs:
         """As they are now, in the same memory: `weights`, whose storage may be another."""
         if self.can_stay and not self.are(self._weights):  # that was given back, and taken again
             self._weights = tuple(w.detach() for w in weights)
-        packed = self._packed
+        packed = self._packed.get(format_name)
         if packed is not None and (
             self.frozen or packed[0] == _fingerprint(self.backend, self._weights)
         ):
             return packed[1]
-        seen, packs = _packed(self.backend, self.kind, self._weights)
+        seen, packs = _packed(self.backend, self.kind, self._weights, format_name)
         if seen is not None and self.can_stay:
-            self._packed = seen, packs
+            self._packed[format_name] = seen, packs
         return packs
 
 
@@ -189,16 +212,16 @@ def _fingerprint(backend: NativeBackend, weights: tuple[Tensor, ...]) -> int:
 
 
 def _packed(
-    backend: NativeBackend, kind: Kind, weights: tuple[Tensor, ...]
+    backend: NativeBackend, kind: Kind, weights: tuple[Tensor, ...], format_name: str | None
 ) -> tuple[int | None, Packs]:
     """Packs of the weights, and the fingerprint of what was packed; None: which nobody knows."""
     if len(sys._current_frames()) > 1:  # threads might change it, and back again before a look
         copies = tuple(copy_of(weight) for weight in weights)
-        return _fingerprint(backend, copies), Packs.of(backend, kind, copies)
+        return _fingerprint(backend, copies), Packs.of(backend, kind, copies, format_name)
     if not all(weight.is_contiguous() for weight in weights):
-        return None, Packs.of(backend, kind, weights)
+        return None, Packs.of(backend, kind, weights, format_name)
     seen = _fingerprint(backend, weights)
-    packs = Packs.of(backend, kind, weights)
+    packs = Packs.of(backend, kind, weights, format_name)
     return (seen if seen == _fingerprint(backend, weights) else None), packs
 
 
@@ -267,7 +290,7 @@ def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
     shapes = [shape for own in kind.shapes() for shape in own.values()]
     dtype = weights[0].dtype
     return (
-        dtype in DTYPES
+        dtype in COMPUTED
         and len(shapes) == len(weights)
         and all(
             w.is_cpu
@@ -304,7 +327,7 @@ class ContentCache:
             if found is not None and found[0] == seen:
                 self._packs.move_to_end(place)
                 return found[1]
-        seen, packs = _packed(backend, kind, held)
+        seen, packs = _packed(backend, kind, held, FORMATS.get(held[0].dtype))
         if seen is not None:
             with self._lock:
                 self._packs[place] = seen, packs
