@@ -19,7 +19,7 @@ struct Stack {
     const CellKernels<T>& kernels;
     const Format* const format;
     std::vector<Layer> layers;
-    double work;  // multiplications of a step of one row
+    double work;  // of a step of one row, in multiplications of float32
 
     Stack(const StreamConfig& config, const Weights<const T>* weights)
         : kernels(active_kernels_for<T>().cells[int(config.cell)]),
@@ -34,6 +34,7 @@ struct Stack {
             const double rows = double(kernels.gates) * double(s.hidden);
             work += rows * double(s.input + s.width()) + double(s.hidden) * double(s.projection);
         }
+        if (format) work /= double(format->of_word);
     }
 };
 
