@@ -213,6 +213,12 @@ def take_tensors(table: object, tensor: type, parameter: type, /) -> bool:
     lazily do not show as such.
     """
 
+def empty_like(tensor: object, half: bool, /) -> Any:
+    """A tensor of those types in the shape of another, without values: float32, or bfloat16.
+
+    Its memory is kept from call to call. None where the other is none, or has more than three axes.
+    """
+
 def isas() -> list[str]:
     """The ISAs compiled in, best first."""
 

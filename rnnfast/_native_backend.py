@@ -21,6 +21,7 @@ class NativeBackend:
     def __init__(self, module: Any) -> None:
         self._module = module
         # Of `rnnfast._native`, which describes them; without a method's cost in between.
+        self.empty_like = module.empty_like
         self.fingerprint = module.fingerprint
         self.place = module.place
         self.tape_row = module.tape_row

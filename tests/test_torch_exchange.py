@@ -101,6 +101,17 @@ def test_other_kinds_of_tensors_by_arrays(native):
     assert run.stdout == "the same\n", run.stderr
 
 
+@needs_exchange
+def test_new_tensors(native):
+    for half, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        made = native.empty_like(normal(3, 4, 5).transpose(0, 2), half)
+        assert made.dtype is dtype and made.shape == (5, 4, 3) and made.is_contiguous()
+        made.fill_(1.5)
+        assert made.sum() == 90
+    for other in (normal(2, 2, 2, 2), np.zeros(3), None, normal(3).to_sparse()):
+        assert native.empty_like(other, True) is None
+
+
 def test_layers_on_arrays_take_tensors_as_before(native):
     """Through NumPy, to which those that stand for their negative are an error."""
     layer, x = rnnfast.GRU(4, 5, seed=0), normal(6, 3, 4)

@@ -19,7 +19,7 @@ struct Device {
     int32_t type, id;
 };
 
-enum TypeCode : uint8_t { kInt = 0, kFloat = 2, kBool = 6 };
+enum TypeCode : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4, kBool = 6 };
 struct DataType {
     uint8_t code, bits;
     uint16_t lanes;

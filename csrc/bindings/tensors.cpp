@@ -20,10 +20,18 @@ struct Library {
 // Never freed: another thread may be reading it. It keeps the types.
 std::atomic<const Library*> library{nullptr};
 
+// NumPy has none; as that of types that others define.
+constexpr char kBfloat16Kind = 'V';
+
 constexpr struct {
     char kind;
     dlpack::TypeCode code;
-} kKinds[] = {{'f', dlpack::kFloat}, {'i', dlpack::kInt}, {'b', dlpack::kBool}};
+} kKinds[] = {
+    {'f', dlpack::kFloat},
+    {'i', dlpack::kInt},
+    {'b', dlpack::kBool},
+    {kBfloat16Kind, dlpack::kBfloat},
+};
 
 struct OwnedTensor {
     dlpack::ManagedTensor managed;
@@ -47,6 +55,21 @@ bool take_tensors(const py::object& table, const py::type& tensor, const py::typ
     };
     library.store(new Library{*api, {held(tensor), held(parameter)}}, std::memory_order_release);
     return true;
+}
+
+// A tensor in the shape of another, without values: float32, or bfloat16 if `half`. None where that
+// other is not one that can be read.
+py::object empty_like(const py::object& tensor, bool half) {
+    Array like;
+    if (!read_tensor(tensor.ptr(), like)) return py::none();
+    Shape shape;
+    size_t bytes = half ? 2 : 4;
+    for (int axis = 0; axis < like.axes; ++axis) {
+        shape.add(like.sizes[axis]);
+        bytes *= size_t(like.sizes[axis]);
+    }
+    const Block block = allocate_bytes(bytes);
+    return new_tensor(shape, half ? kBfloat16Kind : 'f', half ? 2 : 4, block.memory, block.bytes);
 }
 
 }  // namespace
@@ -109,6 +132,9 @@ py::object new_tensor(const Shape& shape, char kind, size_t item, void* memory, 
     return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
 }
 
-void add_tensors(py::module_& module) { module.def("take_tensors", &take_tensors); }
+void add_tensors(py::module_& module) {
+    module.def("take_tensors", &take_tensors);
+    module.def("empty_like", &empty_like);
+}
 
 }  // namespace rnnfast

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast.torch import cells
 from rnnfast.torch.autograd import Call, infer, record
-from rnnfast.torch.exchange import TENSORS, States, requires_grad
+from rnnfast.torch.exchange import TENSORS, States, converted, requires_grad
 from rnnfast.torch.packs import DTYPES, PackCache, Packs, Parameters
 
 if TYPE_CHECKING:
@@ -125,11 +125,15 @@ def _rounded(
     if not all(t.dtype is dtype and _is_strided(t) for t in (x, *(states or ()))):
         return None
     own = module, parameters, weights, batch_sizes, parameters.format_name
-    result = run(*own, x.float(), None if states is None else tuple(s.float() for s in states))
+    empty_like = parameters.backend.empty_like
+    wide = converted(x, torch.float32, empty_like)
+    result = run(*own, wide, None if states is None else tuple(s.float() for s in states))
     if result is None:
         return None
     output, last = result
-    return None if output is None else output.to(dtype), tuple(s.to(dtype) for s in last)
+    if output is not None:
+        output = converted(output, dtype, empty_like)
+    return output, tuple(s.to(dtype) for s in last)
 
 
 def _rows_of_one_step(x: Tensor, batch_first: bool) -> float:
