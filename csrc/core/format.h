@@ -55,15 +55,14 @@ struct Format {
     // Multiplies what is in registers, `rounds` times over; returns how many operations that were.
     // `sums` keeps the compiler from leaving it out.
     ptrdiff_t (*probe)(ptrdiff_t rounds, uint32_t* sums);
-    // Null where the format is not for training:
+    // Whether there is a backward pass; null where not:
+    bool trains = false;
     // `rows` rows of a vector, one after the other, into rows of words, each of `of_word` of them.
-    void (*join_rows)(const float* from, ptrdiff_t rows, float* to);
-    // C (lanes, n) += A^T B, or = if `assign`, for as many columns as are taken at a time, from vector
-    // v of B on; returns how many vectors these are. Of A one vector, of B all, `b_stride` apart, in
-    // rows of words.
-    ptrdiff_t (*outer_panel)(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const float* b,
-                             ptrdiff_t b_stride, ptrdiff_t v, float* c, ptrdiff_t ldc, ptrdiff_t n,
-                             bool assign);
+    void (*join_rows)(const float* from, ptrdiff_t rows, float* to) = nullptr;
+    // C (lanes, n) += A^T B, or = if `assign`, from rows of words: one vector of A, and those of B
+    // that n elements take, `b_stride` apart.
+    void (*outer)(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const float* b,
+                  ptrdiff_t b_stride, float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign) = nullptr;
 };
 
 }  // namespace rnnfast

@@ -42,8 +42,7 @@ struct Job {
     const Plan& plan;
     std::vector<Chunk> chunks;
     ptrdiff_t most_rows = 0;  // of a chunk
-    size_t shared, own = 0;   // scratch that the pass takes, and each of its threads
-    size_t scratch;           // all of it
+    size_t shared, own = 0;   // scratch that the pass takes, and each of its threads besides
 
     explicit Job(const BackwardJob<T>& job)
         : kernels(job.weights->kernels()),
@@ -62,8 +61,7 @@ struct Job {
             most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
         const auto whole = [](ptrdiff_t n) { return size_t(n + 63) / 64 * 64; };
         shared = whole(kernels.backward_scratch(args, grads, plan, most_rows));
-        if (args.format) own = whole(kernels.products_scratch(most_rows));
-        scratch = shared + own * size_t(allowed_threads());
+        own = whole(kernels.products_scratch(args, grads, most_rows));
     }
 
     JobWork work() const {
@@ -147,7 +145,7 @@ void run_alone(const std::vector<Job<T>>& jobs, int directions) {
     for (size_t end = jobs.size(); end > 0; end -= size_t(directions)) {
         const size_t first = end - size_t(directions);
         for (size_t i = first; i < end; ++i) {
-            const ScratchBlock block(jobs[i].scratch * sizeof(T));
+            const ScratchBlock block((jobs[i].shared + jobs[i].own) * sizeof(T));
             jobs[i].run_alone(block.template as<T>());
         }
         if (directions == 2) add_directions(jobs[first], jobs[first + 1], 0, 1);
@@ -169,10 +167,10 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
         return groups ? group_size(threads, int(i) % 2) : threads;
     };
     std::deque<Task> tasks;
-    size_t scratch = 0;
+    size_t scratch = 0;  // of a group
     for (size_t i = 0; i < jobs.size(); ++i) {
         tasks.emplace_back(best_split(work[i], size_of(i)), size_of(i));
-        scratch = std::max(scratch, jobs[i].scratch);
+        scratch = std::max(scratch, jobs[i].shared + jobs[i].own * size_t(size_of(i)));
     }
     note_schedule(groups ? Forced::directions : schedule_of(tasks.front().split));
     const ScratchBlock block((groups ? 2 : 1) * scratch * sizeof(T));
@@ -208,7 +206,7 @@ void run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     note_schedule(Forced::layers);
     const size_t threads = size_t(wanted);  // the team may be larger
     size_t each = 0;
-    for (const Job<T>& job : jobs) each = std::max(each, job.scratch);
+    for (const Job<T>& job : jobs) each = std::max(each, job.shared + job.own);
     const ScratchBlock block(each * threads * sizeof(T));
     std::vector<Signal> done(jobs.size() + 1);  // steps of layer l's dx that are there
     done.back().add(uint64_t(jobs[0].plan.steps));

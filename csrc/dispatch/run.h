@@ -29,7 +29,7 @@ public:
     const Sizes& sizes() const { return sizes_; }
     const Format* format() const { return format_; }
     // Whether there is a backward pass.
-    bool trains() const { return !format_ || format_->outer_panel; }
+    bool trains() const { return !format_ || format_->trains; }
     // What ForwardArgs and BackwardArgs have of them; borrowed ones have no panels.
     bool borrowed() const { return !packed_; }
     const Weights<const T>& weights() const { return weights_; }

@@ -103,7 +103,7 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t
 
 // One row of C of n elements, from K rows, in the order of outer_tile: with so few, C itself is what
 // takes the time, and is written in order.
-template <int K, class T>
+template <int K, class Term, class T>
 RNNFAST_OUTLINE void outer_row(const T* a, const Columns<T>& b, ptrdiff_t n, T* c, bool assign) {
     constexpr ptrdiff_t L = kLanes<T>;
     Vec<T> left[K];
@@ -112,7 +112,7 @@ RNNFAST_OUTLINE void outer_row(const T* a, const Columns<T>& b, ptrdiff_t n, T* 
     for (ptrdiff_t v = 0; v * L < n; ++v) {
         Vec<T> sum = zero<T>();
 #pragma GCC unroll 4
-        for (int k = 0; k < K; ++k) sum = fma(left[k], load(b.at(k, v)), sum);
+        for (int k = 0; k < K; ++k) sum = Term::add(left[k], load(b.at(k, v)), sum);
         T* const to = c + v * L;
         const ptrdiff_t count = n - v * L;
         store_edge(to, assign ? sum : load_edge(to, count) + sum, count);
@@ -120,15 +120,15 @@ RNNFAST_OUTLINE void outer_row(const T* a, const Columns<T>& b, ptrdiff_t n, T* 
 }
 
 // The same for each of `lanes` rows of C; false where there are too many rows for it.
-template <class T>
+template <class Term, class T>
 RNNFAST_INLINE bool outer_few(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const Columns<T>& b,
                               ptrdiff_t n, T* c, bool assign) {
     if (rows < 1 || rows > 4) return false;
     for (ptrdiff_t m = 0; m < lanes; ++m) {
-        if (rows == 1) outer_row<1>(a + m, b, n, c + m * n, assign);
-        if (rows == 2) outer_row<2>(a + m, b, n, c + m * n, assign);
-        if (rows == 3) outer_row<3>(a + m, b, n, c + m * n, assign);
-        if (rows == 4) outer_row<4>(a + m, b, n, c + m * n, assign);
+        if (rows == 1) outer_row<1, Term>(a + m, b, n, c + m * n, assign);
+        if (rows == 2) outer_row<2, Term>(a + m, b, n, c + m * n, assign);
+        if (rows == 3) outer_row<3, Term>(a + m, b, n, c + m * n, assign);
+        if (rows == 4) outer_row<4, Term>(a + m, b, n, c + m * n, assign);
     }
     return true;
 }
@@ -153,14 +153,17 @@ RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t rows, const T* a, co
     if (m < lanes) outer_tile<1, W, Term>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign);
 }
 
-// The same for columns of C from vector v on: three vectors, or as many as are left of its n
+// Vectors of C that are summed at a time.
+constexpr ptrdiff_t kOuterVectors = 3;
+
+// The same for columns of C from vector v on: so many vectors, or as many as are left of its n
 // elements. Returns the vectors taken.
 template <class Term, class T>
 RNNFAST_INLINE ptrdiff_t outer_panel(ptrdiff_t lanes, ptrdiff_t rows, const T* a,
                                      const Columns<T>& b, ptrdiff_t v, T* c, ptrdiff_t ldc,
                                      ptrdiff_t n, bool assign) {
     constexpr ptrdiff_t L = kLanes<T>;
-    const ptrdiff_t width = smaller<ptrdiff_t>(3, vectors<T>(n) - v);
+    const ptrdiff_t width = smaller(kOuterVectors, vectors<T>(n) - v);
     const ptrdiff_t last = smaller(L, n - (v + width - 1) * L);
     const T* const right = b.at(0, v);
     T* const to = c + v * L;

@@ -89,11 +89,12 @@ void multiply(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums
 }
 
 template <class F>
-ptrdiff_t outer_panel_of(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const float* b,
-                         ptrdiff_t b_stride, ptrdiff_t v, float* c, ptrdiff_t ldc, ptrdiff_t n,
-                         bool assign) {
+void outer(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const float* b, ptrdiff_t b_stride,
+           float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign) {
     const Columns<float> right{const_cast<float*>(b), b_stride};  // which is only read
-    return outer_panel<F>(lanes, rows, a, right, v, c, ldc, n, assign);
+    if (ldc == n && outer_few<F>(lanes, rows, a, right, n, c, assign)) return;
+    for (ptrdiff_t v = 0; v < vectors<float>(n);)
+        v += outer_panel<F>(lanes, rows, a, right, v, c, ldc, n, assign);
 }
 
 template <class F>
@@ -110,10 +111,9 @@ ptrdiff_t probe(ptrdiff_t rounds, uint32_t* sums) {
 
 template <class F>
 constexpr Format format_of() {
-    Format format{F::kOfWord,  F::kHasUnits, pack_column<F>, encode<F>,
-                  multiply<F>, probe<F>,     nullptr,        nullptr};
+    Format format{F::kOfWord, F::kHasUnits, pack_column<F>, encode<F>, multiply<F>, probe<F>};
     if constexpr (F::kTrains)
-        format.join_rows = F::join_rows, format.outer_panel = outer_panel_of<F>;
+        format.trains = true, format.join_rows = F::join_rows, format.outer = outer<F>;
     return format;
 }
 

@@ -52,10 +52,10 @@ struct CellKernels {
     // `rows`: the most rows that a chunk of the pass has.
     ptrdiff_t (*backward_scratch)(const ForwardArgs<T>&, const BackwardArgs<T>&, const Plan&,
                                   ptrdiff_t rows);
-    // Of each thread's own in `products`, where there is a format.
-    ptrdiff_t (*products_scratch)(ptrdiff_t rows);
+    // What each thread takes besides, for `products`.
+    ptrdiff_t (*products_scratch)(const ForwardArgs<T>&, const BackwardArgs<T>&, ptrdiff_t rows);
     void (*backward)(const ForwardArgs<T>&, const BackwardArgs<T>&, const Plan&, ptrdiff_t rows,
-                     T* scratch, T* own, const BackwardWork&);
+                     T* scratch, T* join_room, const BackwardWork&);
     StreamKernels<T> stream;
 };
 

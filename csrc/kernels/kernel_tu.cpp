@@ -66,9 +66,9 @@ constexpr CellKernels<T> cell_kernels() {
            ptrdiff_t rows) {
             return BackwardPass<Cell, T>(args, grads, plan, rows, nullptr).place(rows, nullptr);
         },
-        [](ptrdiff_t rows) { return ParameterGradients<Cell, T>::low_room(rows); },
+        join_room<Cell, T>,
         [](const ForwardArgs<T>& args, const BackwardArgs<T>& grads, const Plan& plan,
-           ptrdiff_t rows, T* scratch, T* own, const BackwardWork& work) {
+           ptrdiff_t rows, T* scratch, T* join_room, const BackwardWork& work) {
             BackwardPass<Cell, T> pass(args, grads, plan, rows, scratch);
             switch (work.phase) {
                 case BackwardPhase::begin:
@@ -77,7 +77,7 @@ constexpr CellKernels<T> cell_kernels() {
                     return pass.steps(work.chunk, work.slice);
                 case BackwardPhase::products:
                     return pass.products(work.chunk, work.part, work.parts,
-                                         grads.assign && work.first, own);
+                                         grads.assign && work.first, join_room);
                 case BackwardPhase::end:
                     return pass.end(work.slice.rows);
             }

@@ -11,6 +11,23 @@ namespace {
 // A right operand of so many bytes stays in L1 beside what else a tile reads.
 constexpr ptrdiff_t kStaysInL1 = 16384;
 
+// Vectors that are joined at a time, of so many: all of few rows, whose products are in the order of C.
+inline ptrdiff_t joined_vectors(ptrdiff_t rows, ptrdiff_t all) {
+    return rows <= 8 ? all : smaller<ptrdiff_t>(15, all);
+}
+// The stride of vectors whose rows are joined: words have two rows at least.
+inline ptrdiff_t join_stride(ptrdiff_t rows) { return ((rows + 1) / 2 | 1) * kLanes<float>; }
+
+// What a thread takes to join rows of a chunk into words: one vector of A, and those of B.
+template <class Cell, class T>
+ptrdiff_t join_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads, ptrdiff_t rows) {
+    const Weights<T>& w = grads.weights;
+    if (!args.format || !(w.weight_ih || w.weight_hh || w.weight_hr)) return 0;
+    const Sizes& s = args.sizes;
+    const ptrdiff_t widest = s.input > s.hidden ? s.input : s.hidden;
+    return (1 + joined_vectors(rows, vectors<T>(widest))) * join_stride(rows);
+}
+
 // Adds one thread's part: some of the (gate, block) pairs, each V rows of dW, dR and db.
 template <class Cell, class T>
 struct ParameterGradients {
@@ -22,7 +39,7 @@ struct ParameterGradients {
     Shard pairs;
     bool assign;                     // = instead of +=
     const Format* format = nullptr;  // of the operands; null: T
-    T* own = nullptr;                // with a format: `low_room` of it
+    T* join_room = nullptr;          // for rows that are joined into words
 
     // dW += da_x^T x, db += da_x^T 1.
     void input(const Columns<T>& x, T* dw, T* db) const {
@@ -41,9 +58,6 @@ struct ParameterGradients {
         }
         if (db) bias(slots, db);
     }
-
-    // What a thread takes to join rows of a chunk into words: one vector of A, and some of B.
-    static ptrdiff_t low_room(ptrdiff_t rows) { return (1 + kLowPanel) * low_stride(rows); }
 
     // C (m, n) += A^T B for some of its m rows, by vectors of them.
     void outer(const Shard& of_vectors, ptrdiff_t m, const Columns<T>& a, const Columns<T>& b,
@@ -72,7 +86,7 @@ private:
             if (format) return low_weight(each_pair, right, n, dw);
         if (all * L * rows * ptrdiff_t(sizeof(T)) <= kStaysInL1) {  // dW in order
             each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
-                if (outer_few(lanes, rows, a, right, n, dw + row * n, assign)) return;
+                if (outer_few<Term<T>>(lanes, rows, a, right, n, dw + row * n, assign)) return;
                 for (ptrdiff_t v = 0; v < all;) v += panel(a, row, lanes, right, v, n, dw);
             });
             return;
@@ -98,30 +112,25 @@ private:
         }
     }
 
-    // The same in a format.
+    // The same in a format: of B some vectors are joined at a time, and for these A's, one by one.
     template <class Each>
     void low_weight(const Each& each_vector, const Columns<T>& right, ptrdiff_t n, T* c) const {
+        const ptrdiff_t all = vectors<T>(n), most = joined_vectors(rows, all);
         const ptrdiff_t words = (rows + format->of_word - 1) / format->of_word;
-        const ptrdiff_t stride = low_stride(rows);
-        T* const joined = own + stride;
-        for (ptrdiff_t from = 0; from < vectors<T>(n); from += kLowPanel) {
-            const ptrdiff_t count = smaller(kLowPanel, vectors<T>(n) - from);
+        T* const a_joined = join_room;
+        const Columns<T> b_joined{join_room + join_stride(rows), join_stride(rows)};
+        for (ptrdiff_t from = 0; from < all; from += most) {
+            const ptrdiff_t count = smaller(most, all - from);
+            const ptrdiff_t columns = smaller(count * L, n - from * L);
             for (ptrdiff_t v = 0; v < count; ++v)
-                format->join_rows(right.at(0, from + v), rows, joined + v * stride);
+                format->join_rows(right.at(0, from + v), rows, b_joined.at(0, v));
             each_vector([&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
-                format->join_rows(a, rows, own);
-                T* const to = c + row * n + from * L;
-                for (ptrdiff_t v = 0; v < count;)
-                    v += format->outer_panel(lanes, words, own, joined, stride, v, to, n,
-                                             n - from * L, assign);
+                format->join_rows(a, rows, a_joined);
+                format->outer(lanes, words, a_joined, b_joined.base, b_joined.stride,
+                              c + row * n + from * L, n, columns, assign);
             });
         }
     }
-
-    // So many vectors of B are joined at a time: A's are joined again for each of them.
-    static constexpr ptrdiff_t kLowPanel = 15;
-    // Words of two rows at least.
-    static ptrdiff_t low_stride(ptrdiff_t rows) { return ((rows + 1) / 2 | 1) * L; }
 
     void bias(const Slots& slots, T* db) const {
         each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {

@@ -82,11 +82,11 @@ public:
     }
 
     // Part `part` of `parts` of the parameters' gradients, and of the chunk's dx.
-    void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts, bool assign, T* own) {
+    void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts, bool assign, T* join_room) {
         const ptrdiff_t rows = chunk_row(chunk.end, chunk);
         const ParameterGradients<Cell, T> sums{
-            shape,  da,          rows, share(shape.blocks * Cell::kGates, part, parts),
-            assign, args.format, own};
+            shape,  da,          rows,     share(shape.blocks * Cell::kGates, part, parts),
+            assign, args.format, join_room};
         const Weights<T>& w = grads.weights;
         sums.input(x, w.weight_ih, w.bias_ih);
         sums.recurrent(h_prev, reset_h, w.weight_hh, w.bias_hh);
@@ -250,11 +250,14 @@ private:
     // In a format, what a thread has written of a step's rows: its vectors of slots first..last-1.
     void encode(const Columns<T>& of, const Step& step, const Shard& own, int first,
                 int last = 1) const {
-        if constexpr (kHasFormats<T>)
+        if constexpr (kHasFormats<T>) {
+            const ptrdiff_t blocks = shape.blocks, count = own.end - own.begin;
+            const bool adjoin = count == blocks;  // slots follow on one another
             for (ptrdiff_t i = 0; args.format && i < step.rows; ++i)
-                for (int s = first; s < last; ++s)
-                    of.encode(*args.format, step.row_of(i), s * shape.blocks + own.begin,
-                              own.end - own.begin);
+                for (int s = first; s < (adjoin ? first + 1 : last); ++s)
+                    of.encode(*args.format, step.row_of(i), s * blocks + own.begin,
+                              adjoin ? (last - first) * blocks : count);
+        }
     }
 
     // A product of `count` vectors of a step's rows, from v on, with the transpose of `matrix`, whose
