@@ -292,7 +292,7 @@ def test_the_fraction_of_the_peak(record):
     entry = find(record, PRECISION, "gru", "100-32-256-256-low", "inference")
     entry["peak_gflops"] = 240.0
     # 0.9 of 200, and the first of a hundred steps has half of the products.
-    name = "sequences, bfloat16, fraction of the peak, H ≥ 256"
+    name = "sequences, bfloat16, fraction of the peak, H ≥ 256, inference"
     assert_fails(record, name, "gru 100-32-256-256-low inference: 0.746, expected at least 0.8")
 
 
