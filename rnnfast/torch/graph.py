@@ -5,7 +5,7 @@ For `torch.compile` and `torch.export`, which trace this file, for `torch.func`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +38,7 @@ def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) ->
     widths = (module.proj_size or module.hidden_size, module.hidden_size)
     if input.dim() not in (2, 3) or not _fit(module, x, states, rows, widths, weights):
         return module._torch_forward(input, hx)
-    y, last = _in_format(_run_layers, format_name, module, x, states, weights)
+    y, last = _run_layers(module, x, states, weights, format_name)
     if unbatched:
         y, last = y.squeeze(1), [s.squeeze(1) for s in last]
     elif module.batch_first:
@@ -65,7 +65,7 @@ def cell(module: Cell, input: Any, hx: Any, format_name: str | None = None) -> A
     widths = (module.hidden_size, module.hidden_size)
     if not _fit(module, x, states, 1, widths, weights):
         return module._torch_forward(input, hx)
-    _, last = _in_format(_run_cell, format_name, module, x, states, weights)
+    _, last = _run(module._cell(), 1, module.bias, x, states, weights, format_name)
     last = [s.reshape(-1) if unbatched else s.squeeze(0) for s in last]
     return tuple(last) if len(last) == 2 else last[0]
 
@@ -159,45 +159,25 @@ def _fit(
     return right
 
 
-def _in_format(
-    run: Callable[..., Any],
-    format_name: str | None,
-    module: Layer | Cell,
+def _run_layers(
+    module: Layer,
     x: Tensor,
     states: Sequence[Tensor] | None,
     weights: list[Tensor],
-) -> tuple[Tensor, list[Tensor]]:
-    """`run` of them; given a format, of what they are in its dtype, which torch differentiates."""
-    if format_name is None:
-        return run(module, x, states, weights)
-    dtype = getattr(torch, format_name)
-    if states is not None:
-        states = [s.to(dtype) for s in states]
-    y, last = run(module, x.to(dtype), states, [w.to(dtype) for w in weights])
-    return y.to(x.dtype), [s.to(x.dtype) for s in last]
-
-
-def _run_cell(
-    module: Cell, x: Tensor, states: Sequence[Tensor] | None, weights: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    return _run(module._cell(), 1, module.bias, x, states, weights)
-
-
-def _run_layers(
-    module: Layer, x: Tensor, states: Sequence[Tensor] | None, weights: list[Tensor]
+    format_name: str | None,
 ) -> tuple[Tensor, list[Tensor]]:
     directions = 2 if module.bidirectional else 1
     name = module._cell()
     dropped = module.training and module.dropout > 0 and module.num_layers > 1
     if not dropped:
-        return _run(name, directions, module.bias, x, states, weights)
+        return _run(name, directions, module.bias, x, states, weights, format_name)
     per_layer = len(weights) // module.num_layers
     ends = []
     for index in range(module.num_layers):
         rows = slice(index * directions, (index + 1) * directions)
         own = None if states is None else [s[rows] for s in states]
         of_layer = weights[index * per_layer : (index + 1) * per_layer]
-        x, last = _run(name, directions, module.bias, x, own, of_layer)
+        x, last = _run(name, directions, module.bias, x, own, of_layer, format_name)
         ends.append(last)
         if index < module.num_layers - 1:
             x = torch.dropout(x, module.dropout, True)
@@ -211,12 +191,13 @@ def _run(
     x: Tensor,
     states: Sequence[Tensor] | None,
     weights: list[Tensor],
+    format_name: str | None,
 ) -> tuple[Tensor, list[Tensor]]:
     h0 = None if states is None else states[0]
     c0 = None if states is None or len(states) == 1 else states[1]
     if _is_transformed():
-        y, h, c = transforms.forward((name, directions, bias), x, h0, c0, weights)
+        y, h, c = transforms.forward((name, directions, bias, format_name), x, h0, c0, weights)
     else:
-        training = torch.is_grad_enabled()
-        y, h, c, _ = torch.ops.rnnfast.forward(x, h0, c0, weights, name, directions, bias, training)
+        own = name, directions, bias, torch.is_grad_enabled(), format_name
+        y, h, c, _ = torch.ops.rnnfast.forward(x, h0, c0, weights, *own)
     return y, ([h, c] if name == "lstm" else [h])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnfast._cells import CELLS, Sizes
-from rnnfast.torch.packs import COMPUTED, Kind
+from rnnfast.torch.packs import COMPUTED, FORMATS, Kind
 
 # Without a reset before the product, which torch does not have and `differentiable` does not know.
 _CELLS = tuple(name for name in CELLS if name != "gru_reset_before")
@@ -46,6 +46,7 @@ def checked_kind(
     cell: str,
     directions: int,
     bias: bool,
+    format_name: str | None = None,
 ) -> Kind:
     """What is to be computed, once all of it fits together.
 
@@ -63,6 +64,10 @@ def checked_kind(
         raise ValueError(f"cell: expected one of {', '.join(_CELLS)}, got {cell!r}")
     if directions not in (1, 2):
         raise ValueError(f"directions: expected 1 or 2, got {directions}")
+    formats = tuple(FORMATS.values()) if x.dtype is torch.float32 else ()
+    if format_name is not None and format_name not in formats:
+        expected = " or ".join(["None", *formats])
+        raise ValueError(f"format_name: expected {expected} for {x.dtype}, got {format_name!r}")
     kind = _kind(weights, cell, directions, bias)
     shapes = [shape for own in kind.shapes() for shape in own.values()]
     for k, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):

@@ -3,6 +3,9 @@
 They run a stack of layers over (T, B, I), with one list of all parameters in torch's order. The
 tape is what backward needs besides; of no size where `training` is false. Tensors that a cell does
 not have, or that are not wanted, have no elements.
+
+format_name : of the operands of products, where tensors are in float32; its default keeps programs
+    loadable that were exported before there was one.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from rnnfast.torch.packs import COMPUTED, DTYPES, ContentCache, Kind, Packs, nat
 
 _OPTIONS = "str cell, int directions, bool bias"
 _STATES = "Tensor? h0, Tensor? c0, Tensor[] weights"
+_FORMAT = "str? format_name=None"
 
 _packs = ContentCache()
 
@@ -33,8 +37,8 @@ def _backend() -> NativeBackend:
     return backend
 
 
-def _packed(kind: Kind, weights: Sequence[Tensor]) -> Packs:
-    return _packs.get(_backend(), kind, [plain(weight) for weight in weights])
+def _packed(kind: Kind, weights: Sequence[Tensor], format_name: str | None) -> Packs:
+    return _packs.get(_backend(), kind, [plain(weight) for weight in weights], format_name)
 
 
 def _present(*states: Tensor | None) -> list[Tensor] | None:
@@ -69,7 +73,8 @@ def _tape_shape(kind: Kind, x: Tensor) -> tuple[Any]:
     "rnnfast::forward",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor x, {_STATES}, {_OPTIONS}, bool training) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor x, {_STATES}, {_OPTIONS}, bool training, {_FORMAT}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 def forward(
     x: Tensor,
@@ -80,10 +85,11 @@ def forward(
     directions: int,
     bias: bool,
     training: bool,
+    format_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output (T, B, D*W), h (L*D, B, W), c (L*D, B, H), and the tape."""
-    kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
-    stack, threads = _packed(kind, weights).stack(), torch.get_num_threads()
+    kind = checked_kind(x, h0, c0, weights, cell, directions, bias, format_name)
+    stack, threads = _packed(kind, weights, format_name).stack(), torch.get_num_threads()
     dtype, given, states = x.dtype, _computed(x), state_of(_present(h0, c0))
     result: Any
     if training:
@@ -110,8 +116,9 @@ def _forward_fake(
     directions: int,
     bias: bool,
     training: bool,
+    format_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
+    kind = checked_kind(x, h0, c0, weights, cell, directions, bias, format_name)
     steps, batch = x.shape[:2]
     rows, sizes = kind.layers * directions, kind.sizes
     return (
@@ -127,7 +134,7 @@ def _forward_fake(
     mutates_args=(),
     device_types="cpu",
     schema=f"(Tensor? dy, Tensor? dh, Tensor? dc, Tensor x, {_STATES}, Tensor y, Tensor tape, "
-    f"{_OPTIONS}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor[])",
+    f"{_OPTIONS}, bool[] wanted, {_FORMAT}) -> (Tensor, Tensor, Tensor, Tensor[])",
 )
 def backward(
     dy: Tensor | None,
@@ -143,13 +150,14 @@ def backward(
     directions: int,
     bias: bool,
     wanted: Sequence[bool],
+    format_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The gradients at x, h0, c0 and each parameter; `wanted` tells which, in this order."""
-    kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
+    kind = checked_kind(x, h0, c0, weights, cell, directions, bias, format_name)
     _check_backward(kind, dy, dh, dc, x, y, tape, len(weights), wanted)
 
     dx, initial, parameters = gradients(
-        _packed(kind, weights).stack(),
+        _packed(kind, weights, format_name).stack(),
         _computed(x),
         _present(h0, c0),
         None,
@@ -188,8 +196,9 @@ def _backward_fake(
     directions: int,
     bias: bool,
     wanted: Sequence[bool],
+    format_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    kind = checked_kind(x, h0, c0, weights, cell, directions, bias)
+    kind = checked_kind(x, h0, c0, weights, cell, directions, bias, format_name)
     _check_backward(kind, dy, dh, dc, x, y, tape, len(weights), wanted)
 
     def like(tensor: Tensor | None, want: bool) -> Tensor:
@@ -225,25 +234,25 @@ def _check_backward(
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h0, c0, weights, *ctx.options, ctx.training = inputs
+    x, h0, c0, weights, *ctx.options = inputs
     ctx.save_for_backward(x, h0, c0, output[0], output[3], *weights)
     ctx.set_materialize_grads(False)
 
 
 def _backward_of_forward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-    if not ctx.training:
+    cell, directions, bias, training, *format_name = ctx.options
+    if not training:
         raise RuntimeError("rnnfast::forward: expected training=True of a pass with gradients")
     x, h0, c0, y, tape, *weights = ctx.saved_tensors
-    cell, directions, bias = ctx.options
     needs = ctx.needs_input_grad
     wanted = [*needs[:3], *needs[3]]
     dy, dh, dc = (None if g is None or g.numel() == 0 else g for g in gradients[:3])
-    dx, dh0, dc0, found = torch.ops.rnnfast.backward(
-        dy, dh, dc, x, h0, c0, weights, y, tape, cell, directions, bias, wanted
-    )
+    own = cell, directions, bias, wanted, *format_name
+    dx, dh0, dc0, found = torch.ops.rnnfast.backward(dy, dh, dc, x, h0, c0, weights, y, tape, *own)
     of_inputs = [g if want else None for g, want in zip((dx, dh0, dc0), wanted[:3], strict=True)]
     of_weights = [g if want else None for g, want in zip(found, wanted[3:], strict=True)]
-    return (*of_inputs, of_weights, *[None] * (len(ctx.options) + 1))
+    # Torch, which leaves out an option that is the default, wants no gradient for it.
+    return (*of_inputs, of_weights, *[None] * (len(needs) - 4))
 
 
 torch.library.register_autograd(
@@ -259,7 +268,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) 
 
 def _backward_of_backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     given = ctx.saved_tensors
-    cell, directions, bias, wanted = ctx.options
+    cell, directions, bias, wanted = ctx.options[:4]
     kind = checked_kind(given[3], given[4], given[5], given[6:], cell, directions, bias)
     with torch.enable_grad():
         own = [None if t is None else t.detach().requires_grad_() for t in given]
@@ -279,7 +288,7 @@ def _backward_of_backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
             )
         )
     all_found = [None if t is None else next(second) for t in own]
-    return (*all_found[:6], all_found[6:], None, None, *[None] * len(ctx.options))
+    return (*all_found[:6], all_found[6:], *[None] * (len(ctx.needs_input_grad) - 7))
 
 
 torch.library.register_autograd(

@@ -317,17 +317,25 @@ class ContentCache:
         self._packs: OrderedDict[Any, tuple[int, Packs]] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor]) -> Packs:
-        """The packed weights, which fit the kind."""
+    def get(
+        self,
+        backend: NativeBackend,
+        kind: Kind,
+        weights: Sequence[Tensor],
+        format_name: str | None,
+    ) -> Packs:
+        """The packed weights, which fit the kind; format None: that of their dtype."""
         held = tuple(w.detach().contiguous() for w in weights)
-        place = kind, held[0].dtype, tuple(w.data_ptr() for w in weights)
+        dtype = held[0].dtype
+        format_name = format_name or FORMATS.get(dtype)
+        place = kind, dtype, format_name, tuple(w.data_ptr() for w in weights)
         seen: int | None = _fingerprint(backend, held)
         with self._lock:
             found = self._packs.get(place)
             if found is not None and found[0] == seen:
                 self._packs.move_to_end(place)
                 return found[1]
-        seen, packs = _packed(backend, kind, held, FORMATS.get(held[0].dtype))
+        seen, packs = _packed(backend, kind, held, format_name)
         if seen is not None:
             with self._lock:
                 self._packs[place] = seen, packs

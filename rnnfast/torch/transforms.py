@@ -17,7 +17,7 @@ from rnnfast.torch import differentiable
 from rnnfast.torch.operator_checks import checked_kind
 
 _Type = torch._C._functorch.TransformType
-Options = tuple[str, int, bool]  # cell, directions, bias
+Options = tuple[str, int, bool, str | None]  # cell, directions, bias, format_name
 _Dims = Sequence[Any]
 _Tensors = tuple[Any, ...]  # of Tensor or None
 
@@ -54,7 +54,8 @@ class _Forward(torch.autograd.Function):
     def forward(
         options: Options, x: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor
     ) -> _Tensors:
-        return torch.ops.rnnfast.forward(x, h0, c0, weights, *options, True)
+        *layer, format_name = options
+        return torch.ops.rnnfast.forward(x, h0, c0, weights, *layer, True, format_name)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -103,8 +104,9 @@ class _Backward(torch.autograd.Function):
         tape: Tensor,
         *weights: Tensor,
     ) -> _Tensors:
+        *layer, format_name = options
         dx, dh0, dc0, found = torch.ops.rnnfast.backward(
-            dy, dh, dc, x, h0, c0, weights, y, tape, *options, list(wanted)
+            dy, dh, dc, x, h0, c0, weights, y, tape, *layer, list(wanted), format_name
         )
         return dx, dh0, dc0, *found
 
