@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rnnfast import _validate
 from rnnfast._cells import Weights
 
-# Sums of as many products of 8 bits fit in 32, as in `csrc/api/rnnfast.cpp`.
+# Sums of as many products of 8 bits fit in 32, as in `csrc/core/format.h`.
 _MOST_OF_INT8 = 131072
 
 # Rows that are smaller are zeros: their unit would be no normal number.

@@ -7,7 +7,9 @@
 #include <string>
 #include <utility>
 
+#include "api/names.h"
 #include "api/safetensors.h"
+#include "core/format.h"
 #include "dispatch/registry.h"
 
 namespace rnnfast {
@@ -19,18 +21,6 @@ namespace {
                        const std::string& got) {
     fail(name + ": expected " + expected + ", got " + got);
 }
-
-constexpr const char* kCells[] = {
-#define CELL(name, type) #name,
-#include "core/cells.inc"
-#undef CELL
-};
-
-constexpr const char* kFormats[] = {
-#define FORMAT(name, type) #name,
-#include "core/formats.inc"
-#undef FORMAT
-};
 
 // The options of a layer, as texts, of which each must be taken.
 class Options {
@@ -90,21 +80,6 @@ CellId cell_of(const std::string& kind, Options& options) {
     return cell;
 }
 
-// That of the layer in Python; a stream's is what `weights` of its configuration says. `dtype`: where
-// there is no such option.
-std::string precision_of(Options& options, const std::string& dtype) {
-    if (!options.has("precision")) return dtype;
-    const std::string precision = options.take("precision");
-    std::string known = dtype;
-    if (dtype == "float32")
-        for (const char* const format : kFormats) {
-            if (precision == format) return precision;
-            known += std::string(", ") + format;
-        }
-    if (precision != dtype) fail("precision", "one of " + known, precision);
-    return precision;
-}
-
 std::string shape_text(const std::vector<int64_t>& shape) {
     std::string text;
     for (const int64_t n : shape) text += (text.empty() ? "" : ", ") + std::to_string(n);
@@ -134,16 +109,18 @@ LayerFile read(const char* path, rnnfast_config& config) {
         options.flag("batch_first");
         options.take("dropout");  // of which a stream has none
     }
-    const std::string dtype = options.take("dtype"), precision = precision_of(options, dtype);
+    const std::string dtype = options.take("dtype");
+    const std::string precision = options.has("precision") ? options.take("precision") : dtype;
     options.end();
-    if (precision == "int8")
+    if (file.tensors.empty()) fail("file", "arrays", "none");
+    config.dtype = file.tensors.begin()->second.dtype;
+    if (dtype != config.dtype) fail("dtype", config.dtype, dtype);
+    const auto format = find_format("precision", precision, config.dtype);
+    if (format == FormatId::int8)
         for (const int64_t size : {config.input_size, config.hidden_size})
             if (size > kMostOfInt8)
                 fail("precision", "float32 or bfloat16 of " + std::to_string(size) + " products",
                      precision);
-    if (file.tensors.empty()) fail("file", "arrays", "none");
-    config.dtype = file.tensors.begin()->second.dtype;
-    if (dtype != config.dtype) fail("dtype", config.dtype, dtype);
     // Every parameter has as many elements as H, so that what follows does not overflow.
     if (config.hidden_size > file.bytes)
         fail("hidden_size", "that of the file's arrays", std::to_string(config.hidden_size));

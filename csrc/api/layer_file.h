@@ -8,9 +8,6 @@
 
 namespace rnnfast {
 
-// Sums of as many products of 8 bits fit in 32.
-constexpr int64_t kMostOfInt8 = 131072;
-
 struct LayerFile {
     std::unique_ptr<unsigned char[]> data;
     std::vector<rnnfast_layer> layers;  // their arrays lie in `data`

@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
-#include <iterator>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -11,6 +10,8 @@
 
 #include "api/functions.h"
 #include "api/layer_file.h"
+#include "api/names.h"
+#include "core/format.h"
 #include "dispatch/registry.h"
 #include "dispatch/stream.h"
 
@@ -56,20 +57,10 @@ int find(const char* what, const char* name, const char* const (&names)[N]) {
     fail("%s: expected one of %s, got %s", what, known.c_str(), name ? name : "NULL");
 }
 
-constexpr const char* kCells[] = {
-#define CELL(name, type) #name,
-#include "core/cells.inc"
-#undef CELL
-};
 constexpr const char* kDtypes[] = {
 #define DTYPE(name, type) #name,
 #include "core/dtypes.inc"
 #undef DTYPE
-};
-constexpr const char* kFormats[] = {
-#define FORMAT(name, type) #name,
-#include "core/formats.inc"
-#undef FORMAT
 };
 
 void check_least(const char* what, int64_t value, int64_t least) {
@@ -82,17 +73,6 @@ void check_most(const char* what, int64_t value, int64_t most) {
     if (value > most)
         fail("%s: expected %lld or less with int8 weights, got %lld", what,
              static_cast<long long>(most), static_cast<long long>(value));
-}
-
-// Of the layers' own dtype, none.
-std::optional<FormatId> checked_format(const char* name, const char* dtype) {
-    if (!name || !std::strcmp(name, dtype)) return {};
-    if (std::strcmp(dtype, "float32")) fail("weights: expected %s, got %s", dtype, name);
-    for (size_t i = 0; i < std::size(kFormats); ++i)
-        if (!std::strcmp(name, kFormats[i])) return FormatId(i);
-    std::string known = dtype;
-    for (const char* format : kFormats) known += std::string(", ") + format;
-    fail("weights: expected one of %s, got %s", known.c_str(), name);
 }
 
 // Arrays of so many elements, whole vectors of gates included, stay within what an index can hold.
@@ -116,7 +96,7 @@ StreamConfig checked(const rnnfast_config& c) {
                         ptrdiff_t(c.batch_size),
                         {}};
     const CellKernels<T>& kernels = active_kernels_for<T>().cells[int(config.cell)];
-    config.format = checked_format(c.weights, c.dtype);
+    if (c.weights) config.format = find_format("weights", c.weights, c.dtype);
     check_least("input_size", c.input_size, 0);
     check_least("hidden_size", c.hidden_size, 1);
     check_least("proj_size", c.proj_size, 0);

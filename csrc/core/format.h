@@ -10,6 +10,9 @@
 
 namespace rnnfast {
 
+// Sums of as many products of 8 bits fit in 32.
+constexpr ptrdiff_t kMostOfInt8 = 131072;
+
 // A row of floats: `runs` runs of `run` elements, `stride` apart; several are whole vectors each.
 struct LowSource {
     const float* base;
