@@ -90,17 +90,18 @@ def test_steps_are_the_layers(native, library, path, opened: Opened, kind, dtype
 
 @pytest.mark.parametrize("precision", FORMATS)
 def test_a_stream_is_in_the_precision_that_is_asked_for(native, library, path, precision, rng):
-    """Not in that of the layer, which may be any."""
+    """By a name; without one, in that of the layer, which the configuration tells."""
     x, output = normal(rng, (STEPS, BATCH, 4), "f4"), np.empty((STEPS, BATCH, 5), "f4")
     layer = make("gru", num_layers=2, precision=precision)
     layer.save(path)
-    for weights in ("float32", *FORMATS):
-        config = Config(batch_size=BATCH, weights=weights.encode())
+    for weights in (None, "float32", *FORMATS):
+        config = Config(batch_size=BATCH, weights=weights and weights.encode())
         stream = library.rnnfast_open(os.fsencode(path), ctypes.byref(config))
         assert stream, library.rnnfast_error()
         library.rnnfast_run(stream, STEPS, x.ctypes.data, output.ctypes.data)
         library.rnnfast_destroy(stream)
-        assert_same_bits(output, layer.stream(BATCH, weights).run(x), weights)
+        assert config.weights.decode() == (weights or precision)
+        assert_same_bits(output, layer.stream(BATCH, weights).run(x), str(weights))
 
 
 def test_two_directions_are_refused(library, path, opened: Opened):

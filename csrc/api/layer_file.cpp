@@ -121,6 +121,7 @@ LayerFile read(const char* path, rnnfast_config& config) {
             if (size > kMostOfInt8)
                 fail("precision", "float32 or bfloat16 of " + std::to_string(size) + " products",
                      precision);
+    if (!config.weights) config.weights = format ? kFormats[int(*format)] : config.dtype;
     // Every parameter has as many elements as H, so that what follows does not overflow.
     if (config.hidden_size > file.bytes)
         fail("hidden_size", "that of the file's arrays", std::to_string(config.hidden_size));

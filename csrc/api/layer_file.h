@@ -13,9 +13,9 @@ struct LayerFile {
     std::vector<rnnfast_layer> layers;  // their arrays lie in `data`
 };
 
-// Sets what of `config` the file says: all but `weights` and `batch_size`. Throws
-// std::invalid_argument, which names the file and what is wrong, where it is none that a stream can
-// run; before its arrays are read, if they are not those of its sizes.
+// Sets what of `config` the file says: all but `batch_size`, and `weights` only where it is null.
+// Throws std::invalid_argument, which names the file and what is wrong, where it is none that a
+// stream can run; before its arrays are read, if they are not those of its sizes.
 LayerFile read_layer_file(const char* path, rnnfast_config& config);
 
 }  // namespace rnnfast

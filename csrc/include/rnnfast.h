@@ -78,9 +78,10 @@ RNNFAST_API rnnfast_stream* rnnfast_create(const rnnfast_config* config,
                                            const rnnfast_layer* layers);
 
 /* As rnnfast_create, of a layer or cell that Python's `layer.save` wrote: a safetensors file, with
- * the options in its metadata. `config`: in, `batch_size`, and `weights`, whatever the layer's
- * precision is in Python; out, where a stream is returned, the others, its strings valid for ever.
- * `path`: as fopen takes it. NULL also where the file cannot be read, is damaged, or has a
+ * the options in its metadata. `config`: in, `batch_size`, and `weights`, of which NULL stands for the
+ * precision that the layer had, as in Python's `layer.stream()`; out, where a stream is returned, the
+ * others, and the name of that precision in place of a NULL, these strings valid for ever. `path`: as
+ * fopen takes it. NULL is returned also where the file cannot be read, is damaged, or has a
  * bidirectional layer; whatever is in it, no more memory is asked for than a few times its size. */
 RNNFAST_API rnnfast_stream* rnnfast_open(const char* path, rnnfast_config* config);
 

@@ -34,7 +34,8 @@ void check(const Case& c) {
         rnnfast_stream* const opened = rnnfast_open(path.c_str(), &config);
         if (!opened) return expect(false, text + ": " + rnnfast_error());
         expect(config.input_size == c.I && config.hidden_size == c.H && config.proj_size == c.P &&
-                   config.num_layers == c.L && config.batch_size == 2 && !config.weights,
+                   config.num_layers == c.L && config.batch_size == 2 &&
+                   !std::strcmp(config.weights, config.dtype),
                text + ": sizes");
         rnnfast_stream* const made = rnnfast_create(&config, layers.data());
         if (!made) return expect(false, text + ": " + rnnfast_error());
@@ -80,18 +81,33 @@ void check_calls() {
     fails(path.c_str(), &config, "weights: expected one of float32, bfloat16, int8, got int4");
 }
 
-// The precision of the layer in Python is not that of the stream.
+// Without a name of its own a stream has the precision of the file, and of its arrays' dtype where
+// that has none.
 void check_precision() {
-    for (const char* precision : {"float32", "bfloat16", "int8"}) {
-        Content content = lstm();
-        content["precision"] = precision;
-        write(content.whole());
-        rnnfast_config config{};
-        config.batch_size = 1;
-        rnnfast_stream* const stream = rnnfast_open(path.c_str(), &config);
-        expect(stream && !config.weights, std::string("a layer in ") + precision);
-        rnnfast_destroy(stream);
-    }
+    const Case c{"LSTM", {{"proj_size", "0"}}, CellId::lstm, 4, 5, 0, 2, false, true};
+    for (const char* const precision : {"", "float32", "bfloat16", "int8"})
+        for (const char* const asked : {"", "float32", "bfloat16", "int8"}) {
+            std::vector<std::vector<float>> arrays;
+            std::vector<rnnfast_layer> layers;
+            Content content = make<float>(c, arrays, layers);
+            if (*precision) content["precision"] = precision;
+            write(content.whole());
+            const std::string want = *asked ? asked : *precision ? precision : "float32";
+            const std::string text =
+                std::string("a layer in \"") + precision + "\", asked for in \"" + asked + "\"";
+            rnnfast_config config{};
+            config.batch_size = 1;
+            config.weights = *asked ? asked : nullptr;
+            rnnfast_stream* const opened = rnnfast_open(path.c_str(), &config);
+            if (!opened) return expect(false, text + ": " + rnnfast_error());
+            expect(config.weights == want, text + ": " + config.weights);
+            config.weights = want.c_str();
+            rnnfast_stream* const made = rnnfast_create(&config, layers.data());
+            if (!made) return expect(false, text + ": " + rnnfast_error());
+            const auto got = outputs<float>(opened, config), same = outputs<float>(made, config);
+            expect(!std::memcmp(got.data(), same.data(), got.size() * sizeof(float)), text);
+            rnnfast_destroy(opened), rnnfast_destroy(made);
+        }
 }
 
 // Random damage: each file is a stream that can be stepped, or refused.
