@@ -178,7 +178,8 @@ class Layer(Module):
             for k, suffix in enumerate(self._suffixes)
         ]
         kept = format_name or options.dtype
-        return Form.of(repr(self), self._signature, layers, kept, batch_size).open()
+        text = self._text(without="precision")  # a stream's weights tell its own
+        return Form.of(text, self._signature, layers, kept, batch_size).open()
 
     def _read(self, x: Any, state: Any, lengths: Any, reset: Any) -> Inputs:
         x, layout = self._signature.input(x)

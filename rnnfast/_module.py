@@ -196,9 +196,13 @@ class Module:
         _safetensors.write(path, self.state_dict(), metadata)
 
     def __repr__(self) -> str:
+        return self._text()
+
+    def _text(self, without: str = "") -> str:
+        """How the module prints; `without` : the name of an option that is told beside it."""
         shown = [str(self._options.input_size), str(self._options.hidden_size)]
         for name, value in self._options._asdict().items():
-            if value is not None and value != self._DEFAULTS.get(name, value):
+            if name != without and value is not None and value != self._DEFAULTS.get(name, value):
                 shown.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Form:
     """What a stream computes, and the checks of what it takes.
 
-    layer : how the layer prints.
+    layer : how the layer prints, but for its precision.
     signature : the layer's, in one direction.
     layers : the parameters of each layer, contiguous, their matrices in the format `weights`;
         nobody changes them.

@@ -287,6 +287,18 @@ def test_copies_pickles_states_and_resets(weights, rng):
     assert_same_bits(np.stack([stream.step(x_t) for x_t in x[5:]]), want[5:])
 
 
+def test_it_prints_its_own_precision_once(weights):
+    """Whether the layer has the same, another or none."""
+    plain = make("lstm", 4, 5)
+    for precision in (None, *FORMATS):
+        layer = make("lstm", 4, 5, precision=precision)
+        in_format = f'Stream({plain!r}, batch_size=2, weights="{weights}")'
+        assert repr(layer.stream(2, weights)) == in_format
+        assert repr(layer.stream(2, "float32")) == f"Stream({plain!r}, batch_size=2)"
+    layer.precision = weights
+    assert repr(layer.stream(2)) == in_format
+
+
 def test_x_and_out_may_share_memory(weights, rng):
     layer = make("gru", 8, 8)
     x = normal(rng, (3, 8), "f4")
