@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch_twins import LAYERS, OUTPUT, assert_like, flat, normal, state_for, twins  # noqa: E402
 
-from rnnfast.torch.packs import DTYPES  # noqa: E402
+from rnnfast.torch.kinds import DTYPES  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -13,8 +13,9 @@ from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils import parametrize
 
 from rnnfast._locks import Lock
+from rnnfast.torch.kinds import COMPUTED, native
 from rnnfast.torch.modules import TWINS, Cell, Layer
-from rnnfast.torch.packs import COMPUTED, PackCache, native
+from rnnfast.torch.packs import PackCache
 
 Model = TypeVar("Model", bound=Module)
 

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from rnnfast._cells import CELLS
 from rnnfast.torch.exchange import widened
-from rnnfast.torch.packs import Kind
+from rnnfast.torch.kinds import Kind
 
 States = list[Tensor]  # [h] or [h, c]
 

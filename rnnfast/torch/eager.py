@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfast.torch import cells
 from rnnfast.torch.autograd import Call, infer, record
 from rnnfast.torch.exchange import TENSORS, States, converted, requires_grad
-from rnnfast.torch.packs import DTYPES, PackCache, Packs, Parameters
+from rnnfast.torch.kinds import DTYPES
+from rnnfast.torch.packs import PackCache, Packs, Parameters
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Cell, Layer

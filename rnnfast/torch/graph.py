@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast.torch import operators, transforms
-from rnnfast.torch.packs import COMPUTED, FORMATS, native
+from rnnfast.torch.kinds import COMPUTED, FORMATS, native
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Cell, Layer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnfast._cells import CELLS, Sizes
-from rnnfast.torch.packs import COMPUTED, FORMATS, Kind
+from rnnfast.torch.kinds import COMPUTED, FORMATS, Kind
 
 # Without a reset before the product, which torch does not have and `differentiable` does not know.
 _CELLS = tuple(name for name in CELLS if name != "gru_reset_before")

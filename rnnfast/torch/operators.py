@@ -20,8 +20,9 @@ from torch.nn.functional import pad
 from rnnfast._native_backend import NativeBackend
 from rnnfast.torch import differentiable
 from rnnfast.torch.exchange import UNREADABLE, gradients, plain, state_of, states_of, widened
+from rnnfast.torch.kinds import COMPUTED, DTYPES, Kind, native
 from rnnfast.torch.operator_checks import check, checked_kind
-from rnnfast.torch.packs import COMPUTED, DTYPES, ContentCache, Kind, Packs, native
+from rnnfast.torch.packs import ContentCache, Packs
 
 _OPTIONS = "str cell, int directions, bool bias"
 _STATES = "Tensor? h0, Tensor? c0, Tensor[] weights"

@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rnnfast import _backend
-from rnnfast._cells import CELLS, Sizes, Weights, weight_shapes
+from rnnfast._cells import CELLS, Weights
 from rnnfast._locks import Lock
 from rnnfast._native_backend import NativeBackend
 from rnnfast.torch.exchange import (
-    TENSORS,
     array,
     copy_of,
     is_neg,
@@ -23,70 +22,15 @@ from rnnfast.torch.exchange import (
     taking_tensors,
     widened,
 )
+from rnnfast.torch.kinds import FORMATS, Kind, fits, native
 
 if TYPE_CHECKING:
     from rnnfast._native import Packed, Stack
-
-DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-
-# Of tensors that the kernels compute with in float32, all but the operands of products: the format
-# of those.
-FORMATS = {torch.bfloat16: "bfloat16"}
-
-# The dtype that tensors of each are computed with.
-COMPUTED = {**{dtype: dtype for dtype in DTYPES}, **dict.fromkeys(FORMATS, torch.float32)}
 
 # That the kernels may take from weights as they lie; it is for them to say.
 _FEW_ROWS = 8
 
 _get_num_threads = torch.get_num_threads
-
-
-class Kind(NamedTuple):
-    """What a recurrent module computes, whatever its weights.
-
-    cell : a name in `CELLS`; sizes : of the first layer; one_step : a cell module's, without T.
-    """
-
-    cell: str
-    sizes: Sizes
-    layers: int = 1
-    directions: int = 1
-    bias: bool = True
-    one_step: bool = False
-
-    @property
-    def has_c(self) -> bool:
-        """Whether its state is a pair (h, c)."""
-        return "c" in CELLS[self.cell].states
-
-    @property
-    def width(self) -> int:
-        """D*W, the width of the output."""
-        return self.directions * self.sizes.output
-
-    def sizes_of(self, layer: int) -> Sizes:
-        """Of `layer`: those above the first read D*W."""
-        return self.sizes if layer == 0 else self.sizes._replace(input=self.width)
-
-    def shapes(self) -> list[dict[str, tuple[int, ...]]]:
-        """The shapes of the parameters of each layer and direction, by their names in `Weights`."""
-        cell = CELLS[self.cell]
-        return [
-            weight_shapes(cell, self.sizes_of(layer), self.bias)
-            for layer in range(self.layers)
-            for _ in range(self.directions)
-        ]
-
-    def layer(self, layer: int) -> Kind:
-        """The same for one of its layers alone."""
-        return self._replace(sizes=self.sizes_of(layer), layers=1)
-
-
-def native() -> NativeBackend | None:
-    """The compiled kernels, if they are the backend in use."""
-    backend = _backend.current()
-    return backend if isinstance(backend, NativeBackend) else None
 
 
 class Packs:
@@ -281,27 +225,6 @@ class PackCache:
         found = Parameters(backend, kind, weights, self._frozen)
         self._parameters = found if found.can_stay else None
         return found
-
-
-def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
-    """Whether the kernels take the weights: CPU tensors of one dtype, in the kind's shapes."""
-    if any(type(w) not in TENSORS for w in weights):
-        return False
-    shapes = [shape for own in kind.shapes() for shape in own.values()]
-    dtype = weights[0].dtype
-    return (
-        dtype in COMPUTED
-        and len(shapes) == len(weights)
-        and all(
-            w.is_cpu
-            and w.dtype is dtype
-            and w.layout is torch.strided
-            and not w.is_neg()
-            and w.shape == shape
-            and w.data_ptr() % w.element_size() == 0
-            for w, shape in zip(weights, shapes, strict=True)
-        )
-    )
 
 
 class ContentCache:
