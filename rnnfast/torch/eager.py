@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfast.torch import cells
 from rnnfast.torch.autograd import Call, infer, record
 from rnnfast.torch.exchange import TENSORS, States, converted, requires_grad
-from rnnfast.torch.kinds import DTYPES
+from rnnfast.torch.kinds import DTYPES, FORMATS
 from rnnfast.torch.packs import PackCache, Packs, Parameters
 
 if TYPE_CHECKING:
@@ -83,7 +83,16 @@ def layer(
     batch_sizes = None if x is input else input.batch_sizes
     if parameters.format_name is None:
         return _layer(module, parameters, weights, batch_sizes, format_name, x, states)
-    return _rounded(_layer, module, parameters, weights, batch_sizes, x, states)
+    wide = _widened(parameters, x, states)
+    if wide is None:
+        return None
+    own = module, parameters, weights, batch_sizes, parameters.format_name
+    result = _layer(*own, *wide)
+    if result is None:
+        return None
+    output, last = result
+    rounded = converted(output, x.dtype, parameters.backend.empty_like)
+    return rounded, tuple(s.to(x.dtype) for s in last)
 
 
 def _layer(
@@ -109,32 +118,18 @@ def _layer(
     return _run(call, weights, x, states) or _again(_run, call, weights, x, states)
 
 
-def _rounded(
-    run: Callable[..., Any],
-    module: Layer | Cell,
-    parameters: Parameters,
-    weights: tuple[Tensor, ...],
-    batch_sizes: Tensor | None,
-    x: Tensor,
-    states: Sequence[Tensor] | None,
-) -> Any:
-    """`run` for weights in a dtype of `FORMATS`, which its results are rounded to.
+def _widened(
+    parameters: Parameters, x: Tensor, states: Sequence[Tensor] | None
+) -> tuple[Tensor, States | None] | None:
+    """x and states in float32, for weights in a dtype of `FORMATS`; None: they are in others.
 
-    It computes in float32, on torch's graph between the two conversions.
+    Torch's graph has the conversion, and that of the results.
     """
-    dtype = weights[0].dtype
-    if not all(t.dtype is dtype and _is_strided(t) for t in (x, *(states or ()))):
+    given, format_name = (x, *(states or ())), parameters.format_name
+    if not all(FORMATS.get(t.dtype) == format_name and _is_strided(t) for t in given):
         return None
-    own = module, parameters, weights, batch_sizes, parameters.format_name
-    empty_like = parameters.backend.empty_like
-    wide = converted(x, torch.float32, empty_like)
-    result = run(*own, wide, None if states is None else tuple(s.float() for s in states))
-    if result is None:
-        return None
-    output, last = result
-    if output is not None:
-        output = converted(output, dtype, empty_like)
-    return output, tuple(s.to(dtype) for s in last)
+    wide = converted(x, torch.float32, parameters.backend.empty_like)
+    return wide, None if states is None else tuple(s.float() for s in states)
 
 
 def _rows_of_one_step(x: Tensor, batch_first: bool) -> float:
@@ -162,28 +157,28 @@ def cell(
         return None
     parameters, weights = ready
     if parameters.format_name is None:
-        result = _cell(module, parameters, weights, None, format_name, x, states)
-    else:
-        result = _rounded(_cell, module, parameters, weights, None, x, states)
-    return None if result is None else result[1]
+        return _cell(module, parameters, weights, format_name, x, states)
+    wide = _widened(parameters, x, states)
+    if wide is None:
+        return None
+    last = _cell(module, parameters, weights, parameters.format_name, *wide)
+    return None if last is None else tuple(s.to(x.dtype) for s in last)
 
 
 def _cell(
     module: Cell,
     parameters: Parameters,
     weights: tuple[Tensor, ...],
-    batch_sizes: None,
     format_name: str | None,
     x: Tensor,
     states: Sequence[Tensor] | None,
-) -> tuple[None, States] | None:
-    """As `_layer`, without an output beside the states."""
+) -> States | None:
     if format_name is None:
         borrowed = parameters.borrowed(len(x) if x.dim() == 2 else 1)
         if borrowed is not None:
-            result = _step(module, Call(parameters, borrowed), weights, x, states)
-            if result is not None:
-                return result
+            last = _step(module, Call(parameters, borrowed), weights, x, states)
+            if last is not None:
+                return last
     own = module, Call(parameters, parameters.packed(weights, format_name)), weights
     return _step(*own, x, states) or _again(_step, *own, x, states)
 
@@ -194,13 +189,13 @@ def _step(
     weights: tuple[Tensor, ...],
     x: Tensor,
     states: Sequence[Tensor] | None,
-) -> tuple[Any, States] | None:
+) -> States | None:
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        return infer(call, x, states)
+        result = infer(call, x, states)
+        return None if result is None else result[1]
     if weights[0].is_inference():  # which torch refuses to save for backward
         return None
-    last = cells.record(PackCache.of(module), call, weights, x, states)
-    return None if last is None else (None, last)
+    return cells.record(PackCache.of(module), call, weights, x, states)
 
 
 def _again(function: Callable[..., Any], *args: Any) -> Any:
