@@ -104,6 +104,7 @@ public:
             work_ += double(pack->kernels().gates) * double(sizes.hidden) *
                      double(sizes.input + sizes.width());
         }
+        if (const Format* const format = layers_.packs[0]->format()) work_ /= double(format->speed);
     }
 
     py::object infer(PyObject* const* args, Py_ssize_t count) const override {
@@ -276,7 +277,7 @@ private:
     const Layers<T> layers_;
     const std::vector<Names> names_;
     const Form form_;
-    double work_ = 0;  // multiplications of a step of one row
+    double work_ = 0;  // of a step of one row, in multiplications of float32
 };
 
 }  // namespace rnnfast

@@ -48,6 +48,7 @@ struct LowSums {
 struct Format {
     ptrdiff_t of_word;  // elements that a word has
     bool has_units;     // whether rows and columns have units of their own
+    float speed;        // products a time, beside float32's of the same ISA
     // One column, from its row in torch's layout, into words that lie `step` apart.
     void (*pack_column)(const float* row, ptrdiff_t n, ptrdiff_t step, unsigned char* to,
                         float* unit, uint32_t* start);

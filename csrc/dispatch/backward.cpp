@@ -65,7 +65,7 @@ struct Job {
     }
 
     JobWork work() const {
-        return backward_work(kernels, args.sizes, plan, ptrdiff_t(chunks.size()));
+        return backward_work(kernels, args.sizes, args.format, plan, ptrdiff_t(chunks.size()));
     }
 
     void phase(const BackwardWork& work, T* memory) const {

@@ -27,7 +27,7 @@ struct Job {
         args.weights = job.weights->weights();
     }
 
-    JobWork work() const { return forward_work(kernels, args.sizes, plan); }
+    JobWork work() const { return forward_work(kernels, args.sizes, args.format, plan); }
 
     // The most that a thread's slice takes.
     size_t scratch(const Split& split) const {

@@ -8,7 +8,7 @@ namespace rnnfast {
 namespace {
 
 // One Zen 4 core near its peak. What counts is the proportion to the costs of threads below.
-constexpr double kProductsPerNs = 50;  // float32; half as many in float64
+constexpr double kProductsPerNs = 50;  // float32; half as many in float64; a format tells its own
 // One row is bound by reading the weights, and takes as long as so many rows together.
 constexpr double kLeastRows = 3;
 // A meeting of two threads in a step, with the lines of h that move between their caches: 120 to
@@ -46,8 +46,10 @@ double best_ns(const JobWork& w, int threads) {
 }
 
 template <class T>
-JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan) {
-    const double per_ns = kProductsPerNs * sizeof(float) / sizeof(T);
+JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
+                const Plan& plan) {
+    const double speed = format ? double(format->speed) : double(sizeof(float)) / sizeof(T);
+    const double per_ns = kProductsPerNs * speed;
     const double row = double(kernels.gradient_row(sizes));  // gates and units, padded
     JobWork w{};
     w.steps = plan.steps;
@@ -66,16 +68,17 @@ JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& p
 double JobWork::alone() const { return split_ns(*this, {}, 1); }
 
 template <class T>
-JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan) {
-    JobWork w = work_of(kernels, sizes, plan);
+JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
+                     const Plan& plan) {
+    JobWork w = work_of(kernels, sizes, format, plan);
     w.pieces = plan.steps;
     return w;
 }
 
 template <class T>
-JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan,
-                      ptrdiff_t chunks) {
-    JobWork w = work_of(kernels, sizes, plan);
+JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
+                      const Plan& plan, ptrdiff_t chunks) {
+    JobWork w = work_of(kernels, sizes, format, plan);
     w.rest = 2 * w.rest + w.rows * double(w.steps) * w.row_step;
     w.rest_by_all = true;
     w.pieces = chunks;
@@ -158,9 +161,11 @@ Schedule best_schedule(const JobWork* jobs, int layers, int directions, int thre
     return best;
 }
 
-#define DTYPE(name, type)                                                               \
-    template JobWork forward_work(const CellKernels<type>&, const Sizes&, const Plan&); \
-    template JobWork backward_work(const CellKernels<type>&, const Sizes&, const Plan&, ptrdiff_t);
+#define DTYPE(name, type)                                                                 \
+    template JobWork forward_work(const CellKernels<type>&, const Sizes&, const Format*,  \
+                                  const Plan&);                                           \
+    template JobWork backward_work(const CellKernels<type>&, const Sizes&, const Format*, \
+                                   const Plan&, ptrdiff_t);
 #include "core/dtypes.inc"
 #undef DTYPE
 

@@ -36,13 +36,15 @@ struct JobWork {
     double alone() const;
 };
 
+// `format`: as that of ForwardArgs.
 template <class T>
-JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan);
+JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
+                     const Plan& plan);
 
 // `chunks`: of the backward pass.
 template <class T>
-JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Plan& plan,
-                      ptrdiff_t chunks);
+JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
+                      const Plan& plan, ptrdiff_t chunks);
 
 // For tests: schedules that estimates would not choose, on whatever sizes. Teams then wait for every
 // thread that they ask for.

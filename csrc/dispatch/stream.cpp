@@ -34,7 +34,7 @@ struct Stack {
             const double rows = double(kernels.gates) * double(s.hidden);
             work += rows * double(s.input + s.width()) + double(s.hidden) * double(s.projection);
         }
-        if (format) work /= double(format->of_word);
+        if (format) work /= double(format->speed);
     }
 };
 

@@ -12,6 +12,14 @@ struct Bfloat16 {
     static constexpr ptrdiff_t kOfWord = 2;
     static constexpr bool kHasUnits = false;
     static constexpr bool kTrains = true;
+    // Without VDPBF16PS whole layers, LSTM 20 32 256 256, take these parts of float32's speed.
+#if defined(__AVX512BF16__)
+    static constexpr float kSpeed = 2;
+#elif defined(__AVX512F__)
+    static constexpr float kSpeed = 1;
+#else
+    static constexpr float kSpeed = 0.7f;
+#endif
 
     static float unit(const float*, ptrdiff_t) { return 1; }
     static uint32_t right(uint32_t word, ptrdiff_t) { return word; }

@@ -111,7 +111,8 @@ ptrdiff_t probe(ptrdiff_t rounds, uint32_t* sums) {
 
 template <class F>
 constexpr Format format_of() {
-    Format format{F::kOfWord, F::kHasUnits, pack_column<F>, encode<F>, multiply<F>, probe<F>};
+    Format format{F::kOfWord, F::kHasUnits, F::kSpeed, pack_column<F>,
+                  encode<F>,  multiply<F>,  probe<F>};
     if constexpr (F::kTrains)
         format.trains = true, format.join_rows = F::join_rows, format.outer = outer<F>;
     return format;

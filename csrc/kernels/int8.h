@@ -14,6 +14,16 @@ struct Int8 {
     static constexpr ptrdiff_t kOfWord = 4;
     static constexpr bool kHasUnits = true;
     static constexpr bool kTrains = false;
+    // Without VPDPBUSD whole layers, LSTM 20 32 256 256, take these parts of float32's speed.
+#if defined(__AVX512VNNI__)
+    static constexpr float kSpeed = 4;
+#elif defined(__AVX512BW__)
+    static constexpr float kSpeed = 1.3f;
+#elif defined(__AVX2__)
+    static constexpr float kSpeed = 1.1f;
+#else
+    static constexpr float kSpeed = 0.3f;
+#endif
 
     // The unit of a row. NaN where it has a NaN or an infinity, which thus reaches all sums with the
     // row and no others; 0 where all of it is less than what leaves the unit a normal number.
