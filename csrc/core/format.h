@@ -49,9 +49,10 @@ struct Format {
     ptrdiff_t of_word;  // elements that a word has
     bool has_units;     // whether rows and columns have units of their own
     float speed;        // products a time, beside float32's of the same ISA
-    // One column, from its row in torch's layout, into words that lie `step` apart.
-    void (*pack_column)(const float* row, ptrdiff_t n, ptrdiff_t step, unsigned char* to,
-                        float* unit, uint32_t* start);
+    // A vector of columns, the first `lanes` of them from rows of n in torch's layout, the others
+    // zeros, into vectors of words that lie `step` elements apart.
+    void (*pack_columns)(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
+                         float* units, uint32_t* starts);
     // A row of the left operand, to whole vectors of elements; returns its unit.
     float (*encode)(const LowSource& row, unsigned char* to);
     // to = from + A B.

@@ -22,8 +22,8 @@ struct Bfloat16 {
 #endif
 
     static float unit(const float*, ptrdiff_t) { return 1; }
-    static uint32_t right(uint32_t word, ptrdiff_t) { return word; }
-    static uint32_t start(uint32_t) { return 0; }
+    RNNFAST_INLINE static Words right(Words words) { return words; }
+    RNNFAST_INLINE static Words start(Words) { return Words{}; }
 
     // n elements from `row`, to whole vectors of them with zeros at the end.
     static void encode(const float* row, ptrdiff_t n, float, unsigned char* to) {

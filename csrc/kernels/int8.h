@@ -58,15 +58,14 @@ struct Int8 {
         }
     }
 
-    // A word of the right operand, whose bytes have signs, from one of the left; zeros past n.
-    static uint32_t right(uint32_t word, ptrdiff_t n) {
-        return (word ^ 0x80808080) & (0xffffffff >> (kOfWord - n) * 8);
-    }
-    // What a word of the right operand adds to what the column's sums start from.
-    static uint32_t start(uint32_t word) {
-        int32_t sum = 0;
-        for (int i = 0; i < kOfWord; ++i) sum += int8_t(word >> 8 * i & 255);
-        return uint32_t(-128 * sum);
+    // Words of the right operand, whose bytes have signs, from those of the left.
+    RNNFAST_INLINE static Words right(Words words) { return words ^ 0x80808080; }
+    // What words of the right operand add to what the columns' sums start from.
+    RNNFAST_INLINE static Words start(Words words) {
+        Ints32 sum{};
+#pragma GCC unroll 4
+        for (int i = 0; i < kOfWord; ++i) sum += (Ints32)(words << (24 - 8 * i)) >> 24;
+        return (Words)(sum * -128);
     }
 
     template <int M, int W>

@@ -149,16 +149,13 @@ RNNFAST_OUTLINE inline void pack_low(const Format& format, const Matrix<float>& 
     constexpr ptrdiff_t L = kLanes<float>;
     const LowLayout at(format, from.ks, from.blocks() * from.gates * L);
     const Panels<float> panels{panel_width(from.gates), at.columns, at.words};
-    for (ptrdiff_t i = 0; i < at.size; ++i) out[i] = 0;  // for the lanes past the units
     for (ptrdiff_t b = 0; b < from.blocks(); ++b)
-        for (int g = 0; g < from.gates; ++g)
-            for (ptrdiff_t l = 0; l < from.lanes(b); ++l) {
-                const ptrdiff_t column = (b * from.gates + g) * L + l;
-                format.pack_column(from.rows_of(g, b) + l * from.ks, from.ks, panels.step(column),
-                                   reinterpret_cast<unsigned char*>(out + panels.index(0, column)),
-                                   out + at.units + column,
-                                   reinterpret_cast<uint32_t*>(out + at.starts) + column);
-            }
+        for (int g = 0; g < from.gates; ++g) {
+            const ptrdiff_t column = (b * from.gates + g) * L;
+            format.pack_columns(from.rows_of(g, b), from.lanes(b), from.ks, panels.step(column),
+                                out + panels.index(0, column), out + at.units + column,
+                                reinterpret_cast<uint32_t*>(out + at.starts) + column);
+        }
 }
 
 // The same, of elements. Returns zeros; or NaN where an element is not finite, or in a format.
@@ -226,22 +223,30 @@ void pack(const Sizes& sizes, const Format* format, const Weights<const T>& weig
 // The same of a format with two k in a word: words of two of the transpose's k.
 inline void transpose_pairs(const Panels<float>& from, const float* source, ptrdiff_t ks,
                             ptrdiff_t taken, int gates, float* out) {
+    typedef uint32_t Pairs __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
     constexpr ptrdiff_t L = kLanes<float>;
     const Panels<float> to{panel_width(1), vectors<float>(ks) * L, taken / 2};
     const ptrdiff_t blocks = taken / gates / L;
-    for (ptrdiff_t column = 0; column < taken; column += 2) {
-        const ptrdiff_t v = column / L;
-        const ptrdiff_t k = (v % gates * blocks + v / gates) * L + column % L;
-        const auto put = [&](ptrdiff_t to_column, uint32_t word) {
-            __builtin_memcpy(out + to.index(k / 2, to_column), &word, sizeof word);
-        };
-        for (ptrdiff_t word = 0; word < from.ks; ++word) {
-            uint32_t pairs[2];
-            __builtin_memcpy(pairs, source + from.index(word, column), sizeof pairs);
-            put(2 * word, (pairs[0] & 0xffff) | pairs[1] << 16);
-            put(2 * word + 1, pairs[0] >> 16 | (pairs[1] & 0xffff0000));
+    for (ptrdiff_t v = 0; v < taken / L; ++v) {
+        const ptrdiff_t k = (v % gates * blocks + v / gates) * L, step = from.step(v * L);
+        for (ptrdiff_t first = 0; first < from.ks; first += L) {
+            Floats square[L];
+            load_columns<float>({source + from.index(first, v * L), step}, from.ks - first, L,
+                                square);
+            const ptrdiff_t column = 2 * first;
+            float* const left = out + to.index(k / 2, column);
+            float* const right = out + to.index(k / 2, column + L);
+            const bool has_right = column + L < to.columns;
+#pragma GCC unroll 8
+            for (ptrdiff_t l = 0; l < L; l += 2) {
+                const Pairs a = (Pairs)square[l], b = (Pairs)square[l + 1];
+                const auto even = (Floats)((a & 0xffff) | b << 16);
+                const auto odd = (Floats)(a >> 16 | (b & 0xffff0000));
+                store(left + l / 2 * to.step(column), in_turn<float, false>(even, odd));
+                if (has_right)
+                    store(right + l / 2 * to.step(column + L), in_turn<float, true>(even, odd));
+            }
         }
-        for (ptrdiff_t c = 2 * from.ks; c < to.columns; ++c) put(c, 0);
     }
 }
 

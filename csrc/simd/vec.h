@@ -220,6 +220,16 @@ RNNFAST_INLINE Vec<T> alternate(Vec<T> a, Vec<T> b) {
     return shuffle<T>(a, b, from);
 }
 
+// Of the lower halves of a and b, or the upper ones, one lane of each in turn.
+template <class T, bool kUpper>
+RNNFAST_INLINE Vec<T> in_turn(Vec<T> a, Vec<T> b) {
+    typename VecOf<T>::I from{};
+#pragma GCC unroll 16
+    for (int l = 0; l < int(kLanes<T>); ++l)
+        from[l] = l / 2 + (kUpper ? int(kLanes<T>) / 2 : 0) + l % 2 * int(kLanes<T>);
+    return shuffle<T>(a, b, from);
+}
+
 // Half a vector from p and half from p + stride.
 #if defined(__AVX512F__)
 RNNFAST_INLINE Floats load_halves(const float* p, ptrdiff_t stride) {
