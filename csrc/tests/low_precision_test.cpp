@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "dispatch/registry.h"
+#include "dispatch/schedule.h"
 #include "include/rnnfast.h"
 #include "tests/expect.h"
 
@@ -139,6 +140,21 @@ void check_cell(const char* name, CellId cell, const char* format, double bytes)
     for (rnnfast_stream* stream : {full, named, low}) rnnfast_destroy(stream);
 }
 
+// Schedules estimate products in a format at its speed.
+void check_estimates() {
+    const CellKernels<float>& kernels = active_kernels_for<float>().cells[int(CellId::lstm)];
+    const Sizes sizes{64, 32, 0};
+    const Plan plan{10, 4, false, nullptr, nullptr, nullptr};
+    const JobWork full = forward_work(kernels, sizes, nullptr, plan);
+    for (int i = 0; i < int(FormatId::count); ++i) {
+        const Format& format = active_format(FormatId(i));
+        const JobWork low = forward_work(kernels, sizes, &format, plan);
+        for (const double speed : {full.row_step / low.row_step, full.rest / low.rest})
+            expect(std::fabs(speed - double(format.speed)) < 1e-6,
+                   "format " + std::to_string(i) + ": estimated at " + std::to_string(speed));
+    }
+}
+
 void check_errors() {
     const Parameters a(1, 2, 3, 0);
     const auto refused = [&](const char* want, rnnfast_config config) {
@@ -175,6 +191,7 @@ int main() {
     check_cell(#name, CellId::name, "int8", 0.30);
 #include "core/cells.inc"
 #undef CELL
+    check_estimates();
     check_errors();
     std::printf("%d passed, %d failed\n", checked - failures, failures);
     return failures != 0;
