@@ -180,6 +180,25 @@ def test_dropout(backend, kind, precision, rng):
     assert_close(first.input, exact.backward(d_output).input, FROM_FLOAT32[kind])
 
 
+@pytest.mark.parametrize("poison", [None, np.nan, np.inf, 3.4e38])
+@pytest.mark.parametrize("row", [0, -1])
+def test_first_step_from_zeros(backend, kind, precision, row, poison, rng):
+    """Its product with R is left out where that is zeros, but not where rounded R makes it NaN."""
+    layer = make(kind, 3, 19, bidirectional=True, precision=precision)
+    if poison is not None:
+        with layer.parameters.edit() as p:
+            for name in ("weight_hh_l0", "weight_hh_l0_reverse"):
+                p[name][row, -1] = poison
+    x = normal(rng, (2, 5, 3), "f4")
+    zeros = [np.zeros_like(part) for part in parts(state_for(layer, 5, rng))]
+    got = layer(x)[0]
+    want = layer(x, tuple(zeros) if len(zeros) > 1 else zeros[0])[0]
+    np.testing.assert_array_equal(got, want)
+    first_steps = got[0, :, : got.shape[-1] // 2], got[1, :, got.shape[-1] // 2 :]
+    infinite = poison is not None and (poison != 3.4e38 or precision == "bfloat16")
+    assert all(np.isnan(step).any() == infinite for step in first_steps)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["x", "state"])
 def test_what_is_not_finite_stays_in_its_row(backend, kind, precision, bad, where, rng):

@@ -6,6 +6,7 @@ from oracle import assert_same_bits
 
 import rnnfast
 from rnnfast import _backend
+from rnnfast._low_precision import FORMATS
 
 SCHEDULES = ("shards", "units", "directions", "layers")
 CELLS = {
@@ -111,15 +112,17 @@ def test_more_threads_than_there_is_work(native, schedule, steps, batch, hidden)
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["float32", "float64", *FORMATS])
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_no_state_gives_the_bits_of_zeros(native, schedule, cell, dtype, ragged):
+def test_no_state_gives_the_bits_of_zeros(native, schedule, cell, precision, ragged):
     """Also where each thread leaves out its part of the first step's product."""
     kind, options = CELLS[cell]
     if "proj_size" in options:
         options = {"proj_size": 9}
-    layer = kind(7, 70, num_layers=2, bidirectional=True, dtype=dtype, seed=1, **options)
+    dtype = "float64" if precision == "float64" else "float32"
+    options = {"dtype": dtype, "precision": precision, **options}
+    layer = kind(7, 70, num_layers=2, bidirectional=True, seed=1, **options)
     x = np.random.default_rng(2).standard_normal((6, 5, 7)).astype(dtype)
     lengths = {"lengths": np.array([2, 6, 0, 3, 6])} if ragged else {}
     rnnfast.set_num_threads(1)

@@ -50,8 +50,9 @@ struct Format {
     bool has_units;     // whether rows and columns have units of their own
     float speed;        // products a time, beside float32's of the same ISA
     // A vector of columns, the first `lanes` of them from rows of n in torch's layout, the others
-    // zeros, into vectors of words that lie `step` elements apart.
-    void (*pack_columns)(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
+    // zeros, into vectors of words that lie `step` elements apart. Returns whether all of them times
+    // zero is zero.
+    bool (*pack_columns)(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
                          float* units, uint32_t* starts);
     // A row of the left operand, to whole vectors of elements; returns its unit.
     float (*encode)(const LowSource& row, unsigned char* to);

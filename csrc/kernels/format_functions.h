@@ -26,7 +26,7 @@ constexpr ptrdiff_t kWordBytes = 4;
 // Rows are encoded by as many k as make a square of words, so that memory is written in order: a word
 // at a time, each in a cache line of its own, took 2 to 4 times as long.
 template <class F>
-void pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
+bool pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
                   float* units, uint32_t* starts) {
     constexpr ptrdiff_t L = kLanes<float>, kSide = L * F::kOfWord;
     alignas(kVectorBytes) static constexpr float kZeros[kSide] = {};
@@ -35,6 +35,7 @@ void pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t ste
     for (ptrdiff_t l = 0; l < lanes; ++l) of_rows[l] = F::unit(rows + l * n, n);
     for (ptrdiff_t l = lanes; l < L; ++l) F::encode(kZeros, kSide, 0, square + l * kVectorBytes);
     Words sums{};
+    Floats times_0 = F::kHasUnits ? load(of_rows) * 0 : Floats{};
     for (ptrdiff_t k = 0; k < n; k += kSide) {
         const ptrdiff_t count = smaller(kSide, n - k),
                         words = (count + F::kOfWord - 1) / F::kOfWord;
@@ -47,13 +48,18 @@ void pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t ste
             if (i < words) {
                 const Words word = F::right((Words)columns[i]);
                 sums += F::start(word);
+                times_0 = F::times_0(word, times_0);
                 store(to, (Floats)word);
                 to += step;
             }
     }
-    if (!F::kHasUnits) return;
-    store(units, load(of_rows));
-    __builtin_memcpy(starts, &sums, sizeof sums);
+    if (F::kHasUnits) {
+        store(units, load(of_rows));
+        __builtin_memcpy(starts, &sums, sizeof sums);
+    }
+    bool finite = true;
+    for (ptrdiff_t l = 0; l < L; ++l) finite = finite && times_0[l] == 0;
+    return finite;
 }
 
 // A format with units takes rows of one run.

@@ -68,6 +68,9 @@ struct Int8 {
         return (Words)(sum * -128);
     }
 
+    // Only a unit may not be finite.
+    RNNFAST_INLINE static Floats times_0(Words, Floats sum) { return sum; }
+
     template <int M, int W>
     RNNFAST_INLINE static void multiply(const LowRows& a, ptrdiff_t first, const LowPanel& b,
                                         const LowSums& c) {

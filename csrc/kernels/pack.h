@@ -62,7 +62,7 @@ struct PackedLayout {
         r = matrix(s.width, kFirstGates<Cell> * s.padded);
         r_second = matrix(s.hidden, Cell::kTwoProducts ? s.padded : 0);
         projection = matrix(s.hidden, s.projection ? s.h_row() : 0);
-        r_times_0 = take(kLanes<T>);  // zeros; or NaN where R is not finite, or in a format
+        r_times_0 = take(kLanes<T>);  // zeros; or NaN where R is not finite
         size = end;
     }
 };
@@ -144,26 +144,31 @@ void add_biases(const Shape<Cell, T>& s, const T* bias_ih, const T* bias_hh, T* 
         }
 }
 
-// A matrix into panels whose columns are [block][gate of this product][lane], of words.
-RNNFAST_OUTLINE inline void pack_low(const Format& format, const Matrix<float>& from, float* out) {
+// A matrix into panels whose columns are [block][gate of this product][lane], of words. Returns zeros;
+// or NaN where what the words stand for is not finite.
+RNNFAST_OUTLINE inline Floats pack_low(const Format& format, const Matrix<float>& from,
+                                       float* out) {
     constexpr ptrdiff_t L = kLanes<float>;
     const LowLayout at(format, from.ks, from.blocks() * from.gates * L);
     const Panels<float> panels{panel_width(from.gates), at.columns, at.words};
+    bool finite = true;
     for (ptrdiff_t b = 0; b < from.blocks(); ++b)
         for (int g = 0; g < from.gates; ++g) {
             const ptrdiff_t column = (b * from.gates + g) * L;
-            format.pack_columns(from.rows_of(g, b), from.lanes(b), from.ks, panels.step(column),
-                                out + panels.index(0, column), out + at.units + column,
-                                reinterpret_cast<uint32_t*>(out + at.starts) + column);
+            finite &=
+                format.pack_columns(from.rows_of(g, b), from.lanes(b), from.ks, panels.step(column),
+                                    out + panels.index(0, column), out + at.units + column,
+                                    reinterpret_cast<uint32_t*>(out + at.starts) + column);
         }
+    return broadcast(finite ? 0 : __builtin_nanf(""));
 }
 
-// The same, of elements. Returns zeros; or NaN where an element is not finite, or in a format.
+// The same, of elements. Returns zeros; or NaN where an element is not finite.
 template <class T>
 Vec<T> pack_gates(const Format* format, const Matrix<T>& from, T* out) {
     constexpr ptrdiff_t L = kLanes<T>;
     if constexpr (kHasFormats<T>)
-        if (format) return pack_low(*format, from, out), __builtin_nanf("") - Floats{};
+        if (format) return pack_low(*format, from, out);
     Vec<T> times_0 = zero<T>();
     const Panels<T> panels{panel_width(from.gates), from.blocks() * from.gates * L, from.ks};
     for (ptrdiff_t b = 0; b < from.blocks(); ++b)

@@ -173,9 +173,10 @@ protected:
     void times(ptrdiff_t rows, const Operand<T>& a, ptrdiff_t packed, const Matrix<T>& matrix,
                const Epilogue& epilogue) {
         constexpr int kWidth = panel_width(kGroup);
-        const Right<T> b = right<kGroup>(packed, matrix);
+        Right<T> b = right<kGroup>(packed, matrix);
+        b.k = a.k();  // of what is not computed 0: no panel is looked for, in a format or not
         if constexpr (kHasFormats<T>)
-            if (const Format* const format = args.format) {
+            if (const Format* const format = args.format; format && b.k > 0) {
                 const LowLayout layout(*format, matrix.ks, matrix.blocks() * kGroup * L);
                 return low_product<kWidth, kGroup>(*format, rows,
                                                    encode_rows(*format, rows, a, low),
