@@ -113,7 +113,10 @@ static int steps(char** argv) {
     if (!strcmp(violate, "allocate")) free(malloc(1 + T));
     if (!strcmp(violate, "lock")) pthread_mutex_lock(&mutex);
     if (!strcmp(violate, "call")) make_system_call();
-    if (rnnfast_step_work(stream) < (double)(G * H * (I + W) * B)) leave(5);
+    /* Products in low precision are up to 4 times as fast. */
+    if (rnnfast_step_work(stream) * (strcmp(argv[1], argv[2]) ? 4 : 1) <
+        (double)(G * H * (I + W) * B))
+        leave(5);
     if (allocations || locks) leave(3);
     write_array(y, T * y_step);
     write_array(h, L * y_step);

@@ -107,7 +107,7 @@ RNNFAST_API void rnnfast_set_state(rnnfast_stream* stream, const void* h, const 
  * all. */
 RNNFAST_API void rnnfast_reset(rnnfast_stream* stream, const uint8_t* rows);
 
-/* How many multiplications a step's products take, as a measure of its time. */
+/* How many multiplications in the dtype take about as long as a step's products. */
 RNNFAST_API double rnnfast_step_work(const rnnfast_stream* stream);
 
 /* The bytes of a stream's packed weights, which its copies share. */
