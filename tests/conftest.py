@@ -30,6 +30,23 @@ def pytest_report_header() -> str:
     return "rnnfast: " + ", ".join(f"{name} {config[name]}" for name in names)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `RNNFAST_ONE_BACKEND=1` tests that name another backend than the run's are left out."""
+    if os.environ.get("RNNFAST_ONE_BACKEND") != "1":
+        return
+    others = set(_backend.BACKENDS) - {_backend.current().name}
+
+    def names_another(item: pytest.Item) -> bool:
+        named = getattr(item, "callspec", None)
+        values = [v for v in named.params.values() if isinstance(v, str)] if named else []
+        fixtures = getattr(item, "fixturenames", ())
+        return not others.isdisjoint(values) or not others.isdisjoint(fixtures)
+
+    left_out = [item for item in items if names_another(item)]
+    items[:] = [item for item in items if not names_another(item)]
+    config.hook.pytest_deselected(items=left_out)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     call: pytest.CallInfo[None],

@@ -275,7 +275,7 @@ void check(naive::Layer l) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const int cases = argc > 1 ? std::atoi(argv[1]) : 60;
+    const int cases = argc > 1 ? std::atoi(argv[1]) : 40;
     int checked = 0;
     try {
         std::printf("ISA %s\n", active_isa().c_str());
