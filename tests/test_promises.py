@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import gc
 import platform
 import time
 from contextlib import contextmanager
@@ -268,8 +269,16 @@ def test_a_callers_rounding_mode_stays_and_has_no_effect(kind, dtype, native, ba
             np.testing.assert_array_equal(got[which][name], array, err_msg=f"{which} {name}")
 
 
+@pytest.fixture
+def no_collection():
+    """No garbage is collected: Hypothesis measures how long that takes, in floating point."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.parametrize("raised", [False, True])
-def test_a_callers_exception_flags_stay(kind, dtype, backend, raised, rng):
+def test_a_callers_exception_flags_stay(kind, dtype, backend, raised, rng, no_collection):
     """Of what happens inside nothing is to be seen, not even Inf - Inf."""
     machine = FloatingPoint()
     layer = make(kind, 40, 64, dtype=dtype)
