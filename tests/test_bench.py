@@ -38,6 +38,8 @@ from bench.shapes import (
     Shape,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = bench.ROOT
 TINY = Shape("tiny", "test", T=5, B=3, I=4, H=6)
 DEEP = replace(TINY, name="deep", L=2, D=2)

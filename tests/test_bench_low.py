@@ -35,6 +35,8 @@ from bench.shapes import (
 )
 from rnnfast._low_precision import FORMATS
 
+pytestmark = pytest.mark.slow
+
 MOMENT = 1e-4
 TINY = Shape("tiny", "test", T=8, B=1, I=3, H=5)
 INSTALLED = [name for name in peers.PEERS if peers.missing(name, None) is None]

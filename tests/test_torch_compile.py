@@ -28,6 +28,7 @@ from torch_twins import (  # noqa: E402
 
 # On other backends torch.compile meets torch.nn's own implementation, which it refuses to trace.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("native", "fresh_compiler"),
     pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:.*is deprecated"),
 ]

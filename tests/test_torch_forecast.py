@@ -15,6 +15,7 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "torch_forecast.
 NAMES = (r"torch\.nn", r"rnnfast\.torch")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not EXAMPLE.is_file(), reason="the tests run without the examples"),
     pytest.mark.skipif(
         importlib.util.find_spec("statsmodels") is None,

@@ -18,6 +18,8 @@ import rnnfast  # noqa: E402
 import rnnfast.torch as rt  # noqa: E402
 from rnnfast import _backend  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 METHODS = multiprocessing.get_all_start_methods()
 needs_fork = pytest.mark.skipif("fork" not in METHODS, reason="needs fork")
 
