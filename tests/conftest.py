@@ -10,11 +10,12 @@ from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
-from oracle import use_or_skip
+from oracle import KINDS, use_or_skip
 
 import rnnfast
 from rnnfast import _backend, _config
 from rnnfast._cells import DTYPES
+from rnnfast._low_precision import FORMATS
 
 # Processes that tests start import what this one imports, not what lies in the current folder.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -67,6 +68,24 @@ def rng() -> np.random.Generator:
 @pytest.fixture(params=list(DTYPES))
 def dtype(request) -> str:
     return request.param
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    """Each kind of layer; files whose tests have other kinds have a fixture of their own."""
+    return request.param
+
+
+@pytest.fixture(params=FORMATS)
+def precision(request) -> str:
+    """Each precision other than the dtype's."""
+    return request.param
+
+
+@pytest.fixture(params=_backend.BACKENDS)
+def backend(request, keep_backend) -> str:
+    """Each backend in turn, in use."""
+    return use_or_skip(request.param)
 
 
 @pytest.fixture

@@ -75,6 +75,24 @@ def by_hand(layer, x, state, lengths=None, reset=None):
     return y, [np.stack(s) for s in zip(*last, strict=True)]
 
 
+def first_steps_from_zeros(layer, row: int, poison: float | None, rng):
+    """The first output of either direction, which is that from zeros that are given.
+
+    layer : a bidirectional one; poison : what R has in `row`; None: what it has.
+    """
+    if poison is not None:
+        with layer.parameters.edit() as p:
+            for name in ("weight_hh_l0", "weight_hh_l0_reverse"):
+                p[name][row, -1] = poison
+    x = normal(rng, (2, 5, layer.input_size), layer.dtype)
+    zeros = [np.zeros_like(part) for part in parts(state_for(layer, 5, rng))]
+    got = layer(x)[0]
+    want = layer(x, tuple(zeros) if len(zeros) > 1 else zeros[0])[0]
+    np.testing.assert_array_equal(got, want)
+    width = got.shape[-1] // 2
+    return got[0, :, :width], got[1, :, width:]
+
+
 def assert_same_gradients(got, want) -> None:
     """The same bits in every gradient."""
     np.testing.assert_array_equal(got.input, want.input)

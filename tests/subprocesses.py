@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
 
 # `python -c` puts the current folder on the path, and Python 3.10 cannot be told not to: it must
 # not be the repository's root, where the source tree of the package lies.
@@ -29,3 +33,19 @@ def python(
         text=True,
         timeout=120,
     )
+
+
+def results_by_isa(native: ModuleType, module: str, folder: Path) -> dict[str, dict[str, NDArray]]:
+    """What `module.results()` of the tests gives on each ISA of this machine, best first."""
+    found = {}
+    for isa in native.supported_isas():
+        code = (
+            f"import sys; sys.path[:0] = {[str(TESTS), *sys.path]!r}\n"
+            f"import numpy as np, {module} as tests\n"
+            f"np.savez({str(folder / isa)!r}, **tests.results())"
+        )
+        done = python(code, RNNFAST_ISA=isa, RNNFAST_BACKEND="native")
+        assert done.returncode == 0, f"{isa}: {done.stderr}"
+        with np.load(folder / f"{isa}.npz") as file:
+            found[isa] = dict(file)
+    return found

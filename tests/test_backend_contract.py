@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from oracle import use_or_skip
 from tolerances import FINITE_DIFFERENCES, REFERENCE, assert_close
 
 from rnnfast import _backend, functional
@@ -21,12 +20,6 @@ from rnnfast._cells import CELLS, Sizes, weight_shapes
 HIDDEN_SIZES = (1, 3, 4, 5, 7, 8, 9, 11, 15, 16, 17, 19, 33, 35)
 OPTIONS = ("lengths", "reset", "reverse", "states", "strided")
 PROJECTED = [name for name, cell in CELLS.items() if cell.projects]
-
-
-@pytest.fixture(params=list(_backend.BACKENDS))
-def backend(request, keep_backend) -> str:
-    """Each backend in turn, in use."""
-    return use_or_skip(request.param)
 
 
 @pytest.fixture(params=list(CELLS))

@@ -35,11 +35,6 @@ def three_threads(native, keep_threads):
     rnnfast.set_num_threads(3)
 
 
-@pytest.fixture(params=list(KINDS))
-def kind(request) -> str:
-    return request.param
-
-
 @pytest.fixture(params=HIDDEN_SIZES)
 def hidden(request) -> int:
     return request.param

@@ -206,7 +206,7 @@ def test_overlaps_and_holes(path, valid):
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 9, 100, 500, -81, -1])
 def test_a_file_cut_short(path, valid, cut):
-    message(path, joined(*valid)[:cut])
+    assert message(path, joined(*valid)[:cut])
 
 
 def test_a_file_with_more(path, valid):
@@ -239,7 +239,7 @@ def bomb(n: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", bomb(0))
 def test_headers_that_would_grow(path, kind):
-    message(path, joined(bomb(1_000_000)[kind], b""))
+    assert message(path, joined(bomb(1_000_000)[kind], b""))
 
 
 @pytest.mark.parametrize("kind", MODULES)

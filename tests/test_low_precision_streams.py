@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from oracle import (
     state_for,
     use_or_skip,
 )
-from subprocesses import python
+from subprocesses import results_by_isa
 from tolerances import assert_close
 
 import rnnfast
@@ -143,19 +141,8 @@ def results() -> dict[str, np.ndarray]:
 
 def test_bits_are_those_of_every_isa(native, tmp_path):
     """Products have the same bits everywhere; equations, wherever multiply-adds are fused."""
-    path = [str(Path(__file__).parent), *sys.path]
-    found = {}
-    for isa in native.supported_isas():
-        code = (
-            f"import sys; sys.path[:0] = {path!r}\n"
-            "import numpy as np, test_low_precision_streams as t\n"
-            f"np.savez({str(tmp_path / isa)!r}, **t.results())"
-        )
-        done = python(code, RNNFAST_ISA=isa, RNNFAST_BACKEND="native")
-        assert done.returncode == 0, f"{isa}: {done.stderr}"
-        with np.load(tmp_path / f"{isa}.npz") as file:
-            found[isa] = dict(file)
-    first = found[native.supported_isas()[0]]
+    found = results_by_isa(native, "test_low_precision_streams", tmp_path)
+    first, *_ = found.values()
     assert first
     for isa, arrays in found.items():
         assert arrays.keys() == first.keys()

@@ -108,7 +108,9 @@ def run_onnx(cell: str, direction: str, weights, inputs) -> dict[str, np.ndarray
     return dict(zip(results, session.run(results, fed), strict=True))
 
 
-def compare(cell: str, direction: str, rng, *, lengths=None, bias=True, states=True) -> None:
+def assert_same_as_onnx(
+    cell: str, direction: str, rng, *, lengths=None, bias=True, states=True
+) -> None:
     """Both on the same weights and inputs: every output of ONNX."""
     reverse = DIRECTIONS[direction]
     weights = [random_weights(cell, rng, bias) for _ in reverse]
@@ -137,11 +139,13 @@ def test_every_cell_is_in_onnx():
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("cell", OPERATORS)
 def test_directions_and_lengths(cell, direction, lengths, rng):
-    compare(cell, direction, rng, lengths=LENGTHS[lengths])
+    assert_same_as_onnx(cell, direction, rng, lengths=LENGTHS[lengths])
 
 
 @pytest.mark.parametrize("states", [True, False], ids=["states", "no_states"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize("cell", OPERATORS)
 def test_without_biases_and_states(cell, bias, states, rng):
-    compare(cell, "bidirectional", rng, lengths=LENGTHS["any order"], bias=bias, states=states)
+    assert_same_as_onnx(
+        cell, "bidirectional", rng, lengths=LENGTHS["any order"], bias=bias, states=states
+    )

@@ -9,16 +9,15 @@ from oracle import (
     assert_same_bits,
     assert_same_gradients,
     assert_same_states,
+    first_steps_from_zeros,
     make,
     normal,
     parts,
     state_for,
-    use_or_skip,
 )
 from precision_model import Model
 from tolerances import assert_close
 
-from rnnfast import _backend
 from rnnfast._low_precision import FORMATS, INFERENCE_ONLY
 
 TRAINED = [name for name in FORMATS if name not in INFERENCE_ONLY]
@@ -36,21 +35,6 @@ OPTIONS = {
     "stack": {"num_layers": 2, "bidirectional": True},
     "no bias": {"bias": False, "batch_first": True},
 }
-
-
-@pytest.fixture(params=_backend.BACKENDS)
-def backend(request, keep_backend) -> str:
-    return use_or_skip(request.param)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request) -> str:
-    return request.param
-
-
-@pytest.fixture(params=FORMATS)
-def precision(request) -> str:
-    return request.param
 
 
 def cuts(rng) -> np.ndarray:
@@ -185,16 +169,7 @@ def test_dropout(backend, kind, precision, rng):
 def test_first_step_from_zeros(backend, kind, precision, row, poison, rng):
     """Its product with R is left out where that is zeros, but not where rounded R makes it NaN."""
     layer = make(kind, 3, 19, bidirectional=True, precision=precision)
-    if poison is not None:
-        with layer.parameters.edit() as p:
-            for name in ("weight_hh_l0", "weight_hh_l0_reverse"):
-                p[name][row, -1] = poison
-    x = normal(rng, (2, 5, 3), "f4")
-    zeros = [np.zeros_like(part) for part in parts(state_for(layer, 5, rng))]
-    got = layer(x)[0]
-    want = layer(x, tuple(zeros) if len(zeros) > 1 else zeros[0])[0]
-    np.testing.assert_array_equal(got, want)
-    first_steps = got[0, :, : got.shape[-1] // 2], got[1, :, got.shape[-1] // 2 :]
+    first_steps = first_steps_from_zeros(layer, row, poison, rng)
     infinite = poison is not None and (poison != 3.4e38 or precision == "bfloat16")
     assert all(np.isnan(step).any() == infinite for step in first_steps)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from oracle import (
@@ -16,7 +13,7 @@ from oracle import (
     normal,
     parts,
 )
-from subprocesses import python
+from subprocesses import results_by_isa
 from tolerances import assert_close
 
 import rnnfast
@@ -25,16 +22,6 @@ from rnnfast._low_precision import FORMATS, INFERENCE_ONLY
 TRAINED = [name for name in FORMATS if name not in INFERENCE_ONLY]
 STEPS, BATCH, SIZE, HIDDEN = 9, 4, 13, 21
 LENGTHS = np.array([9, 0, 4, 7])
-
-
-@pytest.fixture(params=KINDS)
-def kind(request) -> str:
-    return request.param
-
-
-@pytest.fixture(params=FORMATS)
-def precision(request) -> str:
-    return request.param
 
 
 def test_bits_of_a_row(kind, precision, native, rng):
@@ -101,19 +88,9 @@ def test_bits_of_threads(kind, precision, steps, batch, native, keep_threads, rn
 
 def test_bits_of_every_isa(native, tmp_path):
     """The same wherever multiply-adds are fused."""
-    path = [str(Path(__file__).parent), *sys.path]
-    found = {}
-    for isa in native.supported_isas():
-        code = (
-            f"import sys; sys.path[:0] = {path!r}\n"
-            "import numpy as np, test_precision_bits as t\n"
-            f"np.savez({str(tmp_path / isa)!r}, **t.results())"
-        )
-        done = python(code, RNNFAST_ISA=isa, RNNFAST_BACKEND="native")
-        assert done.returncode == 0, f"{isa}: {done.stderr}"
-        with np.load(tmp_path / f"{isa}.npz") as file:
-            found[isa] = dict(file)
-    first = found[native.supported_isas()[0]]
+    found = results_by_isa(native, "test_precision_bits", tmp_path)
+    first, *_ = found.values()
+    assert first
     for isa, arrays in found.items():
         assert arrays.keys() == first.keys()
         for name, array in arrays.items():

@@ -7,18 +7,13 @@ import json
 import numpy as np
 import pytest
 from files import joined, saved, split
-from oracle import assert_same_bits, make, normal, use_or_skip
+from oracle import assert_same_bits, make, normal
 
 import rnnfast
-from rnnfast import _backend, functional
+from rnnfast import functional
 
 CLASSES = [rnnfast.RNN, rnnfast.GRU, rnnfast.LSTM]
 CLASSES += [rnnfast.RNNCell, rnnfast.GRUCell, rnnfast.LSTMCell]
-
-
-@pytest.fixture(params=_backend.BACKENDS)
-def backend(request, keep_backend) -> str:
-    return use_or_skip(request.param)
 
 
 @pytest.mark.parametrize("constructor", CLASSES)

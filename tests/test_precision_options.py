@@ -18,11 +18,10 @@ from oracle import (
     normal,
     parts,
     state_for,
-    use_or_skip,
 )
 
 import rnnfast
-from rnnfast import _backend, _module, functional
+from rnnfast import _module, functional
 from rnnfast._low_precision import FORMATS
 
 CELLS = {
@@ -34,16 +33,6 @@ CELLS = {
 }
 CLASSES = [rnnfast.RNN, rnnfast.GRU, rnnfast.LSTM]
 CLASSES += [rnnfast.RNNCell, rnnfast.GRUCell, rnnfast.LSTMCell]
-
-
-@pytest.fixture(params=_backend.BACKENDS)
-def backend(request, keep_backend) -> str:
-    return use_or_skip(request.param)
-
-
-@pytest.fixture(params=FORMATS)
-def precision(request) -> str:
-    return request.param
 
 
 @pytest.mark.parametrize("constructor", CLASSES)

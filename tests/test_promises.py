@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from oracle import KINDS, make, normal, parts, state_for, use_or_skip
+from oracle import first_steps_from_zeros, make, normal, parts, state_for, use_or_skip
 from tolerances import REFERENCE, assert_close
 
 import rnnfast
@@ -32,11 +32,6 @@ FAST = [name for name in _backend.BACKENDS if name != "numpy"]
 def backend(request, keep_backend) -> str:
     """Each backend but the reference, in use."""
     return use_or_skip(request.param)
-
-
-@pytest.fixture(params=list(KINDS))
-def kind(request) -> str:
-    return request.param
 
 
 def by_name(tape, gradients) -> dict[str, dict[str, np.ndarray]]:
@@ -121,16 +116,7 @@ def test_not_finite_goes_where_the_reference_has_it(kind, dtype, backend, where,
 def test_first_step_from_zeros(kind, dtype, backend, row, poison, rng):
     """Its product with R is left out where that is zeros, but not where R makes it NaN."""
     layer = make(kind, 3, 19, dtype=dtype, bidirectional=True)
-    if poison is not None:
-        with layer.parameters.edit() as p:
-            for name in ("weight_hh_l0", "weight_hh_l0_reverse"):
-                p[name][row, -1] = poison
-    x = normal(rng, (2, 5, 3), dtype)
-    zeros = [np.zeros_like(part) for part in parts(state_for(layer, 5, rng))]
-    got = layer(x)[0]
-    want = layer(x, tuple(zeros) if len(zeros) > 1 else zeros[0])[0]
-    np.testing.assert_array_equal(got, want)
-    first_steps = got[0, :, : got.shape[-1] // 2], got[1, :, got.shape[-1] // 2 :]
+    first_steps = first_steps_from_zeros(layer, row, poison, rng)
     assert all(np.isnan(step).any() == (poison is not None) for step in first_steps)
 
 

@@ -338,5 +338,5 @@ class TestCost:
         for _ in range(5):  # another process may take the core for a while
             short, long = best(lambda: stream.step(x, out)), best(lambda: layer(sequence))
             if short < 0.5 * long:
-                return
-        raise AssertionError(f"{short / 50 * 1e6:.2f} us, {long / 50 * 1e6:.2f} us by the layer")
+                break
+        assert short < 0.5 * long

@@ -143,16 +143,18 @@ def test_gradients_of_gradients():
 def test_results_share_no_memory(kind, training):
     args, _ = sample(kind, {"num_layers": 2})
     results = forward(*args, training)
-    _share_nothing([*flat(args[:3]), *args[3]], results)
+    assert_nothing_is_shared([*flat(args[:3]), *args[3]], results)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gradients_share_no_memory(kind):
     args = backward_sample(kind, {"num_layers": 2})
-    _share_nothing(flat([part for part in args[:9] if part is not None]), flat(backward(*args)))
+    assert_nothing_is_shared(
+        flat([part for part in args[:9] if part is not None]), flat(backward(*args))
+    )
 
 
-def _share_nothing(given, results):
+def assert_nothing_is_shared(given, results):
     filled = [t for t in results if t.numel()]
     seen = {t.untyped_storage().data_ptr() for t in given}
     for tensor in filled:

@@ -41,7 +41,7 @@ def scalar(output, last, d_output, d_state):
     return sum((a * torch.tensor(d)).sum() for a, d in pairs)
 
 
-def compare(layer, other, x, state, d_output, d_state, lengths=None):
+def assert_same_as_torch(layer, other, x, state, d_output, d_state, lengths=None):
     """Values and gradients of both, from the same inputs."""
     key = layer.dtype
     tx = torch.tensor(x, requires_grad=True)
@@ -72,7 +72,7 @@ def compare(layer, other, x, state, d_output, d_state, lengths=None):
         assert_close(grads.parameters[name], parameter.grad, TORCH[key, "backward"], name)
 
 
-def run(rng, kind, batched=True, with_state=True, lengths=None, **options):
+def assert_twins_agree(rng, kind, batched=True, with_state=True, lengths=None, **options):
     layer, other = twins(kind, **options)
     leading = (BATCH, STEPS) if layer.batch_first else (STEPS, BATCH)
     leading = leading if batched else (STEPS,)
@@ -84,7 +84,7 @@ def run(rng, kind, batched=True, with_state=True, lengths=None, **options):
         )
     width = (2 if layer.bidirectional else 1) * parts(d_state)[0].shape[-1]
     d_output = normal(rng, (*leading, width), layer.dtype)
-    compare(layer, other, x, state if with_state else None, d_output, d_state, lengths)
+    assert_same_as_torch(layer, other, x, state if with_state else None, d_output, d_state, lengths)
 
 
 @pytest.mark.parametrize(
@@ -92,26 +92,28 @@ def run(rng, kind, batched=True, with_state=True, lengths=None, **options):
 )
 @pytest.mark.parametrize("kind", IN_TORCH)
 def test_stacks_directions_and_biases(kind, num_layers, bidirectional, bias, dtype, rng):
-    run(rng, kind, num_layers=num_layers, bidirectional=bidirectional, bias=bias, dtype=dtype)
+    assert_twins_agree(
+        rng, kind, num_layers=num_layers, bidirectional=bidirectional, bias=bias, dtype=dtype
+    )
 
 
 @pytest.mark.parametrize("batch_first, batched", [(True, True), (False, False), (True, False)])
 @pytest.mark.parametrize("kind", IN_TORCH)
 def test_layouts(kind, batch_first, batched, dtype, rng):
     options = {"num_layers": 2, "bidirectional": True, "dtype": dtype}
-    run(rng, kind, batched=batched, batch_first=batch_first, **options)
+    assert_twins_agree(rng, kind, batched=batched, batch_first=batch_first, **options)
 
 
 @pytest.mark.parametrize("kind", IN_TORCH)
 def test_without_initial_state(kind, dtype, rng):
-    run(rng, kind, with_state=False, num_layers=2, bidirectional=True, dtype=dtype)
+    assert_twins_agree(rng, kind, with_state=False, num_layers=2, bidirectional=True, dtype=dtype)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", IN_TORCH)
 def test_lengths_are_a_packed_sequence(kind, bidirectional, batch_first, dtype, rng):
-    run(
+    assert_twins_agree(
         rng,
         kind,
         lengths=LENGTHS,
@@ -127,7 +129,7 @@ def test_long_sequences(kind, dtype, rng):
     layer, other = twins(kind, dtype=dtype)
     x, state = normal(rng, (200, 2, SIZE), dtype), state_for(layer, 2, rng)
     d_output = normal(rng, (200, 2, parts(state)[0].shape[-1]), dtype)
-    compare(layer, other, x, state, d_output, state)
+    assert_same_as_torch(layer, other, x, state, d_output, state)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -61,7 +61,7 @@ struct BackwardMemory {
             Columns<T> made = columns(n);
             if constexpr (kHasFormats<T>)
                 if (args.format) {
-                    const ptrdiff_t ld = LowRoom::row(*args.format, n * L);
+                    const ptrdiff_t ld = LowRoom::ld(*args.format, n * L);
                     T* const low = scratch.take(rows * ld);
                     made.low = {reinterpret_cast<unsigned char*>(low), ld * ptrdiff_t(sizeof(T)),
                                 nullptr};

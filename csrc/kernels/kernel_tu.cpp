@@ -66,7 +66,7 @@ constexpr CellKernels<T> cell_kernels() {
            ptrdiff_t rows) {
             return BackwardPass<Cell, T>(args, grads, plan, rows, nullptr).place(rows, nullptr);
         },
-        join_room<Cell, T>,
+        join_room<T>,
         [](const ForwardArgs<T>& args, const BackwardArgs<T>& grads, const Plan& plan,
            ptrdiff_t rows, T* scratch, T* join_room, const BackwardWork& work) {
             BackwardPass<Cell, T> pass(args, grads, plan, rows, scratch);

@@ -53,7 +53,7 @@ struct LowRoom {
     float* units;
 
     // The distance between rows of k elements, in words.
-    static ptrdiff_t row(const Format& format, ptrdiff_t k) {
+    static ptrdiff_t ld(const Format& format, ptrdiff_t k) {
         const ptrdiff_t words = vectors<float>(k) * kLanes<float> / format.of_word;
         return words % 256 == 0 ? words + 16 : words;  // as `spread`
     }
@@ -140,7 +140,7 @@ void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t column, const Lo
 // The rows of a left operand in a format.
 inline LowRows encode_rows(const Format& format, ptrdiff_t rows, const Operand<float>& a,
                            const LowRoom& room) {
-    const ptrdiff_t ld = LowRoom::row(format, a.k()) * ptrdiff_t(sizeof(float));
+    const ptrdiff_t ld = LowRoom::ld(format, a.k()) * ptrdiff_t(sizeof(float));
     const LowRows to{reinterpret_cast<unsigned char*>(room.words), ld, room.units};
     for (ptrdiff_t r = 0; r < rows; ++r)
         to.units[r] = format.encode({a.base + r * a.ld, a.run, a.runs, a.stride}, to.base + r * ld);

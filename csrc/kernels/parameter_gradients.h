@@ -19,7 +19,7 @@ inline ptrdiff_t joined_vectors(ptrdiff_t rows, ptrdiff_t all) {
 inline ptrdiff_t join_stride(ptrdiff_t rows) { return ((rows + 1) / 2 | 1) * kLanes<float>; }
 
 // What a thread takes to join rows of a chunk into words: one vector of A, and those of B.
-template <class Cell, class T>
+template <class T>
 ptrdiff_t join_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads, ptrdiff_t rows) {
     const Weights<T>& w = grads.weights;
     if (!args.format || !(w.weight_ih || w.weight_hh || w.weight_hr)) return 0;

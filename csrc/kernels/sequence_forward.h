@@ -121,8 +121,8 @@ protected:
     LowRoom low_room(Scratch<T>& scratch) const {
         if (!args.format) return {};
         const ptrdiff_t rows = chunk_rows();
-        const ptrdiff_t of_x = rows * LowRoom::row(*args.format, shape.input);
-        const ptrdiff_t of_h = count * LowRoom::row(*args.format, shape.padded);
+        const ptrdiff_t of_x = rows * LowRoom::ld(*args.format, shape.input);
+        const ptrdiff_t of_h = count * LowRoom::ld(*args.format, shape.padded);
         T* const words = scratch.take(of_x > of_h ? of_x : of_h);
         return {words, scratch.take(rows)};
     }
