@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,9 +17,11 @@ BLOCK_SECONDS = 0.01
 # been driven out of the caches by the others, which is no part of its time.
 WARM_BELOW = BLOCK_SECONDS / 2
 MIN_BLOCKS = 5
-# The threads of OpenMP and ONNX Runtime spin for some milliseconds after a call: with two threads,
-# on the cores that the next contender needs.
-PAUSE_SECONDS = 0.01
+# A library's own threads spin or tidy up after a call, on the cores that the next contender needs:
+# those of ONNX Runtime for 45 ms, those of JAX for 7 even where it is to have one core.
+GLANCE_SECONDS = 0.001
+PATIENCE_SECONDS = 0.1
+TASKS = Path("/proc/self/task")
 # A process that had its core for less of a block than this shared it with another.
 ALONE = 0.97
 
@@ -74,6 +78,28 @@ def time_block(run: Callable[[int], object], calls: int, rotated: int) -> tuple[
     return took / calls, (time.process_time() - cpu) / took
 
 
+def others_run() -> bool:
+    """Whether other threads of this process run or could; False where the system does not say."""
+    if not TASKS.exists():
+        return False
+    own = str(threading.get_native_id())
+    for task in TASKS.iterdir():
+        try:
+            if task.name != own and (task / "stat").read_text().rpartition(") ")[2][0] == "R":
+                return True
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+    return False
+
+
+def wait_until_quiet() -> None:
+    """Sleeps until no other thread of this process runs, or for `PATIENCE_SECONDS`."""
+    stop = time.perf_counter() + PATIENCE_SECONDS
+    time.sleep(GLANCE_SECONDS)
+    while others_run() and time.perf_counter() < stop:
+        time.sleep(GLANCE_SECONDS)
+
+
 def seconds_per_call(run: Callable[[int], object], seconds: float) -> float:
     """The least time of a call on input 0 over about `seconds`, after a first one untimed."""
     run(0)
@@ -124,8 +150,7 @@ def interleave(contenders: Mapping[str, Contender], seconds: float, threads: int
         for offset in range(len(names)):
             name = names[(len(rounds) + offset) % len(names)]
             contender = contenders[name]
-            if threads > 1:
-                time.sleep(PAUSE_SECONDS)
+            wait_until_quiet()
             with contender.ready():
                 if block[name] / calls[name] < WARM_BELOW:
                     contender.run(0)

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("bench", reason="the tests run without bench")
 
 import bench
-from bench import cli, machine, memory, peers, problem, records, roofline, runs, tasks
+from bench import cli, machine, memory, peers, problem, records, roofline, runs, tasks, timing
 from bench.peers.ours import Ours
 from bench.shapes import (
     CELLS,
@@ -109,6 +111,24 @@ def test_modules_in_other_ways_beside_the_layer(way):
 def test_the_dropin_is_another_module_than_torchs():
     modules = [peers.load(name).modules for name in peers.MODULES]
     assert [m.__name__ for m in modules] == ["torch.nn", "rnnfast.torch"]
+
+
+@pytest.mark.skipif(not timing.TASKS.exists(), reason="the system does not say what threads do")
+def test_the_next_contender_waits_for_threads_of_the_last():
+    until = time.perf_counter() + 0.05
+
+    def spin():
+        while time.perf_counter() < until:
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    timing.wait_until_quiet()
+    assert until <= time.perf_counter()
+    thread.join()
+    started = time.perf_counter()
+    timing.wait_until_quiet()
+    assert time.perf_counter() - started < timing.PATIENCE_SECONDS
 
 
 class WrongOrder(Ours):

@@ -19,10 +19,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A worker that spins comes in 1 us, one that sleeps in 5 to 50 us; one that does not come in 100 us
-// has no core. Of a short work, waiting must not take more than a part.
+// A worker that spins comes in 1 us, one that sleeps in 5 to 50 us; one whose core another thread has,
+// as one of OpenMP that spins after its region, when the scheduler next looks: in up to 10 ms. Waiting
+// must not take more than a part of the work.
 std::chrono::microseconds patience(double alone_ns) {
-    constexpr double kShare = 1.0 / 8, kLeast = 2, kMost = 100;
+    constexpr double kShare = 1.0 / 8, kLeast = 2, kMost = 10'000;
     return std::chrono::microseconds(int(std::clamp(alone_ns / 1000 * kShare, kLeast, kMost)));
 }
 

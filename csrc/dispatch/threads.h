@@ -76,13 +76,12 @@ private:
     const uint64_t members_;
 };
 
-// Threads of the pool, for the lifetime of the object: the caller and those workers that came at
-// once. A worker whose core is taken by others, as by a BLAS that spins, is not waited for. While
-// the pool is in use by another caller there are none.
+// Threads of the pool, for the lifetime of the object: the caller and those workers that came in a
+// part of the time of the work. While the pool is in use by another caller there are none.
 class Team {
 public:
-    // `alone_ns`: what the work takes one thread. A worker that sleeps is waited for no longer than a
-    // part of that; with `all`, until it comes.
+    // `alone_ns`: what the work takes one thread. A worker that sleeps, or whose core others have, is
+    // waited for no longer than an eighth of that; with `all`, until it comes.
     Team(int most, double alone_ns, bool all);
     ~Team();
     Team(const Team&) = delete;
