@@ -1,13 +1,13 @@
 """The bound: how fast this core could run a case at best, from what it does at most.
 
 Measured in the process that times the case, on the same core: the peak of multiply-and-add in
-registers, the bandwidth of reading an array of just the weights' size, wherever in the caches that
-lies, and the kernels' own sigmoid and tanh on data in L1.
+registers, the bandwidth of reading or writing an array of just the weights' size, wherever in the
+caches that lies, and the kernels' own sigmoid and tanh on data in L1.
 
 One layer in one direction, forward, with B_t rows at step t, N = sum of B_t, and s bytes a number:
 
-    step_t      = max(2 G H^2 B_t / peak, s G H^2 / bandwidth(s G H^2))
-    input       = max(2 G H I N / peak,   s G H I / bandwidth(all weights))
+    step_t      = max(2 G H^2 B_t / peak, s G H^2 / reading(s G H^2))
+    input       = max(2 G H I N / peak,   s G H I / reading(all weights))
     elementwise = H N (sigmoids * t_sigmoid + tanhs * t_tanh)
     inference   = sum of step_t, t > 0, + input + elementwise
 
@@ -17,11 +17,13 @@ Training is three times the operations: backward runs a product of the size of R
 of which the first finds R where all weights fit, and takes three products over all steps, for the
 gradients of x, W and R:
 
-    training = inference + sum of step_t + (4 G H I + 2 G H^2) N / peak + saved
+    weights  = max(2 G H (I + H) N / peak, s G H (I + H) / writing(all weights))
+    training = inference + sum of step_t + input + weights + saved
 
-where `saved`, the elementwise part of the backward pass, reads what forward saved and the gradients
-of the gates once: s H N (A + G) bytes, at the bandwidth of an array of that size. Its arithmetic,
-and all writing, are left out: this is a bound, and a kernel that hides them comes nearer to it.
+where `weights` writes the gradients of W and R at least once, and `saved`, the elementwise part of
+the backward pass, reads what forward saved and the gradients of the gates once: s H N (A + G)
+bytes, at the bandwidth of an array of that size. Its arithmetic, and all other writing, are left
+out: this is a bound, and a kernel that hides them comes nearer to it.
 
 Arithmetic, activations and memory are added up as a program without any overlap between them would
 have it; one that overlaps them can exceed 1.
@@ -29,6 +31,7 @@ have it; one that overlaps them can exceed 1.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import time
 from collections.abc import Callable
@@ -71,9 +74,13 @@ class Roof:
     sigmoid: float
     tanh: float
 
-    def bandwidth(self, size: float) -> float:
+    def reading(self, size: float) -> float:
         """Bytes a second when an array of `size` bytes is read again and again."""
         return read_bandwidth(self.native, self.dtype, int(size))
+
+    def writing(self, size: float) -> float:
+        """Bytes a second when such an array is written; of a small one those of L2."""
+        return write_bandwidth(int(max(size, LEVELS["L2"])))
 
 
 def measure_rate(probe: Callable[[int], float]) -> float:
@@ -110,6 +117,19 @@ def read_bandwidth(native: ModuleType, dtype: str, size: int) -> float:
     return measure_rate(probe)
 
 
+def write_bandwidth(size: int) -> float:
+    """Bytes a second when an array of `size` bytes is set again and again, by the C library."""
+    array = np.empty(size, np.uint8)
+    address = array.ctypes.data
+
+    def probe(rounds: int) -> float:
+        for _ in range(rounds):
+            ctypes.memset(address, 0, size)
+        return rounds * size
+
+    return measure_rate(probe)
+
+
 def fma_peak(native: ModuleType, dtype: str) -> float:
     """Operations a second of multiplications and additions in registers."""
     return measure_rate(lambda rounds: native.probe_fma(dtype, 1000 * rounds))
@@ -135,7 +155,7 @@ def measure_roof(native: ModuleType, dtype: str) -> Roof:
 def measure_levels(native: ModuleType, dtype: str) -> dict[str, float]:
     """The peak in GFLOP/s, and the bandwidth of each level of memory in GB/s."""
     roof = measure_roof(native, dtype)
-    levels = {name: roof.bandwidth(size) / 1e9 for name, size in LEVELS.items()}
+    levels = {name: roof.reading(size) / 1e9 for name, size in LEVELS.items()}
     return {"peak": roof.peak / 1e9, **levels}
 
 
@@ -147,18 +167,22 @@ def bound(case: Case, roof: Roof) -> dict[str, float]:
     width = GATES[cell] * shape.H
     recurrent = width * shape.H
     weights = size * width * shape.D * sum(inputs + shape.H for inputs in shape.inputs)
-    read = np.full(shape.T, size * recurrent / roof.bandwidth(size * recurrent))
-    read[0] = size * recurrent / roof.bandwidth(weights)
+    read = np.full(shape.T, size * recurrent / roof.reading(size * recurrent))
+    read[0] = size * recurrent / roof.reading(weights)
     steps = np.maximum(2 * recurrent * rows / roof.peak, read)
     elementwise = shape.H * total * (SIGMOIDS[cell] * roof.sigmoid + TANHS[cell] * roof.tanh)
     kept = size * shape.H * total * (SAVED[cell] + GATES[cell])
-    saved = kept / roof.bandwidth(min(kept, LEVELS["memory"]))
+    written = roof.writing(weights)
+    saved = kept / roof.reading(min(kept, LEVELS["memory"]))
     inference = training = 0.0
     for inputs in shape.inputs:
         flops = 2 * width * inputs
-        product = max(flops * total / roof.peak, size * width * inputs / roof.bandwidth(weights))
+        product = max(flops * total / roof.peak, size * width * inputs / roof.reading(weights))
         forward = float(steps[1:].sum()) + product + elementwise
-        gradients = (2 * flops + 2 * recurrent) * total / roof.peak
+        gradients = max(
+            (flops + 2 * recurrent) * total / roof.peak,
+            size * width * (inputs + shape.H) / written,
+        )
         inference += shape.D * forward
-        training += shape.D * (forward + float(steps.sum()) + gradients + saved)
+        training += shape.D * (forward + float(steps.sum()) + product + gradients + saved)
     return {"inference": inference, "training": training}

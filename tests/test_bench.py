@@ -203,7 +203,10 @@ class Ideal(roofline.Roof):
     def __init__(self):
         super().__init__(None, "float32", peak=1.0, sigmoid=0.0, tanh=0.0)
 
-    def bandwidth(self, size):
+    def reading(self, size):
+        return np.inf
+
+    def writing(self, size):
         return np.inf
 
 
