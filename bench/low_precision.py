@@ -7,13 +7,16 @@ is compiled (-march=native -ffast-math), timed on one core of an AMD EPYC (famil
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.problem import layer_of
-from bench.roofline import measure_rate
+from bench.roofline import measure_rate, native_module
 from bench.shapes import GATES, Case
 from bench.validation import relative_error
 from rnnfast import demo
@@ -60,35 +63,56 @@ def latency(case: dict[str, Any], weights: str, steps: int = LATENCY_STEPS) -> l
 
     `bins` are pairs of the number of a bin and how many times are in it: bin k begins at
     10^(k / BINS_PER_DECADE) microseconds. `share` is that of the time in which the process had its
-    core.
+    core. `arithmetic_us` has the percentiles of what stands between the steps, as long as one of
+    them and in registers alone: what takes longer there is the machine's doing.
     """
     parsed = Case.from_dict(case)
     stream = layer_of(parsed).stream(weights=weights)
     x = np.random.default_rng(3).standard_normal(parsed.shape.I, np.float32)
     step, out, clock = stream.step, np.empty(parsed.shape.H, np.float32), time.perf_counter_ns
-    times = [0] * steps
-    for _ in range(steps // 100):
-        step(x, out)
+    native, compute = native_module(), lambda: None
+    if native is not None:
+        seconds = 1 / measure_rate(lambda n: _repeat(n, lambda: step(x, out)))
+        probe = partial(native.probe_fma, "float32")
+        compute = partial(probe, _rounds_of(seconds, probe))
+    times, others = [0] * steps, [0] * steps
     cpu, start = time.process_time(), time.perf_counter()
     for k in range(steps):
         before = clock()
         step(x, out)
-        times[k] = clock() - before
+        between = clock()
+        compute()
+        times[k], others[k] = between - before, clock() - between
     share = (time.process_time() - cpu) / (time.perf_counter() - start)
     microseconds = np.maximum(times, 1) / 1e3
     numbers = np.floor(BINS_PER_DECADE * np.log10(microseconds)).astype(int)
-    values = np.percentile(microseconds, PERCENTILES)
-    percentiles = {f"{p:g}": round(v, 3) for p, v in zip(PERCENTILES, values.tolist(), strict=True)}
     return [
         {
             "case": case,
             "weights": weights,
             "steps": steps,
             "share": round(share, 3),
-            "percentiles_us": percentiles,
+            "percentiles_us": _percentiles(microseconds),
+            "arithmetic_us": None if native is None else _percentiles(np.array(others) / 1e3),
             "bins": np.stack(np.unique(numbers, return_counts=True), 1).tolist(),
         }
     ]
+
+
+def _repeat(n: int, step: Callable[[], object]) -> int:
+    for _ in range(n):
+        step()
+    return n
+
+
+def _rounds_of(seconds: float, compute: Callable[[int], object]) -> int:
+    """The rounds of `compute` that take so long."""
+    return max(1, round(seconds * measure_rate(lambda n: [compute(1000 * n), 1000 * n][1])))
+
+
+def _percentiles(microseconds: NDArray) -> dict[str, float]:
+    values = np.percentile(microseconds, PERCENTILES).tolist()
+    return {f"{p:g}": round(v, 3) for p, v in zip(PERCENTILES, values, strict=True)}
 
 
 def characters(cell: str, hidden: int = HIDDEN, updates: int = UPDATES) -> list[dict[str, Any]]:

@@ -25,7 +25,8 @@ C++, its sizes fixed at compile time (-march=native -ffast-math), timed on one c
 """
 SINGLE = """\
 Single steps from Python, timed one by one with the clock's reading included, in µs. The core's
-share is the part of the time in which no other process had it.
+share is the part of the time in which no other process had it. *Arithmetic*: of as long a stretch
+of it after each step, which reads nothing but registers; what takes longer there, the machine does.
 """
 ERRORS = f"""\
 ‖got − want‖ / ‖want‖ of {low_precision.ACCURACY_STEPS} outputs of a stream beside those in float32:
@@ -105,9 +106,12 @@ def _latency(entries: list[dict[str, Any]]) -> Iterator[str]:
         layer = f"{entry['case']['cell'].upper()} {shape['I']} → {shape['H']}"
         share = f"{entry['share']:.2f}"
         times = [f"{value:.4g}" for value in percentiles.values()]
-        found.append([layer, entry["weights"], f"{entry['steps']:,}", *times, share])
+        others = entry.get("arithmetic_us") or dict.fromkeys(percentiles)
+        beside = [_number(value, ".4g") for value in others.values()]
+        found.append([layer, entry["weights"], f"{entry['steps']:,}", *times, *beside, share])
     names = [f"p{name}" for name in entries[0]["percentiles_us"]]
-    yield from table(["layer", "weights", "steps", *names, "core's share"], found)
+    beside = [f"arithmetic, {name}" for name in names]
+    yield from table(["layer", "weights", "steps", *names, *beside, "core's share"], found)
 
 
 def _errors(row: Row) -> list[str]:

@@ -44,7 +44,8 @@ they are not.
 BOUND = """\
 The bound is what the core could do at best, from the peak of its arithmetic, the bandwidth of
 reading the weights from the cache they lie in and of writing their gradients, and the cost of the
-activations, all measured in the same process; [`bench/roofline.py`](../bench/roofline.py) has the formula.
+activations, all measured in the same process; [`bench/roofline.py`](../bench/roofline.py) has the
+formula.
 """
 DROPIN = """\
 Modules of [`rnnfast.torch`](../rnnfast/torch) beside those of `torch.nn`, with the same weights and

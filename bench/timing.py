@@ -13,9 +13,10 @@ import numpy as np
 
 # A block is long beside the clock's reading and short beside what changes the machine's speed.
 BLOCK_SECONDS = 0.01
-# Below this a contender is called once untimed at the start of its block: its code and weights have
-# been driven out of the caches by the others, which is no part of its time.
+# Below this a contender is called untimed at the start of its block, for so long: its code and
+# weights have been driven out of the caches by the others, which is no part of its time.
 WARM_BELOW = BLOCK_SECONDS / 2
+WARM_SECONDS = BLOCK_SECONDS / 5
 MIN_BLOCKS = 5
 # A library's own threads spin or tidy up after a call, on the cores that the next contender needs:
 # those of ONNX Runtime for 45 ms, those of JAX for 7 even where it is to have one core.
@@ -95,7 +96,6 @@ def others_run() -> bool:
 def wait_until_quiet() -> None:
     """Sleeps until no other thread of this process runs, or for `PATIENCE_SECONDS`."""
     stop = time.perf_counter() + PATIENCE_SECONDS
-    time.sleep(GLANCE_SECONDS)
     while others_run() and time.perf_counter() < stop:
         time.sleep(GLANCE_SECONDS)
 
@@ -152,8 +152,9 @@ def interleave(contenders: Mapping[str, Contender], seconds: float, threads: int
             contender = contenders[name]
             wait_until_quiet()
             with contender.ready():
-                if block[name] / calls[name] < WARM_BELOW:
-                    contender.run(0)
+                once = block[name] / calls[name]
+                if once < WARM_BELOW:
+                    time_block(contender.run, max(1, round(WARM_SECONDS / once)), 1)
                 times[name], share = time_block(contender.run, calls[name], contender.rotated)
             shares.append(share)
         rounds.append(times)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rnnfast import _backend, _validate
+from rnnfast import _backend, _cuda, _validate
 
 _MOST_THREADS = 1024
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # as a container sees its own cgroup (v2)
@@ -144,7 +144,7 @@ def show_config() -> Configuration:
         isa=active_isa(),
         isas=isas,
         threads=get_num_threads(),
-        cuda="not available: this build has no CUDA kernels",
+        cuda=_cuda.describe(version()),
     )
     print(config)
     return config

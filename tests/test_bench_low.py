@@ -127,6 +127,9 @@ def test_every_step_is_in_the_histogram(weights):
     assert counts.sum() == entry["steps"] == 2000 and (np.diff(numbers) > 0).all()
     low, middle, high = entry["percentiles_us"].values()
     assert 0 < low <= middle <= high
+    if machine.describe()["backend"] == "native":
+        low_other, middle_other, high_other = entry["arithmetic_us"].values()
+        assert 0 < low_other <= middle_other <= high_other
     # Half of the steps lie in the bins up to the median's.
     of_median = np.floor(low_precision.BINS_PER_DECADE * np.log10(low))
     assert counts[numbers <= of_median + 1].sum() >= 1000
@@ -330,7 +333,7 @@ def test_the_report(record, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     step = "| LSTM | 128 → 128 | 5.3 | 5.2 | 1.50 | 10.00 | 9.00 | 2.00 | 4.00 | 0.51 | 0.26 |"
     assert step in page
-    assert "| LSTM 256 → 256 | int8 | 1,000 | 10 | 12 | 20 | 1.00 |" in page
+    assert "| LSTM 256 → 256 | int8 | 1,000 | 10 | 12 | 20 | 10 | 11 | 15 | 1.00 |" in page
     assert "| GRU | 512 → 512 | 3.0e-03 | 1.0e-02 |" in page
     assert "| LSTM, 192 | 500 | 2.0000 | 1.9990 | 2.0200 |" in page
     assert "| 1.80 | 3.60 | 1.20 | 1.80 | 0.90 |" in page

@@ -21,8 +21,8 @@ CPP_LAYERS: dict[str, set[str]] = {
     "dispatch": {"core", "kernels"},
     "api": {"core", "dispatch", "include"},
     "bindings": {"core", "dispatch", "api", "include"},
-    "cuda": {"core", "simd", "cells"},
-    "tests": {"core", "simd", "cells", "kernels", "dispatch", "api", "include"},
+    "cuda": {"core", "simd", "cells", "include"},
+    "tests": {"core", "simd", "cells", "kernels", "dispatch", "api", "cuda", "include"},
 }
 
 # Compiled once per ISA: an inline function of a shared header, instantiated here with AVX-512,
@@ -38,7 +38,7 @@ PYTHON_LAYERS: list[set[str]] = [
     {"_layout", "_parameters", "_safetensors"},
     {"_native"},
     {"stream"},
-    {"_backend"},
+    {"_backend", "_cuda"},
     {"_config"},
     {"_low_precision"},
     {"_reference", "_native_backend"},

@@ -1,7 +1,7 @@
 // Cho et al. 2014, in the two forms that are in use; h_t = (1 - z) n + z h_{t-1} in both.
 #pragma once
 
-#include "simd/math.h"
+#include "simd/functions.h"
 
 namespace rnnfast {
 namespace {

@@ -3,7 +3,7 @@
 //   c_t = f c_{t-1} + i g;  h_t = o tanh(c_t)
 #pragma once
 
-#include "simd/math.h"
+#include "simd/functions.h"
 
 namespace rnnfast {
 namespace {

@@ -1,7 +1,7 @@
 // Elman 1990: h_t = f(W x_t + b_w + R h_{t-1} + b_r), f = tanh or relu.
 #pragma once
 
-#include "simd/math.h"
+#include "simd/functions.h"
 
 namespace rnnfast {
 namespace {

@@ -9,7 +9,11 @@
 #include <cstdint>
 
 // Always inlined: an ISA's object must not hold a copy that the linker could hand to other code.
+#if defined(__CUDACC__)
+#define RNNFAST_INLINE __host__ __device__ inline __attribute__((always_inline))
+#else
 #define RNNFAST_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace rnnfast {
 

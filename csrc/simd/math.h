@@ -93,15 +93,5 @@ RNNFAST_INLINE Doubles sigmoid(Doubles x) { return sigmoid_of<double>(x); }
 RNNFAST_INLINE Floats tanh(Floats x) { return tanh_of<float>(x); }
 RNNFAST_INLINE Doubles tanh(Doubles x) { return tanh_of<double>(x); }
 
-// From the value that the function gave: d sigmoid = s (1 - s), d tanh = 1 - t^2.
-template <class V>
-RNNFAST_INLINE V dsigmoid(V s) {
-    return s * (1 - s);
-}
-template <class V>
-RNNFAST_INLINE V dtanh(V t) {
-    return 1 - t * t;
-}
-
 }  // namespace
 }  // namespace rnnfast

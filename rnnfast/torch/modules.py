@@ -12,7 +12,7 @@ from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast._cells import Sizes
-from rnnfast.torch import eager, graph
+from rnnfast.torch import cuda, eager, graph
 from rnnfast.torch.kinds import Kind
 from rnnfast.torch.packs import PackCache
 
@@ -68,7 +68,13 @@ class Layer(torch_rnn.RNNBase):
         return PackedSequence(data, *input[1:]), last
 
     def _torch_forward(self, input: Any, hx: Any) -> Any:
-        """By torch's own implementation, which also has the errors."""
+        """By the CUDA kernels, or by torch's own implementation, which also has the errors."""
+        if not (_is_compiling() or _is_transformed() or _dispatch_modes()):
+            states = self._states(hx)
+            result = None if states is _OTHER else cuda.layer(self, input, states)
+            if result is not None:
+                output, last = result
+                return output, (last if self.mode == "LSTM" else last[0])
         return self._TORCH.forward(self, input, hx)
 
     def _states(self, hx: Any) -> Any:

@@ -1,0 +1,141 @@
+// Backward over steps: each block has the gate gradients of kColumns units, which it publishes in each
+// step, and multiplies all that were published by its columns of R for dh of the same units.
+//
+// The gradients of W, R, the biases and x are products over all steps, which the caller takes from
+// what is written here.
+#pragma once
+
+#include "cuda/layer.h"
+
+namespace rnnfast {
+namespace cuda {
+
+template <class T>
+struct Backward {
+    Layer layer;
+    Work<T> work;    // published gate gradients: (gates, H rounded up) a row, as R^T's columns
+    const T* saved;  // (T, B, kSaved*H)
+    const T* y;      // (T, B, H)  null: not read by the cell
+    const T* h0;     // (B, H)     null: zeros
+    const T* c0;     // (B, H)     null: zeros, or the cell has no c
+    const T* dy;     // (T, B, H)  null: zeros
+    T* da;           // (T, B, G*H)  out: gradients at W x + b_w; 0 past a row's length
+    T* da_hidden;    // (T, B, H)    out: those of the last gate at R h + b_r, where they are others
+    T* dh0;          // (B, H)  out; null: not wanted
+    T* dc0;          // (B, H)  out; null: not wanted, or the cell has no c
+
+    // h or c before step t.
+    RNNFAST_INLINE float before(int t, int row, int unit, const T* kept, int parts, int part,
+                                const T* initial) const {
+        if (layer.resets_at(t, row)) return 0;
+        if (layer.has_previous(t, row))
+            return widen(kept[layer.at(layer.previous(t), row, parts, part, unit)]);
+        return initial ? widen(initial[size_t(row) * layer.hidden + unit]) : 0;
+    }
+};
+
+// What a step reads of an item, before others are waited for.
+template <class Cell>
+struct StepInputs {
+    float saved[Cell::kSaved] = {};
+    float h = 0, c = 0, dy = 0;
+};
+
+template <class Cell, class T>
+RNNFAST_DEVICE StepInputs<Cell> step_inputs(const Backward<T>& args, int t, int row, int unit) {
+    const Layer& layer = args.layer;
+    StepInputs<Cell> in;
+    if (t < layer.length(row)) {
+        RNNFAST_UNROLL
+        for (int i = 0; i < int(Cell::kSaved); ++i)
+            in.saved[i] = widen(args.saved[layer.at(t, row, Cell::kSaved, i, unit)]);
+        if constexpr (Cell::kDirect) in.h = args.before(t, row, unit, args.y, 1, 0, args.h0);
+        if constexpr (Cell::kHasC)
+            in.c = args.before(t, row, unit, args.saved, Cell::kSaved, Cell::kC, args.c0);
+        if (args.dy) in.dy = widen(args.dy[layer.at(t, row, 1, 0, unit)]);
+    }
+    return in;
+}
+
+// Steps first..last-1 in the order run, last steps of the sequence first; step T is the product that
+// gives dh0. Blocks as in run_forward.
+template <class Cell, class T, int kGroups>
+RNNFAST_DEVICE void run_backward(const Backward<T>& args, int first, int last) {
+    constexpr int kGates = Cell::kGates;
+    using Product = Columns<T, 1, kGroups>;
+    const Layer& layer = args.layer;
+    const Work<T>& work = args.work;
+    const Shard own(layer, work);
+    const Product product(work.columns + size_t(block_x()) * kColumns * work.depth, work.depth);
+    uint32_t* const arrived = work.arrived + own.index;
+    float* const states[2] = {work.state, work.state + size_t(layer.batch) * layer.hidden};
+    const int gate_depth = work.depth / kGates;
+
+    float dh[kItems] = {}, dc[kItems] = {};
+    RNNFAST_UNROLL
+    for (int item = 0; item < kItems; ++item) {
+        if (!own.has(item, layer)) continue;
+        const size_t at = size_t(own.first + own.row(item)) * layer.hidden + own.unit;
+        dh[item] = states[0][at];
+        if (Cell::kHasC) dc[item] = states[1][at];
+    }
+
+    for (int step = first; step < last; ++step) {
+        const int t = layer.reverse ? step : layer.steps - 1 - step;
+        const bool has_step = step < layer.steps;
+        StepInputs<Cell> in[kItems];
+        RNNFAST_UNROLL
+        for (int item = 0; item < kItems; ++item)
+            if (has_step && own.has(item, layer))
+                in[item] = step_inputs<Cell>(args, t, own.first + own.row(item), own.unit);
+        if (step > first) await(arrived, step - first);
+        if (step > 0) {
+            product.multiply(work.published(step, layer.batch) + size_t(own.first) * work.depth,
+                             own.rows);
+            meet();
+        }
+        RNNFAST_UNROLL
+        for (int item = 0; item < kItems; ++item) {
+            if (!own.has(item, layer)) continue;
+            const int row = own.first + own.row(item);
+            if (step > 0) dh[item] += product.sum(own.row(item), 0, own.column(), own.rows);
+            if (!has_step) continue;
+            const bool runs = t < layer.length(row);
+            float da[Cell::kSlots] = {}, direct = dh[item];
+            if (runs) {
+                direct = 0;
+                Cell::backward(in[item].saved, in[item].h, in[item].c, dh[item] + in[item].dy,
+                               dc[item], da, direct);
+            }
+            const bool stops = runs && layer.resets_at(t, row);  // the state before had no part
+            dh[item] = stops ? 0 : direct;
+            if (stops) dc[item] = 0;
+            T* const to =
+                work.published(step + 1, layer.batch) + size_t(row) * work.depth + own.unit;
+            RNNFAST_UNROLL
+            for (int i = 0; i < kGates; ++i) {
+                const int slot = i + kFirstHSlot<Cell>, gate = Cell::gate_of_h_slot(slot);
+                args.da[layer.at(t, row, kGates, Cell::gate_of_x_slot(i), own.unit)] =
+                    narrow<T>(da[i]);
+                to[gate * gate_depth] = narrow<T>(stops ? 0 : da[slot]);
+                if (kFirstHSlot<Cell> > 0 && i == kGates - 1)
+                    args.da_hidden[layer.at(t, row, 1, 0, own.unit)] = narrow<T>(da[slot]);
+            }
+        }
+        if (step + 1 < last) publish(arrived);
+    }
+
+    RNNFAST_UNROLL
+    for (int item = 0; item < kItems; ++item) {
+        if (!own.has(item, layer)) continue;
+        const size_t at = size_t(own.first + own.row(item)) * layer.hidden + own.unit;
+        states[0][at] = dh[item];
+        if (Cell::kHasC) states[1][at] = dc[item];
+        if (last <= layer.steps) continue;
+        if (args.dh0) args.dh0[at] = narrow<T>(dh[item]);
+        if (Cell::kHasC && args.dc0) args.dc0[at] = narrow<T>(dc[item]);
+    }
+}
+
+}  // namespace cuda
+}  // namespace rnnfast

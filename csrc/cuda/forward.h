@@ -1,0 +1,104 @@
+// Forward over steps: each block has kColumns units of all gates, and publishes their h in each step.
+#pragma once
+
+#include "cuda/layer.h"
+
+namespace rnnfast {
+namespace cuda {
+
+template <class T>
+struct Forward {
+    Layer layer;
+    Work<T> work;
+    const T* wx;    // (T, B, G*H)  W x + b_w
+    const T* bias;  // (G*H)        b_r; null: none
+    T* y;           // (T, B, H)    0 past a row's length
+    T* hn;          // (B, H)
+    T* cn;          // (B, H)       null: the cell has no c
+    T* saved;       // (T, B, kSaved*H)  null: no training
+};
+
+// Steps first..last-1 in the order run. Blocks: (units, shards); those of a shard run at the same time
+// where there is more than one step.
+template <class Cell, class T, int kGroups>
+RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
+    constexpr int kGates = Cell::kGates;
+    using Product = Columns<T, kGates, kGroups>;
+    const Layer& layer = args.layer;
+    const Work<T>& work = args.work;
+    const Shard own(layer, work);
+    const Product product(work.columns + size_t(block_x()) * kGates * kColumns * work.depth,
+                          work.depth);
+    uint32_t* const arrived = work.arrived + own.index;
+    float* const states[2] = {work.state, work.state + size_t(layer.batch) * layer.hidden};
+
+    float bias[kGates] = {}, h[kItems] = {}, c[kItems] = {};
+    if (args.bias && own.unit < layer.hidden)
+        for (int gate = 0; gate < kGates; ++gate)
+            bias[gate] = widen(args.bias[gate * layer.hidden + own.unit]);
+    RNNFAST_UNROLL
+    for (int item = 0; item < kItems; ++item) {
+        if (!own.has(item, layer)) continue;
+        const size_t at = size_t(own.first + own.row(item)) * layer.hidden + own.unit;
+        h[item] = states[0][at];
+        if (Cell::kHasC) c[item] = states[1][at];
+    }
+
+    for (int step = first; step < last; ++step) {
+        const int t = layer.reverse ? layer.steps - 1 - step : step;
+        float wx[kItems][kGates] = {};  // read before the others are waited for
+        RNNFAST_UNROLL
+        for (int item = 0; item < kItems; ++item) {
+            if (!own.has(item, layer)) continue;
+            RNNFAST_UNROLL
+            for (int gate = 0; gate < kGates; ++gate)
+                wx[item][gate] =
+                    widen(args.wx[layer.at(t, own.first + own.row(item), kGates, gate, own.unit)]);
+        }
+        if (step > first) await(arrived, step - first);
+        product.multiply(work.published(step, layer.batch) + size_t(own.first) * work.depth,
+                         own.rows);
+        meet();
+        RNNFAST_UNROLL
+        for (int item = 0; item < kItems; ++item) {
+            if (!own.has(item, layer)) continue;
+            const int row = own.first + own.row(item);
+            const bool runs = t < layer.length(row);
+            if (runs) {
+                const bool resets = layer.resets_at(t, row);
+                float a[Cell::kSlots] = {}, saved[Cell::kSaved];
+                RNNFAST_UNROLL
+                for (int i = 0; i < kGates; ++i) a[i] = wx[item][Cell::gate_of_x_slot(i)];
+                RNNFAST_UNROLL
+                for (int i = 0; i < kGates; ++i) {
+                    const int slot = i + kFirstHSlot<Cell>;
+                    a[slot] += bias[Cell::gate_of_h_slot(slot)];
+                    if (!resets) a[slot] += product.sum(own.row(item), i, own.column(), own.rows);
+                }
+                Cell::forward(a, resets ? 0.f : h[item], resets ? 0.f : c[item], saved, h[item],
+                              c[item]);
+                if (args.saved) RNNFAST_UNROLL
+                for (int i = 0; i < int(Cell::kSaved); ++i)
+                    args.saved[layer.at(t, row, Cell::kSaved, i, own.unit)] = narrow<T>(saved[i]);
+            }
+            const T narrowed = narrow<T>(h[item]);
+            args.y[layer.at(t, row, 1, 0, own.unit)] = runs ? narrowed : narrow<T>(0);
+            work.published(step + 1, layer.batch)[size_t(row) * work.depth + own.unit] = narrowed;
+        }
+        if (step + 1 < last) publish(arrived);
+    }
+
+    RNNFAST_UNROLL
+    for (int item = 0; item < kItems; ++item) {
+        if (!own.has(item, layer)) continue;
+        const size_t at = size_t(own.first + own.row(item)) * layer.hidden + own.unit;
+        states[0][at] = h[item];
+        if (Cell::kHasC) states[1][at] = c[item];
+        if (last < layer.steps) continue;
+        args.hn[at] = narrow<T>(h[item]);
+        if (Cell::kHasC) args.cn[at] = narrow<T>(c[item]);
+    }
+}
+
+}  // namespace cuda
+}  // namespace rnnfast

@@ -1,0 +1,160 @@
+// The product of a step on the tensor cores: rows of an operand that all blocks share by the columns
+// that this block owns, which stay in its registers from step to step.
+//
+// Both lie with k in order, rows of whole groups of kGroup. Of a group, the four lanes of a row take 16
+// bytes each, and those are what they multiply, in two instructions: which k an instruction thinks
+// they are does not matter, as rows and columns agree on it.
+#pragma once
+
+#include "cuda/device.h"
+
+namespace rnnfast {
+namespace cuda {
+
+constexpr int kRows = 16;    // of a tile
+constexpr int kColumns = 8;  // of a tile: units of one gate
+
+// Floats between rows of the sums: a warp that reads four of them finds them in different banks.
+RNNFAST_INLINE constexpr int pitch(int tiles) {
+    return tiles * kColumns + (tiles % 4 == 0 ? kColumns : 0);
+}
+// Floats of shared memory that a product takes: each warp's sums.
+RNNFAST_INLINE constexpr int shared_floats_for(int rows, int tiles) {
+    return kWarps * ((rows + kRows - 1) / kRows * kRows) * pitch(tiles);
+}
+
+RNNFAST_DEVICE int lane_row() { return thread() % 32 / 4; }  // or column
+RNNFAST_DEVICE int lane_quad() { return thread() % 4; }
+RNNFAST_DEVICE int warp() { return thread() / 32; }
+
+// sums += rows by columns, over one group of k. `low`, `high`: of this lane's row, and of the row 8
+// below; `columns`: of its column, in each tile.
+template <int kTiles>
+RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Quad& high,
+                              const Quad* columns, Bfloat16 type) {
+    RNNFAST_UNROLL
+    for (int half = 0; half < 4; half += 2) {
+        const uint32_t a[4] = {low.word[half], high.word[half], low.word[half + 1],
+                               high.word[half + 1]};
+        RNNFAST_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile)
+            mma(sums[tile], a, columns[tile].word + half, type);
+    }
+}
+
+// The 19 bits of a float that the tensor cores read, and the next 19.
+struct Parts {
+    uint32_t large, small;
+};
+RNNFAST_DEVICE Parts parts(uint32_t bits) {
+    const uint32_t large = bits & 0xffffe000u;
+    return {large, bits_of(float_of(bits) - float_of(large)) & 0xffffe000u};
+}
+
+// Three products for each, small ones first: 2^-22 of the largest term is lost.
+template <int kTiles>
+RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Quad& high,
+                              const Quad* columns, float type) {
+    RNNFAST_UNROLL
+    for (int half = 0; half < 4; half += 2) {
+        const Parts in[4] = {parts(low.word[half]), parts(high.word[half]),
+                             parts(low.word[half + 1]), parts(high.word[half + 1])};
+        const uint32_t large[4] = {in[0].large, in[1].large, in[2].large, in[3].large};
+        const uint32_t small[4] = {in[0].small, in[1].small, in[2].small, in[3].small};
+        RNNFAST_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) {
+            const Parts b0 = parts(columns[tile].word[half]);
+            const Parts b1 = parts(columns[tile].word[half + 1]);
+            const uint32_t b_large[2] = {b0.large, b1.large}, b_small[2] = {b0.small, b1.small};
+            mma(sums[tile], small, b_large, type);
+            mma(sums[tile], large, b_small, type);
+            mma(sums[tile], large, b_large, type);
+        }
+    }
+}
+
+// The columns of a block, kTiles of kColumns each. Warp w multiplies the groups w, w + kWarps, ...; it
+// keeps kGroups of them, or with kGroups = 0 reads them in each step.
+template <class T, int kTiles, int kGroups>
+class Columns {
+public:
+    // packed: (kTiles * kColumns, depth); depth: a multiple of kGroup.
+    RNNFAST_DEVICE Columns(const T* packed, int depth) : groups_(depth / kGroup<T>) {
+        quads_ = reinterpret_cast<const Quad*>(packed) + size_t(lane_row()) * quads_in_row() +
+                 lane_quad();
+        RNNFAST_UNROLL
+        for (int i = 0; i < kGroups; ++i) {
+            const int group = warp() + i * kWarps;
+            if (group < groups_) read(kept_[i], group);
+        }
+    }
+
+    // Rows of `operand` (rows, depth) by the columns; each warp's part of the sums goes to shared
+    // memory.
+    RNNFAST_DEVICE void multiply(const T* operand, int rows) const {
+        const Quad* quads = reinterpret_cast<const Quad*>(operand);
+        for (int first = 0; first < rows; first += kRows) {
+            float sums[kTiles][4] = {};
+            const int low = first + lane_row(), high = low + kRows / 2;
+            const Quad* const from_low = quads + size_t(low) * quads_in_row() + lane_quad();
+            const Quad* const from_high = quads + size_t(high) * quads_in_row() + lane_quad();
+            const auto add = [&](int group, const Quad* columns) {
+                const Quad in_low = low < rows ? load_fresh(from_low + 4 * group) : Quad{};
+                const Quad in_high = high < rows ? load_fresh(from_high + 4 * group) : Quad{};
+                add_group(sums, in_low, in_high, columns, T{});
+            };
+            if constexpr (kGroups > 0) {
+                RNNFAST_UNROLL
+                for (int i = 0; i < kGroups; ++i) {
+                    const int group = warp() + i * kWarps;
+                    if (group < groups_) add(group, kept_[i]);
+                }
+            } else {
+                for (int group = warp(); group < groups_; group += kWarps) {
+                    Quad columns[kTiles];
+                    read(columns, group);
+                    add(group, columns);
+                }
+            }
+            store(sums, first, rows);
+        }
+    }
+
+    // The product of a row and a column, over all k. Only after all threads have met.
+    RNNFAST_DEVICE static float sum(int row, int tile, int column, int rows) {
+        const float* part = shared_floats() + row * kPitch + tile * kColumns + column;
+        float total = 0;
+        RNNFAST_UNROLL
+        for (int w = 0; w < kWarps; ++w) total += part[size_t(w) * round_up(rows, kRows) * kPitch];
+        return total;
+    }
+
+private:
+    static constexpr int kPitch = pitch(kTiles);
+
+    RNNFAST_DEVICE int quads_in_row() const { return groups_ * 4; }
+
+    RNNFAST_DEVICE void read(Quad* columns, int group) const {
+        RNNFAST_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile)
+            columns[tile] = quads_[size_t(tile) * kColumns * quads_in_row() + 4 * group];
+    }
+
+    RNNFAST_DEVICE static void store(const float (&sums)[kTiles][4], int first, int rows) {
+        float* part = shared_floats() + size_t(warp()) * round_up(rows, kRows) * kPitch +
+                      (first + lane_row()) * kPitch + 2 * lane_quad();
+        RNNFAST_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) {
+            float* const to = part + tile * kColumns;
+            to[0] = sums[tile][0], to[1] = sums[tile][1];
+            to[kRows / 2 * kPitch] = sums[tile][2], to[kRows / 2 * kPitch + 1] = sums[tile][3];
+        }
+    }
+
+    int groups_;
+    const Quad* quads_;
+    Quad kept_[kGroups > 0 ? kGroups : 1][kTiles];
+};
+
+}  // namespace cuda
+}  // namespace rnnfast
