@@ -33,14 +33,11 @@ RNNFAST_DEVICE float* shared_floats() {
     return memory;
 }
 
-// What other blocks may have written since this kernel began: from L2.
+// What other blocks may have written since this kernel began: from L2. No asm, which the compiler would
+// leave where it stands: the loads of a tile are to be under way at the same time.
 RNNFAST_DEVICE Quad load_fresh(const Quad* p) {
-    Quad q;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(q.word[0]), "=r"(q.word[1]), "=r"(q.word[2]), "=r"(q.word[3])
-                 : "l"(p)
-                 : "memory");
-    return q;
+    const uint4 q = __ldcg(reinterpret_cast<const uint4*>(p));
+    return {{q.x, q.y, q.z, q.w}};
 }
 
 RNNFAST_DEVICE void add_released(uint32_t* counter) {
@@ -64,16 +61,14 @@ RNNFAST_DEVICE void fail() { __trap(); }
 // sums (16, 8) += a (16, 16) b (16, 8), a of bfloat16 by rows and b by columns, each in the lanes as
 // the instruction has them.
 RNNFAST_DEVICE void mma(float* sums, const uint32_t* a, const uint32_t* b, Bfloat16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 // The same of a (16, 8), b (8, 8) in floats, of which the product reads the first 19 bits.
 RNNFAST_DEVICE void mma(float* sums, const uint32_t* a, const uint32_t* b, float) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
