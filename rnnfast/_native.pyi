@@ -219,6 +219,12 @@ def empty_like(tensor: object, half: bool, /) -> Any:
     Its memory is kept from call to call. None where the other is none, or has more than three axes.
     """
 
+def copy(tensor: object, /) -> Any:
+    """A tensor of those types with the values of another, in memory as that of `empty_like`.
+
+    None where the other is none, is not contiguous, or has more than three axes.
+    """
+
 def isas() -> list[str]:
     """The ISAs compiled in, best first."""
 

@@ -109,6 +109,11 @@ def take_tensors(table: Any, tensor: type, parameter: type) -> bool:
         return False
 
 
+def copy_of(tensor: Any) -> Any:
+    """A copy of a tensor of those types, in memory that is kept from call to call; or None."""
+    return _module().copy(tensor)
+
+
 def _module() -> ModuleType:
     global _threads_are_set
     module = importlib.import_module(NATIVE_MODULE)

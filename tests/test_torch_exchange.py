@@ -112,6 +112,25 @@ def test_new_tensors(native):
         assert native.empty_like(other, True) is None
 
 
+@needs_exchange
+def test_copies(native):
+    for given in (
+        normal(3, 4, 5),
+        normal(7, dtype=torch.float64),
+        normal(300, 400).bfloat16(),
+        torch.arange(6).view(2, 3),
+        torch.zeros(0, 3),
+        torch.tensor(2.0),
+    ):
+        made = native.copy(given)
+        assert made.dtype is given.dtype and made.shape == given.shape
+        assert torch.equal(made, given) and (
+            not given.numel() or made.data_ptr() != given.data_ptr()
+        )
+    for other in (normal(3, 4).t(), normal(2, 2, 2, 2), np.zeros(3), None, normal(3).to_sparse()):
+        assert native.copy(other) is None
+
+
 def test_layers_on_arrays_take_tensors_as_before(native):
     """Through NumPy, to which those that stand for their negative are an error."""
     layer, x = rnnfast.GRU(4, 5, seed=0), normal(6, 3, 4)

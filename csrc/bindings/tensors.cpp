@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstring>
 #include <memory>
 
 #include "bindings/dlpack.h"
@@ -72,6 +73,22 @@ py::object empty_like(const py::object& tensor, bool half) {
     return new_tensor(shape, half ? kBfloat16Kind : 'f', half ? 2 : 4, block.memory, block.bytes);
 }
 
+// A tensor with the values of another. None where that is not contiguous, or cannot be read.
+py::object copy(const py::object& tensor) {
+    Array from;
+    if (!read_tensor(tensor.ptr(), from) || from.kind == '?') return py::none();
+    Shape shape;
+    for (int axis = 0; axis < from.axes; ++axis) shape.add(from.sizes[axis]);
+    Py_intptr_t packed = from.item;
+    for (int axis = from.axes; axis-- > 0;) {
+        if (from.sizes[axis] > 1 && from.strides[axis] != packed) return py::none();
+        packed *= from.sizes[axis];
+    }
+    const Block block = allocate_bytes(size_t(packed));
+    if (packed) std::memcpy(block.memory, from.data, size_t(packed));
+    return new_tensor(shape, from.kind, size_t(from.item), block.memory, block.bytes);
+}
+
 }  // namespace
 
 bool is_tensor(PyObject* object) {
@@ -135,6 +152,7 @@ py::object new_tensor(const Shape& shape, char kind, size_t item, void* memory, 
 void add_tensors(py::module_& module) {
     module.def("take_tensors", &take_tensors);
     module.def("empty_like", &empty_like);
+    module.def("copy", &copy);
 }
 
 }  // namespace rnnfast

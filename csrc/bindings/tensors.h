@@ -39,8 +39,8 @@ bool read_tensor(PyObject* object, Array& array);
 // A tensor on memory of allocate_bytes, which it takes even if it throws.
 py::object new_tensor(const Shape& shape, char kind, size_t item, void* memory, size_t bytes);
 
-// Adds the functions take_tensors, which makes a library's types known, and empty_like, which makes
-// such a tensor.
+// Adds the functions take_tensors, which makes a library's types known, and empty_like and copy, which
+// make such tensors.
 void add_tensors(py::module_& module);
 
 }  // namespace rnnfast
