@@ -121,7 +121,7 @@ def _found(version: str) -> tuple[Library | None, str]:
     for file in _files():
         try:
             library = Library(file)
-        except OSError as error:
+        except (OSError, AttributeError) as error:  # or has not all functions: of another version
             why = f"cannot be opened: {error}"
             continue
         if library.version != version:

@@ -63,6 +63,15 @@ def test_another_version_is_not_used(tmp_path, monkeypatch):
     assert "was built for rnnfast 2, this is 1" in _cuda.describe("1")
 
 
+def test_a_library_without_the_functions(tmp_path, monkeypatch):
+    source = tmp_path / "other.c"
+    source.write_text("int nothing;")
+    run(find_tool("cc", "gcc"), "-shared", "-fPIC", source, "-o", tmp_path / _cuda.FILE)
+    monkeypatch.setattr(_cuda, "_files", lambda: iter([tmp_path / _cuda.FILE]))
+    assert _cuda.library("1") is None
+    assert _cuda.describe("1").startswith("cannot be opened: ")
+
+
 def test_a_file_that_is_no_library(tmp_path, monkeypatch):
     (tmp_path / _cuda.FILE).write_bytes(b"nonsense")
     monkeypatch.setattr(_cuda, "_files", lambda: iter([tmp_path / _cuda.FILE]))

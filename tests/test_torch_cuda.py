@@ -150,8 +150,13 @@ def test_autocast_computes_in_its_dtype():
         output, (h, c) = on_device(ours, x)
     assert output.dtype is h.dtype is c.dtype is torch.bfloat16
     torch.testing.assert_close(output.float(), theirs(x)[0], rtol=2e-2, atol=2e-2)
-    output.float().sum().backward()
-    assert all(p.grad.dtype is torch.float32 for p in ours.parameters())
+    with torch.autocast("cpu", torch.float16):  # which is not that of the pass
+        output.float().sum().backward()
+    theirs(x)[0].sum().backward()
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert own.grad.dtype is torch.float32
+        scale = other.grad.abs().max()
+        torch.testing.assert_close(own.grad / scale, other.grad / scale, rtol=0, atol=3e-2)
 
 
 def test_frozen_parameters_get_no_gradients():
@@ -163,6 +168,29 @@ def test_frozen_parameters_get_no_gradients():
         call(module, x)[0].sum().backward()
     assert ours.weight_hh_l0.grad is None
     torch.testing.assert_close(ours.weight_ih_l0.grad, theirs.weight_ih_l0.grad)
+
+
+def test_parameters_that_are_not_contiguous():
+    ours, theirs = twins("gru")
+    for name, parameter in list(ours.named_parameters()):
+        wide = torch.zeros(*parameter.shape, 2)
+        wide[..., 0] = parameter.detach()
+        setattr(ours, name, torch.nn.Parameter(wide[..., 0]))
+    assert not ours.bias_hh_l0.is_contiguous()
+    assert_same_step(ours, theirs, normal(STEPS, BATCH, ours.input_size))
+
+
+def test_a_float64_module_under_autocast_is_torchs():
+    ours, _ = twins("gru")
+    ours.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cuda.layer(ours, normal(STEPS, BATCH, 4, dtype=torch.float64), None) is None
+
+
+def test_infinities_stay():
+    ours, theirs = twins("rnn_relu")
+    x = torch.full((STEPS, BATCH, ours.input_size), 3e38)
+    torch.testing.assert_close(flat(on_device(ours, x)), flat(theirs(x)), equal_nan=True)
 
 
 def test_a_pass_without_gradients_saves_nothing(library, monkeypatch):

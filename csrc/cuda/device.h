@@ -33,8 +33,7 @@ RNNFAST_DEVICE float* shared_floats() {
     return memory;
 }
 
-// What other blocks may have written since this kernel began: from L2. No asm, which the compiler would
-// leave where it stands: the loads of a tile are to be under way at the same time.
+// What other blocks may have written since this kernel began: from L2, and after the barrier before.
 RNNFAST_DEVICE Quad load_fresh(const Quad* p) {
     const uint4 q = __ldcg(reinterpret_cast<const uint4*>(p));
     return {{q.x, q.y, q.z, q.w}};
@@ -55,7 +54,14 @@ RNNFAST_DEVICE uint64_t clock_ns() {
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
     return now;
 }
-// Ends the kernel with an error that the next call of the caller's stream reports.
+// The same bits, of which the compiler does not know that: what is made of them is made here, and not
+// kept in registers from before a loop.
+RNNFAST_DEVICE uint32_t made_here(uint32_t bits) {
+    asm volatile("" : "+r"(bits));
+    return bits;
+}
+
+// Ends the kernel, and with it the process's use of the device: later calls report an error.
 RNNFAST_DEVICE void fail() { __trap(); }
 
 // sums (16, 8) += a (16, 16) b (16, 8), a of bfloat16 by rows and b by columns, each in the lanes as
@@ -89,6 +95,7 @@ void fail();
 void mma(float* sums, const uint32_t* a, const uint32_t* b, Bfloat16);
 void mma(float* sums, const uint32_t* a, const uint32_t* b, float);
 inline Quad load_fresh(const Quad* p) { return *p; }
+inline uint32_t made_here(uint32_t bits) { return bits; }
 
 #endif
 

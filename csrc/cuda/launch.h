@@ -22,7 +22,11 @@ using Stream = cudaStream_t;
 constexpr Error kFine = cudaSuccess;
 
 inline int most_kept(int registers) { return registers; }  // tests change it
-inline const char* text_of(Error error) { return cudaGetErrorString(error); }
+// Which the run-time library forgets: the next call is to report its own errors.
+inline const char* text_of(Error error) {
+    (void)cudaGetLastError();
+    return cudaGetErrorString(error);
+}
 inline Error count_devices(int* count) { return cudaGetDeviceCount(count); }
 
 // Streaming multiprocessors of the caller's device.
@@ -65,8 +69,10 @@ Error launch_each(const Task& task, Stream stream) {
     constexpr size_t kMostBlocks = 4096;
     const size_t wanted = (task.count() + kThreads - 1) / kThreads;
     const unsigned blocks = unsigned(wanted < kMostBlocks ? wanted : kMostBlocks);
-    run_each<<<blocks, kThreads, 0, stream>>>(task);
-    return cudaGetLastError();
+    Task copy = task;
+    void* arguments[] = {&copy};
+    return cudaLaunchKernel(reinterpret_cast<const void*>(run_each<Task>), dim3(blocks),
+                            dim3(kThreads), arguments, 0, stream);
 }
 
 #else

@@ -7,10 +7,9 @@ namespace rnnfast {
 namespace cuda {
 
 // How many groups of its columns the warps of a kernel may keep in registers, each 4 registers a tile,
-// of which a thread has room for so many beside what a step takes: more where it splits floats.
-constexpr int kGroupChoices[] = {2, 4, 8, 16, 32};
-template <class T>
-constexpr int kKeptRegisters = sizeof(T) == 2 ? 128 : 64;
+// of which a thread has room for so many beside what a step takes and reads ahead.
+constexpr int kGroupChoices[] = {2, 4, 8, 16};
+constexpr int kKeptRegisters = 64;
 constexpr int registers_for(int groups, int tiles) { return groups * tiles * 4; }
 
 struct Plan {

@@ -42,13 +42,16 @@ RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Q
     }
 }
 
-// The 19 bits of a float that the tensor cores read, and the next 19.
+// The 19 bits of a float that the tensor cores read, rounded to the nearest, and those of the rest; of
+// what is not finite, all in the first.
 struct Parts {
     uint32_t large, small;
 };
 RNNFAST_DEVICE Parts parts(uint32_t bits) {
-    const uint32_t large = bits & 0xffffe000u;
-    return {large, bits_of(float_of(bits) - float_of(large)) & 0xffffe000u};
+    constexpr uint32_t kRead = 0xffffe000u, kExponent = 0x7f800000u;
+    const uint32_t rounded = (bits + 0x1000u) & kRead;
+    if ((rounded & kExponent) == kExponent) return {bits & kRead, 0};
+    return {rounded, bits_of(float_of(bits) - float_of(rounded)) & kRead};
 }
 
 // Three products for each, small ones first: 2^-22 of the largest term is lost.
@@ -63,8 +66,8 @@ RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Q
         const uint32_t small[4] = {in[0].small, in[1].small, in[2].small, in[3].small};
         RNNFAST_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
-            const Parts b0 = parts(columns[tile].word[half]);
-            const Parts b1 = parts(columns[tile].word[half + 1]);
+            const Parts b0 = parts(made_here(columns[tile].word[half]));
+            const Parts b1 = parts(made_here(columns[tile].word[half + 1]));
             const uint32_t b_large[2] = {b0.large, b1.large}, b_small[2] = {b0.small, b1.small};
             mma(sums[tile], small, b_large, type);
             mma(sums[tile], large, b_small, type);
@@ -95,13 +98,15 @@ public:
         const Quad* quads = reinterpret_cast<const Quad*>(operand);
         for (int first = 0; first < rows; first += kRows) {
             float sums[kTiles][4] = {};
-            const int low = first + lane_row(), high = low + kRows / 2;
+            // Sums of rows past the last are never read.
+            const int last = rows - 1, wanted = first + lane_row();
+            const int low = wanted < last ? wanted : last;
+            const int high = wanted + kRows / 2 < last ? wanted + kRows / 2 : last;
             const Quad* const from_low = quads + size_t(low) * quads_in_row() + lane_quad();
             const Quad* const from_high = quads + size_t(high) * quads_in_row() + lane_quad();
             const auto add = [&](int group, const Quad* columns) {
-                const Quad in_low = low < rows ? load_fresh(from_low + 4 * group) : Quad{};
-                const Quad in_high = high < rows ? load_fresh(from_high + 4 * group) : Quad{};
-                add_group(sums, in_low, in_high, columns, T{});
+                add_group(sums, load_fresh(from_low + 4 * group), load_fresh(from_high + 4 * group),
+                          columns, T{});
             };
             if constexpr (kGroups > 0) {
                 RNNFAST_UNROLL

@@ -55,7 +55,7 @@ using Kernel = void (*)(const Args, int, int);
 template <class Cell, class Args, class T, int kTiles, size_t at = 0>
 Kernel<Args> kernel_of(int groups) {
     if constexpr (at < sizeof kGroupChoices / sizeof(int))
-        if constexpr (registers_for(kGroupChoices[at], kTiles) <= kKeptRegisters<T>) {
+        if constexpr (registers_for(kGroupChoices[at], kTiles) <= kKeptRegisters) {
             if (groups == kGroupChoices[at]) return run_steps<Cell, T, kGroupChoices[at]>;
             return kernel_of<Cell, Args, T, kTiles, at + 1>(groups);
         }
@@ -102,7 +102,7 @@ struct Pass {
 private:
     Plan plan_of(bool backward, int processors) const {
         return plan<T>(given.batch, given.hidden, Cell::kGates, backward, processors,
-                       most_kept(kKeptRegisters<T>));
+                       most_kept(kKeptRegisters));
     }
 
     // h, c: the states that it starts from. steps: with that for the initial states, backward.

@@ -1,7 +1,7 @@
 // Sigmoid, tanh and fma of one float, in a CUDA thread or on the host, where tests run its code.
 //
-// The exponential is within 2 ULP near 0 and 2^-20 at the far end, the division within 2 ULP: enough
-// for values of at most 1 that are compared with others to 1e-5.
+// CUDA's fast exponential and division are within some ULP of values of at most 1, which are compared
+// with others to 1e-5.
 #pragma once
 
 #include "core/args.h"

@@ -2,8 +2,8 @@
 
 `accelerate(model)` switches a model; or use `LSTM` and the others in place of torch.nn's. They have
 torch's constructors, parameters, `state_dict`, results and errors. What the kernels do not cover
-runs by torch's own implementation: other devices and dtypes, forward-mode differentiation,
-`torch.jit.trace`. See docs/torch.md.
+runs by torch's own implementation: other dtypes, devices without kernels (CUDA's are optional, and
+of layers alone), forward-mode differentiation, `torch.jit.trace`. See docs/torch.md.
 """
 
 from rnnfast.torch.accelerating import accelerate, freeze, patch, report, restore, unfreeze

@@ -7,7 +7,8 @@ and bfloat16, projections, devices without the library, and whatever torch trace
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnnfast import _config, _cuda
-from rnnfast.torch.exchange import TENSORS, States
+from rnnfast.torch.exchange import TENSORS, States, is_special
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Layer
@@ -32,7 +33,8 @@ def library() -> _cuda.Library | None:
 
 
 def _is_on_device(x: Tensor) -> bool:
-    return x.is_cuda
+    """Whether it lies where the kernels run: they are compiled for the A100 and what came after."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def _on_stream(x: Tensor) -> tuple[contextlib.AbstractContextManager[Any], int]:
@@ -50,19 +52,17 @@ def layer(
     if _tracing_state() is not None or forward_ad._current_level >= 0:
         return None
     weights = [getattr(module, name) for name in module._flat_weights_names]
-    dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weights = x.to(dtype), [w.to(dtype) for w in weights]
-        states = None if states is None else [s.to(dtype) for s in states]
-    tensors = (x, *weights, *(states or ()))
+    is_cast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if is_cast else x.dtype
     if dtype not in DTYPES or module.proj_size or not x.numel():
         return None
-    if any(
-        type(t) not in TENSORS or t.dtype is not dtype or t.device != x.device or t.is_neg()
-        for t in tensors
-    ):
-        return None
+    taken = DTYPES if is_cast else (dtype,)
+    for t in (x, *weights, *(states or ())):
+        if type(t) not in TENSORS or t.dtype not in taken or t.device != x.device or t.is_neg():
+            return None
+    if is_cast:
+        x, weights = x.to(dtype), [w.to(dtype) for w in weights]
+        states = None if states is None else [s.to(dtype) for s in states]
     if isinstance(input, PackedSequence):
         return _packed(module, input, x, states, weights)
     unbatched, swapped = x.dim() == 2, module.batch_first
@@ -201,7 +201,8 @@ def _forward(
     steps, batch, _ = x.shape
     rows = x.reshape(steps * batch, -1)
     wx = rows @ w_ih.t() if b_ih is None else torch.addmm(b_ih, rows, w_ih.t())
-    h0, c0, w_hh = _contiguous(h0), _contiguous(c0), w_hh.contiguous()
+    # Held until the pass is on the stream: their memory is not to be that of the workspace.
+    h0, c0, w_hh, b_hh = _contiguous(h0), _contiguous(c0), w_hh.contiguous(), _contiguous(b_hh)
     hidden = w_hh.shape[1]
     y, hn = x.new_empty(steps, batch, hidden), x.new_empty(batch, hidden)
     cn = x.new_empty(batch, hidden) if form.cell == "lstm" else None
@@ -211,9 +212,20 @@ def _forward(
         assert found is not None
         saved = x.new_empty(steps * batch, found.saved(form.cell) * hidden)
     own = _pass_of(form, w_hh, steps, batch)
-    own.bias_hh, own.h0, own.c0 = map(_pointer, (_contiguous(b_hh), h0, c0))
+    own.bias_hh, own.h0, own.c0 = map(_pointer, (b_hh, h0, c0))
     _run(own, _cuda.Outputs(*map(_pointer, (wx, y, hn, cn, saved))), x)
     return ((y, hn) if cn is None else (y, hn, cn)), saved
+
+
+def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Products of backward in the dtype of its tensors, wherever it is called."""
+
+    @functools.wraps(backward)
+    def in_own_dtype(ctx: Any, *grads: Tensor | None) -> Any:
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return backward(ctx, *grads)
+
+    return in_own_dtype
 
 
 class _Pass(torch.autograd.Function):
@@ -239,11 +251,12 @@ class _Pass(torch.autograd.Function):
         return results
 
     @staticmethod
+    @_without_autocast
     def backward(ctx: Any, dy: Tensor | None, *d_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or any(map(is_special, (dy, *d_last))):
             raise NotImplementedError(
-                "rnnfast's CUDA kernels have no double backward: torch.nn's modules do, under "
-                "torch.backends.cudnn.flags(enabled=False)"
+                "rnnfast's CUDA kernels have no double backward, and no batches of gradients: "
+                "torch.nn's modules do, under torch.backends.cudnn.flags(enabled=False)"
             )
         form: _Form = ctx.form
         x, h0, c0, w_ih, w_hh, y, saved = ctx.saved_tensors
