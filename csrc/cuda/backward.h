@@ -1,5 +1,5 @@
-// Backward over steps: each block has the gate gradients of kColumns units, which it publishes in each
-// step, and multiplies all that were published by its columns of R for dh of the same units.
+// Backward over steps: each block has the gate gradients of kColumns units, which it publishes in
+// each step, and multiplies all that were published by its columns of R for dh of the same units.
 //
 // The gradients of W, R, the biases and x are products over all steps, which the caller takes from
 // what is written here.
@@ -57,8 +57,8 @@ RNNFAST_DEVICE StepInputs<Cell> step_inputs(const Backward<T>& args, int t, int 
     return in;
 }
 
-// Steps first..last-1 in the order run, last steps of the sequence first; step T is the product that
-// gives dh0. Blocks as in run_forward.
+// Steps first..last-1 in the order run, last steps of the sequence first; step T is the product
+// that gives dh0. Blocks as in run_forward.
 template <class Cell, class T, int kGroups>
 RNNFAST_DEVICE void run_backward(const Backward<T>& args, int first, int last) {
     constexpr int kGates = Cell::kGates;

@@ -33,7 +33,8 @@ RNNFAST_DEVICE float* shared_floats() {
     return memory;
 }
 
-// What other blocks may have written since this kernel began: from L2, and after the barrier before.
+// What other blocks may have written since this kernel began: from L2, and after the barrier
+// before.
 RNNFAST_DEVICE Quad load_fresh(const Quad* p) {
     const uint4 q = __ldcg(reinterpret_cast<const uint4*>(p));
     return {{q.x, q.y, q.z, q.w}};
@@ -54,8 +55,8 @@ RNNFAST_DEVICE uint64_t clock_ns() {
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
     return now;
 }
-// The same bits, of which the compiler does not know that: what is made of them is made here, and not
-// kept in registers from before a loop.
+// The same bits, of which the compiler does not know that: what is made of them is made here, and
+// not kept in registers from before a loop.
 RNNFAST_DEVICE uint32_t made_here(uint32_t bits) {
     asm volatile("" : "+r"(bits));
     return bits;
@@ -64,8 +65,8 @@ RNNFAST_DEVICE uint32_t made_here(uint32_t bits) {
 // Ends the kernel, and with it the process's use of the device: later calls report an error.
 RNNFAST_DEVICE void fail() { __trap(); }
 
-// sums (16, 8) += a (16, 16) b (16, 8), a of bfloat16 by rows and b by columns, each in the lanes as
-// the instruction has them.
+// sums (16, 8) += a (16, 16) b (16, 8), a of bfloat16 by rows and b by columns, each in the lanes
+// as the instruction has them.
 RNNFAST_DEVICE void mma(float* sums, const uint32_t* a, const uint32_t* b, Bfloat16) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

@@ -1,4 +1,5 @@
-// Forward over steps: each block has kColumns units of all gates, and publishes their h in each step.
+// Forward over steps: each block has kColumns units of all gates, and publishes their h in each
+// step.
 #pragma once
 
 #include "cuda/layer.h"
@@ -18,8 +19,8 @@ struct Forward {
     T* saved;       // (T, B, kSaved*H)  null: no training
 };
 
-// Steps first..last-1 in the order run. Blocks: (units, shards); those of a shard run at the same time
-// where there is more than one step.
+// Steps first..last-1 in the order run. Blocks: (units, shards); those of a shard run at the same
+// time where there is more than one step.
 template <class Cell, class T, int kGroups>
 RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
     constexpr int kGates = Cell::kGates;

@@ -1,5 +1,5 @@
-// What the passes over a sequence have in common: their arguments, who has which rows and units, and how
-// the blocks wait for each other.
+// What the passes over a sequence have in common: their arguments, who has which rows and units,
+// and how the blocks wait for each other.
 #pragma once
 
 #include "cuda/product.h"
@@ -50,7 +50,8 @@ struct Work {
 template <class Cell>
 constexpr int kFirstHSlot = int(Cell::kSlots) - int(Cell::kGates);
 
-// Rows of the batch that a block has, and of these and its units a thread: one unit of each so many rows.
+// Rows of the batch that a block has, and of these and its units a thread: one unit of each so many
+// rows.
 constexpr int kMostRows = 64;
 constexpr int kItems = kMostRows * kColumns / kThreads;
 

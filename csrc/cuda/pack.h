@@ -1,5 +1,5 @@
-// What a pass finds when it starts: the columns that blocks multiply by, and the states before its first
-// step. One element at a time, so that the threads of a kernel take them in any order.
+// What a pass finds when it starts: the columns that blocks multiply by, and the states before its
+// first step. One element at a time, so that the threads of a kernel take them in any order.
 #pragma once
 
 #include "cuda/layer.h"

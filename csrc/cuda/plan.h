@@ -6,8 +6,8 @@
 namespace rnnfast {
 namespace cuda {
 
-// How many groups of its columns the warps of a kernel may keep in registers, each 4 registers a tile,
-// of which a thread has room for so many beside what a step takes and reads ahead.
+// How many groups of its columns the warps of a kernel may keep in registers, each 4 registers a
+// tile, of which a thread has room for so many beside what a step takes and reads ahead.
 constexpr int kGroupChoices[] = {2, 4, 8, 16};
 constexpr int kKeptRegisters = 64;
 constexpr int registers_for(int groups, int tiles) { return groups * tiles * 4; }
@@ -27,14 +27,16 @@ struct Plan {
     size_t columns() const { return size_t(blocks) * kColumns * tiles * depth; }
 };
 
-// processors: streaming multiprocessors of the device, each with one block; kept: registers of columns.
+// processors: streaming multiprocessors of the device, each with one block; kept: registers of
+// columns.
 template <class T>
 Plan plan(int batch, int hidden, int gates, bool backward, int processors, int kept) {
     Plan p{};
     p.tiles = backward ? 1 : gates;
     p.depth = round_up(hidden, kGroup<T>) * (backward ? gates : 1);
     p.blocks = whole(hidden, kColumns);
-    // As many shards as run at the same time, none smaller than a tile or larger than a block takes.
+    // As many shards as run at the same time, none smaller than a tile or larger than a block
+    // takes.
     const int fit = processors / p.blocks;
     const int tiles_of_rows = whole(batch, kRows);
     const int wanted = fit < 1 ? 1 : fit < tiles_of_rows ? fit : tiles_of_rows;

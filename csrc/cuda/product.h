@@ -1,9 +1,9 @@
-// The product of a step on the tensor cores: rows of an operand that all blocks share by the columns
-// that this block owns, which stay in its registers from step to step.
+// The product of a step on the tensor cores: rows of an operand that all blocks share by the
+// columns that this block owns, which stay in its registers from step to step.
 //
-// Both lie with k in order, rows of whole groups of kGroup. Of a group, the four lanes of a row take 16
-// bytes each, and those are what they multiply, in two instructions: which k an instruction thinks
-// they are does not matter, as rows and columns agree on it.
+// Both lie with k in order, rows of whole groups of kGroup. Of a group, the four lanes of a row
+// take 16 bytes each, and those are what they multiply, in two instructions: which k an instruction
+// thinks they are does not matter, as rows and columns agree on it.
 #pragma once
 
 #include "cuda/device.h"
@@ -42,8 +42,8 @@ RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Q
     }
 }
 
-// The 19 bits of a float that the tensor cores read, rounded to the nearest, and those of the rest; of
-// what is not finite, all in the first.
+// The 19 bits of a float that the tensor cores read, rounded to the nearest, and those of the rest;
+// of what is not finite, all in the first.
 struct Parts {
     uint32_t large, small;
 };
@@ -76,8 +76,8 @@ RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Q
     }
 }
 
-// The columns of a block, kTiles of kColumns each. Warp w multiplies the groups w, w + kWarps, ...; it
-// keeps kGroups of them, or with kGroups = 0 reads them in each step.
+// The columns of a block, kTiles of kColumns each. Warp w multiplies the groups w, w + kWarps, ...;
+// it keeps kGroups of them, or with kGroups = 0 reads them in each step.
 template <class T, int kTiles, int kGroups>
 class Columns {
 public:

@@ -1,13 +1,15 @@
 /* Recurrences on a CUDA device: what librnnfast_cuda exports.
  *
- * A pass runs one layer in one direction over a batch of sequences. The products over all steps are the
- * caller's, on the caller's stream: before a forward pass W x + b_w, and after a backward pass those that
- * give the gradients of x, W, R and the biases. What is here is what lies between them, step by step.
+ * A pass runs one layer in one direction over a batch of sequences. The products over all steps
+ * are the caller's, on the caller's stream: before a forward pass W x + b_w, and after a backward
+ * pass those that give the gradients of x, W, R and the biases. What is here is what lies between
+ * them, step by step.
  *
- * Letters: T steps, B batch, H hidden, G gates (RNN 1, GRU 3, LSTM 4; rows of weights in torch's order).
- * Arrays are contiguous, in the pass's dtype unless said, and lie on the current device, like all else
- * that is read or written. Calls only put work on the stream: they can be captured in a graph, and
- * results are the same from run to run. Functions return 0, or else rnnfast_cuda_error() says why. */
+ * Letters: T steps, B batch, H hidden, G gates (RNN 1, GRU 3, LSTM 4; rows of weights in torch's
+ * order). Arrays are contiguous, in the pass's dtype unless said, and lie on the current device,
+ * like all else that is read or written. Calls only put work on the stream: they can be captured
+ * in a graph, and results are the same from run to run. Functions return 0, or else
+ * rnnfast_cuda_error() says why. */
 #ifndef RNNFAST_CUDA_H
 #define RNNFAST_CUDA_H
 

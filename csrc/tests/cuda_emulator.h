@@ -1,7 +1,7 @@
-// The device of cuda/device.h and cuda/launch.h on the host: the threads of all blocks of a launch take
-// turns, in an order that is drawn anew each time, and change where they wait for others; now and
-// then a block rests. So a barrier that is missing shows as a wrong result in some order, and one too
-// many as a launch that does not end.
+// The device of cuda/device.h and cuda/launch.h on the host: the threads of all blocks of a launch
+// take turns, in an order that is drawn anew each time, and change where they wait for others; now
+// and then a block rests. So a barrier that is missing shows as a wrong result in some order, and
+// one too many as a launch that does not end.
 #pragma once
 
 #include <ucontext.h>
@@ -184,8 +184,8 @@ void of_warp(const uint32_t* a, const uint32_t* b, const Product& product) {
     emulator::wait_at(running->block->warps[size_t(warp)]);
 }
 
-// PTX ISA, "Matrix fragments for mma.m16n8k16": lane 4r + q holds of a the rows r and r + 8 at k = 2q,
-// 2q + 1 and those 8 further on, and of b the column r at the same k.
+// PTX ISA, "Matrix fragments for mma.m16n8k16": lane 4r + q holds of a the rows r and r + 8 at k =
+// 2q, 2q + 1 and those 8 further on, and of b the column r at the same k.
 inline void mma(float* sums, const uint32_t* a, const uint32_t* b, Bfloat16) {
     of_warp(a, b, [&](const emulator::Lanes& lanes, int i, int row, int column) {
         for (int k = 0; k < 16; ++k) {

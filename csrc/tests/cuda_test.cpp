@@ -1,5 +1,5 @@
-// The CUDA kernels' own code on the host, by an emulator of the device: results against plain loops in
-// double, gradients against differences of those along random directions.
+// The CUDA kernels' own code on the host, by an emulator of the device: results against plain loops
+// in double, gradients against differences of those along random directions.
 #include <cmath>
 #include <cstdio>
 #include <random>
