@@ -54,7 +54,7 @@ inline int launched_blocks_x = 0;
 inline std::function<void()>* body = nullptr;
 inline std::mt19937 order(3);
 
-constexpr int kMostRest = 200;  // rounds
+constexpr int kMostRest = 50;  // rounds
 
 inline int processors = 8;  // of the device; tests change it
 inline int kept = 1 << 20;  // registers that a thread has for columns, at most
