@@ -22,6 +22,7 @@ MIN_BLOCKS = 5
 # those of ONNX Runtime for 45 ms, those of JAX for 7 even where it is to have one core.
 GLANCE_SECONDS = 0.001
 PATIENCE_SECONDS = 0.1
+PAUSE_SECONDS = 0.01
 TASKS = Path("/proc/self/task")
 # A process that had its core for less of a block than this shared it with another.
 ALONE = 0.97
@@ -80,9 +81,7 @@ def time_block(run: Callable[[int], object], calls: int, rotated: int) -> tuple[
 
 
 def others_run() -> bool:
-    """Whether other threads of this process run or could; False where the system does not say."""
-    if not TASKS.exists():
-        return False
+    """Whether other threads of this process run or could."""
     own = str(threading.get_native_id())
     for task in TASKS.iterdir():
         try:
@@ -94,7 +93,13 @@ def others_run() -> bool:
 
 
 def wait_until_quiet() -> None:
-    """Sleeps until no other thread of this process runs, or for `PATIENCE_SECONDS`."""
+    """Sleeps until no other thread of this process runs, or for `PATIENCE_SECONDS`.
+
+    Where the system does not say what threads do, for `PAUSE_SECONDS`.
+    """
+    if not TASKS.exists():
+        time.sleep(PAUSE_SECONDS)
+        return
     stop = time.perf_counter() + PATIENCE_SECONDS
     while others_run() and time.perf_counter() < stop:
         time.sleep(GLANCE_SECONDS)

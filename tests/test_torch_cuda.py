@@ -15,8 +15,10 @@ torch = pytest.importorskip("torch")
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 from torch_twins import normal, state_for, twins  # noqa: E402
 
+import rnnfast.torch as rt  # noqa: E402
 from rnnfast import _cuda  # noqa: E402
 from rnnfast.torch import cuda  # noqa: E402
+from rnnfast.torch.accelerating import _by_torch  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -226,6 +228,16 @@ def test_double_backward_is_an_error():
     loss = on_device(ours, x)[0].sum()
     with pytest.raises(NotImplementedError, match="CUDA kernels have no double backward"):
         torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_the_report_says_what_runs():
+    ours, _ = twins("gru")
+    projected, _ = twins("lstm_projected")
+    assert cuda.runs(ours.weight_ih_l0) and not cuda.runs(ours.double().weight_ih_l0)
+    assert _by_torch(ours.float()) == "" and _by_torch(projected) == ""  # the host's, by the CPU's
+    with torch.device("meta"):
+        elsewhere = [rt.GRU(4, 5), rt.LSTM(4, 5, proj_size=3), rt.GRUCell(4, 5)]
+    assert [_by_torch(module) for module in elsewhere] == ["", *["runs by torch: on meta"] * 2]
 
 
 def test_errors_of_the_library(library):

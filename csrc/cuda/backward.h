@@ -68,17 +68,10 @@ RNNFAST_DEVICE void run_backward(const Backward<T>& args, int first, int last) {
     const Shard own(layer, work);
     const Product product(work.columns + size_t(block_x()) * kColumns * work.depth, work.depth);
     uint32_t* const arrived = work.arrived + own.index;
-    float* const states[2] = {work.state, work.state + size_t(layer.batch) * layer.hidden};
     const int gate_depth = work.depth / kGates;
 
-    float dh[kItems] = {}, dc[kItems] = {};
-    RNNFAST_UNROLL
-    for (int item = 0; item < kItems; ++item) {
-        if (!own.has(item, layer)) continue;
-        const size_t at = size_t(own.first + own.row(item)) * layer.hidden + own.unit;
-        dh[item] = states[0][at];
-        if (Cell::kHasC) dc[item] = states[1][at];
-    }
+    State<Cell> state(own, layer, work);
+    float (&dh)[kItems] = state.h, (&dc)[kItems] = state.c;
 
     for (int step = first; step < last; ++step) {
         const int t = layer.reverse ? step : layer.steps - 1 - step;
@@ -128,10 +121,9 @@ RNNFAST_DEVICE void run_backward(const Backward<T>& args, int first, int last) {
     RNNFAST_UNROLL
     for (int item = 0; item < kItems; ++item) {
         if (!own.has(item, layer)) continue;
-        const size_t at = size_t(own.first + own.row(item)) * layer.hidden + own.unit;
-        states[0][at] = dh[item];
-        if (Cell::kHasC) states[1][at] = dc[item];
+        state.keep(item, own, layer, work);
         if (last <= layer.steps) continue;
+        const size_t at = own.at(item, layer);
         if (args.dh0) args.dh0[at] = narrow<T>(dh[item]);
         if (Cell::kHasC && args.dc0) args.dc0[at] = narrow<T>(dc[item]);
     }

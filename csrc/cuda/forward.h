@@ -31,19 +31,12 @@ RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
     const Product product(work.columns + size_t(block_x()) * kGates * kColumns * work.depth,
                           work.depth);
     uint32_t* const arrived = work.arrived + own.index;
-    float* const states[2] = {work.state, work.state + size_t(layer.batch) * layer.hidden};
 
-    float bias[kGates] = {}, h[kItems] = {}, c[kItems] = {};
+    State<Cell> state(own, layer, work);
+    float bias[kGates] = {};
     if (args.bias && own.unit < layer.hidden)
         for (int gate = 0; gate < kGates; ++gate)
             bias[gate] = widen(args.bias[gate * layer.hidden + own.unit]);
-    RNNFAST_UNROLL
-    for (int item = 0; item < kItems; ++item) {
-        if (!own.has(item, layer)) continue;
-        const size_t at = size_t(own.first + own.row(item)) * layer.hidden + own.unit;
-        h[item] = states[0][at];
-        if (Cell::kHasC) c[item] = states[1][at];
-    }
 
     for (int step = first; step < last; ++step) {
         const int t = layer.reverse ? layer.steps - 1 - step : step;
@@ -76,13 +69,13 @@ RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
                     a[slot] += bias[Cell::gate_of_h_slot(slot)];
                     if (!resets) a[slot] += product.sum(own.row(item), i, own.column(), own.rows);
                 }
-                Cell::forward(a, resets ? 0.f : h[item], resets ? 0.f : c[item], saved, h[item],
-                              c[item]);
+                Cell::forward(a, resets ? 0.f : state.h[item], resets ? 0.f : state.c[item], saved,
+                              state.h[item], state.c[item]);
                 if (args.saved) RNNFAST_UNROLL
                 for (int i = 0; i < int(Cell::kSaved); ++i)
                     args.saved[layer.at(t, row, Cell::kSaved, i, own.unit)] = narrow<T>(saved[i]);
             }
-            const T narrowed = narrow<T>(h[item]);
+            const T narrowed = narrow<T>(state.h[item]);
             args.y[layer.at(t, row, 1, 0, own.unit)] = runs ? narrowed : narrow<T>(0);
             work.published(step + 1, layer.batch)[size_t(row) * work.depth + own.unit] = narrowed;
         }
@@ -92,12 +85,10 @@ RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
     RNNFAST_UNROLL
     for (int item = 0; item < kItems; ++item) {
         if (!own.has(item, layer)) continue;
-        const size_t at = size_t(own.first + own.row(item)) * layer.hidden + own.unit;
-        states[0][at] = h[item];
-        if (Cell::kHasC) states[1][at] = c[item];
+        state.keep(item, own, layer, work);
         if (last < layer.steps) continue;
-        args.hn[at] = narrow<T>(h[item]);
-        if (Cell::kHasC) args.cn[at] = narrow<T>(c[item]);
+        args.hn[own.at(item, layer)] = narrow<T>(state.h[item]);
+        if (Cell::kHasC) args.cn[own.at(item, layer)] = narrow<T>(state.c[item]);
     }
 }
 

@@ -71,8 +71,40 @@ struct Shard {
         return item * (kThreads / kColumns) + thread() / kColumns;
     }
     RNNFAST_DEVICE static int column() { return thread() % kColumns; }
+    // Of an item in an array (B, H).
+    RNNFAST_DEVICE size_t at(int item, const Layer& layer) const {
+        return size_t(first + row(item)) * layer.hidden + unit;
+    }
     RNNFAST_DEVICE bool has(int item, const Layer& layer) const {
         return row(item) < rows && unit < layer.hidden;
+    }
+};
+
+// What a thread's items take from one launch to the next: forward h and c, backward dh and dc.
+template <class Cell>
+struct State {
+    float h[kItems] = {}, c[kItems] = {};
+
+    template <class T>
+    RNNFAST_DEVICE State(const Shard& own, const Layer& layer, const Work<T>& work) {
+        RNNFAST_UNROLL
+        for (int item = 0; item < kItems; ++item) {
+            if (!own.has(item, layer)) continue;
+            h[item] = work.state[own.at(item, layer)];
+            if (Cell::kHasC) c[item] = work.state[offset(layer) + own.at(item, layer)];
+        }
+    }
+    // One item, at the end of a launch.
+    template <class T>
+    RNNFAST_DEVICE void keep(int item, const Shard& own, const Layer& layer,
+                             const Work<T>& work) const {
+        work.state[own.at(item, layer)] = h[item];
+        if (Cell::kHasC) work.state[offset(layer) + own.at(item, layer)] = c[item];
+    }
+
+private:
+    RNNFAST_DEVICE static size_t offset(const Layer& layer) {
+        return size_t(layer.batch) * layer.hidden;
     }
 };
 

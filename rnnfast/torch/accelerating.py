@@ -13,6 +13,7 @@ from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils import parametrize
 
 from rnnfast._locks import Lock
+from rnnfast.torch import cuda
 from rnnfast.torch.kinds import COMPUTED, native
 from rnnfast.torch.modules import TWINS, Cell, Layer
 from rnnfast.torch.packs import PackCache
@@ -170,9 +171,11 @@ def _left(module: Module) -> str:
 
 
 def _by_torch(module: Layer | Cell) -> str:
+    weight = next(module.parameters())
+    if isinstance(module, Layer) and not module.proj_size and cuda.runs(weight):
+        return ""
     if native() is None:
         return "runs by torch: rnnfast's compiled kernels are not in use"
-    weight = next(module.parameters())
     if weight.device.type != "cpu":
         return f"runs by torch: on {weight.device}"
     if weight.dtype not in COMPUTED:

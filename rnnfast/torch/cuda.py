@@ -42,6 +42,11 @@ def _on_stream(x: Tensor) -> tuple[contextlib.AbstractContextManager[Any], int]:
     return torch.cuda.device(x.device), torch.cuda.current_stream(x.device).cuda_stream
 
 
+def runs(weight: Tensor) -> bool:
+    """Whether layers with such weights, and no projection, run here."""
+    return weight.dtype in DTYPES and _is_on_device(weight) and library() is not None
+
+
 def layer(
     module: Layer, input: Tensor | PackedSequence, states: Sequence[Tensor] | None
 ) -> tuple[Tensor | PackedSequence, States] | None:
@@ -232,20 +237,10 @@ class _Pass(torch.autograd.Function):
     """One layer in one direction, as `_forward` runs it."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        form: _Form,
-        x: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None,
-        b_hh: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        saves = any(ctx.needs_input_grad)
-        results, saved = _forward(form, x, h0, c0, w_ih, w_hh, b_ih, b_hh, saves=saves)
+    def forward(ctx: Any, form: _Form, *given: Tensor | None) -> tuple[Tensor, ...]:
+        results, saved = _forward(form, *given, saves=any(ctx.needs_input_grad))
         ctx.form = form
+        x, h0, c0, w_ih, w_hh, *_ = given
         ctx.save_for_backward(x, h0, c0, w_ih, w_hh, results[0], saved)
         ctx.set_materialize_grads(False)
         return results
