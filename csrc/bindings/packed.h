@@ -89,8 +89,8 @@ public:
         py::gil_scoped_release release;
         const RowPlan plan(call.steps, call.batch, o.reverse, call.lengths);
         if (training) {
-            saved = std::make_unique<SavedOf<T>>(plan.rows() * cell_.saved_row(sizes_));
-            args.saved = saved->data.get();
+            saved = std::make_unique<SavedOf<T>>(saved_size(plan));
+            if (!cell_.saves_y) args.saved = saved->data.get();
         }
         run_forward(*packed_, args, plan);
         return saved;
@@ -102,11 +102,11 @@ public:
         ForwardArgs<T> args = call.args;
         auto* const kept = dynamic_cast<const SavedOf<T>*>(&saved);
         const RowPlan plan(call.steps, call.batch, o.reverse, call.lengths);
-        if (!kept || kept->count != plan.rows() * cell_.saved_row(sizes_))
+        if (!kept || kept->count != saved_size(plan))
             throw py::value_error(
                 "saved: expected that of a forward pass of this layer with these "
                 "arguments, got another");
-        args.saved = kept->data.get();
+        if (!cell_.saves_y) args.saved = kept->data.get();
         const ptrdiff_t T_ = call.steps, B = call.batch, W = sizes_.width(), H = sizes_.hidden;
         BackwardArgs<T> grads{};
         const auto dy = view<const T>(g.dy, {"dy", {T_, B, W}}, true);
@@ -136,6 +136,10 @@ private:
         ptrdiff_t steps = 0, batch = 0;
         const int64_t* lengths = nullptr;
     };
+
+    ptrdiff_t saved_size(const RowPlan& plan) const {
+        return cell_.saves_y ? 0 : plan.rows() * cell_.saved_row(sizes_);
+    }
 
     // `running`: y and the final states are to be written.
     Call views(const ForwardObjects& o, bool running) const {

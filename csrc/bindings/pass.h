@@ -16,7 +16,8 @@ namespace rnnfast {
 template <class T>
 struct Layers {
     std::vector<std::shared_ptr<const PackedWeights<T>>> packs;
-    int directions;  // D
+    int directions;       // D
+    bool keeps_y = true;  // false: of a cell, whose backward pass has no y
 
     int jobs() const { return int(packs.size()); }  // L*D
     int layers() const { return jobs() / directions; }
@@ -137,13 +138,14 @@ public:
     // Of the tape of a pass of so many rows; throws where no memory could hold it.
     static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
         const ptrdiff_t row = tape_row(layers.kernels(), layers.packs[0]->sizes(), layers.layers(),
-                                       layers.directions);
+                                       layers.directions, layers.keeps_y);
         return element_count<T>({{rows, row}, 2});
     }
     // Of one of its rows.
     static ptrdiff_t tape_row(const CellKernels<T>& kernels, const Sizes& sizes, int layers,
-                              int directions) {
-        return directions * (layers * kernels.saved_row(sizes) + (layers - 1) * sizes.width());
+                              int directions, bool keeps_y = true) {
+        const ptrdiff_t saved = kernels.saves_y && keeps_y ? 0 : kernels.saved_row(sizes);
+        return directions * (layers * saved + (layers - 1) * sizes.width());
     }
 
 private:
@@ -165,6 +167,7 @@ private:
         return count + layers_.jobs() * lines(saved_size());
     }
     ptrdiff_t saved_size() const {
+        if (layers_.kernels().saves_y && layers_.keeps_y) return 0;
         return plan_.rows() * layers_.kernels().saved_row(layers_.packs[0]->sizes());
     }
 
@@ -240,7 +243,7 @@ void Pass<T>::lay_out(const PassInputs<T>& in, const PassOutputs<T>& out, bool t
             args.y = own.data, args.y_step = own.step, args.y_row = own.row;
             args.hn = out.hn ? out.hn + k * batch_ * width : nullptr;
             args.cn = out.cn ? out.cn + k * batch_ * hidden : nullptr;
-            args.saved = training ? saved + k * saved_stride : nullptr;
+            args.saved = training && saved_stride ? saved + k * saved_stride : nullptr;
         }
         x = {y.data, y.step, y.row};
     }

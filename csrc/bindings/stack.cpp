@@ -132,7 +132,7 @@ template <class T>
 std::unique_ptr<const Stack> stack_of(const std::vector<const Packed*>& packs, int directions,
                                       std::vector<Names> names, const Form& form,
                                       const py::object& run_type) {
-    Layers<T> layers{{}, directions};
+    Layers<T> layers{{}, directions, !form.cell};
     for (const Packed* pack : packs) {
         auto* const own = dynamic_cast<const PackedOf<T>*>(pack);
         if (!own) return nullptr;

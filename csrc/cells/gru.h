@@ -17,6 +17,7 @@ struct Gru {
     static constexpr bool kHasC = false, kTwoProducts = false, kProjects = false;
     static constexpr bool kDirect = true;  // h_{t-1} reaches h_t through z too
     enum Saved { kSavedR, kSavedZ, kSavedN, kSavedNH, kSaved };
+    static constexpr bool kSavesY = false;
 
     template <class V>
     RNNFAST_INLINE static void forward(const V* a, V h_prev, V, V* saved, V& h, V&) {
@@ -47,6 +48,7 @@ struct GruResetBefore {
     static constexpr bool kHasC = false, kTwoProducts = true, kProjects = false;
     static constexpr bool kDirect = true;  // h_{t-1} reaches h_t through z and r too
     enum Saved { kSavedR, kSavedZ, kSavedN, kSaved };
+    static constexpr bool kSavesY = false;
 
     template <class V>
     RNNFAST_INLINE static void forward_reset(const V* a, V h_prev, V* saved, V& rh) {

@@ -16,6 +16,7 @@ struct Lstm {
     static constexpr bool kHasC = true, kTwoProducts = false, kProjects = true;
     static constexpr bool kDirect = false;  // h_{t-1} reaches h_t through R alone
     enum Saved { kI, kF, kG, kO, kC, kSaved };
+    static constexpr bool kSavesY = false;
 
     template <class V>
     RNNFAST_INLINE static void forward(const V* a, V, V c_prev, V* saved, V& h, V& c) {

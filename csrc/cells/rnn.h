@@ -14,6 +14,7 @@ struct Rnn {
     static constexpr bool kHasC = false, kTwoProducts = false, kProjects = false;
     static constexpr bool kDirect = false;  // h_{t-1} reaches h_t through R alone
     enum Saved { kH, kSaved };
+    static constexpr bool kSavesY = true;  // and nothing else
 };
 
 struct RnnTanh : Rnn {

@@ -125,7 +125,7 @@ struct Chunk {
 template <class T>
 struct ForwardArgs {
     Sizes sizes;
-    const T* packed;           // what pack() wrote; null: `weights` are read; unused in backward
+    const T* packed;           // what pack() wrote; null: `weights` are read
     Weights<const T> weights;  // null: there is a pack
     const T* x;                // (T, B, I)  in, rows of unit stride
     ptrdiff_t x_step;          //            stride of T; unused where the plan is ragged
@@ -138,14 +138,16 @@ struct ForwardArgs {
     ptrdiff_t y_row;
     T* hn;     // (B, W)  out in forward, unused in backward; h after each row's last step
     T* cn;     // (B, H)  likewise; null: the cell has no c
-    T* saved;  // (rows of the plan, saved_row())  out in forward, in in backward; null: no training
+    T* saved;  // (rows of the plan, saved_row())  out in forward, in in backward; null: no training,
+               // or y is all that backward reads of forward
     const Format* format = nullptr;  // of the pack, and of operands; null: T. Not of doubles
 };
 
 template <class T>
 struct BackwardArgs {
-    const T* transposed;  // what pack_transposed() wrote; null: ForwardArgs::weights are read
-    const T* dy;          // (T, B, W)  in; null: zeros; not read past a row's length
+    const T* transposed;  // of R and P, what pack_transposed() wrote; null: ForwardArgs::weights are read
+    const T* transposed_w;  // of W, likewise; null, with a pack: made of it, panel by panel
+    const T* dy;            // (T, B, W)  in; null: zeros; not read past a row's length
     ptrdiff_t dy_step;
     ptrdiff_t dy_row;
     const T* dhn;  // (B, W)  in; null: zeros

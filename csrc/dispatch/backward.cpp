@@ -34,6 +34,14 @@ std::vector<Chunk> make_chunks(const Plan& plan, ptrdiff_t gradient_row, ptrdiff
     return chunks;
 }
 
+// Whether the transpose of a W of `size` is worth its memory to a chunk of so many rows: a large one is
+// made anew for many, which takes a hundredth of their product.
+template <class T>
+bool keeps_transposed_w(const ForwardArgs<T>& args, ptrdiff_t size, ptrdiff_t rows) {
+    constexpr ptrdiff_t kLarge = ptrdiff_t(1) << 20, kMany = 96;  // bytes, rows
+    return args.format || size * ptrdiff_t(sizeof(T)) < kLarge || rows < kMany;
+}
+
 template <class T>
 struct Job {
     const CellKernels<T>& kernels;
@@ -51,14 +59,17 @@ struct Job {
           plan(job.plan->plan()) {
         args.sizes = job.weights->sizes();
         args.weights = job.weights->weights();
+        args.packed = job.weights->packed();
         args.format = job.weights->format();
-        // Of one step whose inputs' gradients are not wanted, nothing reads the weights.
-        const bool reads = grads.dx || grads.dh0 || plan.steps > 1;
-        if (reads || kernels.meetings(args.sizes) > 1) grads.transposed = job.weights->transposed();
+        // Of one step whose state's gradient is not wanted, nothing reads the weights.
+        if (grads.dh0 || plan.steps > 1 || kernels.meetings(args.sizes) > 1)
+            grads.transposed = job.weights->transposed(Transposed::of_steps);
         const ptrdiff_t row = kernels.gradient_row(args.sizes);
         chunks = make_chunks(plan, row, row * (args.sizes.input + args.sizes.width()));
         for (const Chunk& chunk : chunks)
             most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
+        if (grads.dx && keeps_transposed_w(args, kernels.gates * args.sizes.hidden * args.sizes.input, most_rows))
+            grads.transposed_w = job.weights->transposed(Transposed::of_input);
         const auto whole = [](ptrdiff_t n) { return size_t(n + 63) / 64 * 64; };
         shared = whole(kernels.backward_scratch(args, grads, plan, most_rows));
         own = whole(kernels.products_scratch(args, grads, most_rows));

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -63,18 +64,21 @@ void keep(Spare* s) noexcept {
     drop(spares[next_dropped++ % kSpares].exchange(s));
 }
 
-// A kept block of at least `bytes`, and less than twice as many; null: there is none.
+// The smallest kept block of at least `bytes`, and less than twice as many; null: there is none. One
+// that is larger than need be would be missed by whom it fits.
 Block take(size_t bytes) noexcept {
-    for (std::atomic<Spare*>& slot : spares)
-        if (Spare* const s = slot.exchange(nullptr)) {
-            if (s->bytes >= bytes && s->bytes / 2 < bytes) {
-                const Block block = *s;
-                delete s;
-                return block;
-            }
-            keep(s);
-        }
-    return {nullptr, 0};
+    Spare* best = nullptr;
+    for (std::atomic<Spare*>& slot : spares) {
+        Spare* s = slot.exchange(nullptr);
+        if (!s) continue;
+        if (s->bytes >= bytes && s->bytes / 2 < bytes && (!best || s->bytes < best->bytes))
+            std::swap(s, best);
+        if (s) keep(s);
+    }
+    if (!best) return {nullptr, 0};
+    const Block block = *best;
+    delete best;
+    return block;
 }
 
 // From the system; where it has no more, what is kept is given back first.

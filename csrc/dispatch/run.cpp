@@ -24,18 +24,20 @@ PackedWeights<T>::PackedWeights(CellId cell, const Sizes& sizes, const Weights<c
 
 template <class T>
 PackedWeights<T>::~PackedWeights() {
-    delete transposed_.load();
+    for (auto& transposed : transposed_) delete transposed.load();
 }
 
 template <class T>
-const T* PackedWeights<T>::transposed() const {
+const T* PackedWeights<T>::transposed(Transposed which) const {
     if (borrowed()) return nullptr;
-    const Buffer<T>* there = transposed_.load(std::memory_order_acquire);
+    auto& kept = transposed_[int(which)];
+    const Buffer<T>* there = kept.load(std::memory_order_acquire);
     if (there) return there->get();
     // Two threads may both come here; the first to end wins. No lock, which a fork could leave held.
-    auto made = std::make_unique<Buffer<T>>(allocate<T>(kernels_.transposed_size(sizes_, format_)));
-    kernels_.pack_transposed(sizes_, format_, packed_.get(), made->get());
-    if (transposed_.compare_exchange_strong(there, made.get(), std::memory_order_acq_rel))
+    const ptrdiff_t size = kernels_.transposed_size(sizes_, format_, which);
+    auto made = std::make_unique<Buffer<T>>(allocate<T>(size));
+    kernels_.pack_transposed(sizes_, format_, packed_.get(), which, made->get());
+    if (kept.compare_exchange_strong(there, made.get(), std::memory_order_acq_rel))
         return made.release()->get();
     return there->get();
 }

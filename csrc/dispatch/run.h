@@ -34,7 +34,7 @@ public:
     bool borrowed() const { return !packed_; }
     const Weights<const T>& weights() const { return weights_; }
     const T* packed() const { return packed_.get(); }
-    const T* transposed() const;
+    const T* transposed(Transposed which) const;
 
 private:
     const CellKernels<T>& kernels_;
@@ -42,7 +42,7 @@ private:
     const Format* const format_;
     const Weights<const T> weights_;  // null where they are packed
     const Buffer<T> packed_;          // null where they are borrowed
-    mutable std::atomic<const Buffer<T>*> transposed_{nullptr};
+    mutable std::atomic<const Buffer<T>*> transposed_[2] = {};  // by Transposed
 };
 
 // A Plan and the arrays that it points to.
@@ -63,8 +63,8 @@ private:
     Plan plan_;
 };
 
-// `args.sizes`, `args.weights`, `args.packed`, `args.format` and `grads.transposed` are filled in from
-// `weights`.
+// `args.sizes`, `args.weights`, `args.packed`, `args.format`, `grads.transposed` and
+// `grads.transposed_w` are filled in from `weights`.
 template <class T>
 void run_forward(const PackedWeights<T>& weights, const ForwardArgs<T>& args, const RowPlan& plan);
 

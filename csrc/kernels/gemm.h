@@ -20,14 +20,18 @@ struct Operand {
     ptrdiff_t k() const { return run * runs; }
 };
 
-// acc[m][v] += sum over k of a[m*ld + k] * b[k][v].
+// Tiles of so many rows fetch what comes next while they compute: of fewer, reading takes all of the time.
+constexpr int kFetchingRows = 3;
+
+// acc[m][v] += sum over k of a[m*ld + k] * b[k][v]. A vector at `ahead` is fetched for each k.
 template <int M, int W, class T>
-RNNFAST_INLINE void multiply(ptrdiff_t k, const T* a, ptrdiff_t ld, const T* b,
+RNNFAST_INLINE void multiply(ptrdiff_t k, const T* a, ptrdiff_t ld, const T* b, const T* ahead,
                              Vec<T> (&acc)[M][W]) {
     for (ptrdiff_t i = 0; i < k; ++i) {
         Vec<T> right[W];
 #pragma GCC unroll 4
         for (int v = 0; v < W; ++v) right[v] = load(b + (i * W + v) * kLanes<T>);
+        if constexpr (M >= kFetchingRows) __builtin_prefetch(ahead + i * kLanes<T>);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             const Vec<T> left = broadcast(a[m * ld + i]);
@@ -50,6 +54,15 @@ struct Right {
     ptrdiff_t k;
     ptrdiff_t begin, end;  // in vectors: from the first of a panel to the end of one
     Matrix<T> matrix;
+
+    RNNFAST_INLINE const T* panel(ptrdiff_t column) const { return base + column * k * kLanes<T>; }
+    // What a panel's tile `number` fetches for the panel after it, or for the first, which comes next
+    // in the next step: each tile a vector for each k, as long as there are some.
+    RNNFAST_INLINE const T* ahead(ptrdiff_t column, ptrdiff_t width, ptrdiff_t number) const {
+        if (number >= width) return panel(column);
+        const ptrdiff_t next = column + width < end ? column + width : begin;
+        return panel(next) + number * k * kLanes<T>;
+    }
 };
 
 // The number of a tile's rows, as a type.
@@ -89,9 +102,13 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>
     epilogue.start(first, column, acc);
     const T* left = a.base + first * a.ld;
     if (b.base) {
-        const T* panel = b.base + column * b.k * L;
-        for (ptrdiff_t r = 0; r < a.runs; ++r, left += a.stride, panel += a.run * W * L)
-            multiply<M, W>(a.run, left, a.ld, panel, acc);
+        const T* panel = b.panel(column);
+        const T* ahead = panel;
+        if constexpr (M >= kFetchingRows) ahead = b.ahead(column, W, (first + M - 1) / M);
+        for (ptrdiff_t r = 0; r < a.runs; ++r, left += a.stride) {
+            multiply<M, W>(a.run, left, a.ld, panel, ahead, acc);
+            panel += a.run * W * L, ahead += a.run * L;
+        }
     } else {
         // A copy: what has an address does not stay in registers.
         alignas(kVectorBytes) T sums[M * W * L];

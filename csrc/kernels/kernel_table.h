@@ -30,6 +30,10 @@ struct StreamKernels {
     void (*reset)(void* pass);      // of the rows that args.reset names
 };
 
+// The weights that backward's products read transposed: that with all rows of a chunk, or those in the
+// loop over the steps.
+enum class Transposed { of_input, of_steps };
+
 // Sizes are in elements; scratch and packed weights are aligned to 64 bytes.
 template <class T>
 struct CellKernels {
@@ -37,15 +41,17 @@ struct CellKernels {
     ptrdiff_t few;    // as many rows as a product reads the weights once for
     bool has_c;       // whether it carries a c beside h
     bool projects;    // whether it takes weight_hr
+    bool saves_y;     // whether what training saves is y: where there is y, ForwardArgs::saved may be null
     // `format`: as that of ForwardArgs.
     ptrdiff_t (*packed_size)(const Sizes&, const Format* format);
-    ptrdiff_t (*transposed_size)(const Sizes&, const Format* format);
+    ptrdiff_t (*transposed_size)(const Sizes&, const Format* format, Transposed);
     ptrdiff_t (*saved_row)(const Sizes&);     // of ForwardArgs::saved
     ptrdiff_t (*gradient_row)(const Sizes&);  // of the buffer that a backward chunk fills
     ptrdiff_t (*unit_panels)(const Sizes&);   // into which the units can be cut for threads
     int (*meetings)(const Sizes&);            // of such threads in a step
     void (*pack)(const Sizes&, const Format* format, const Weights<const T>&, T* packed);
-    void (*pack_transposed)(const Sizes&, const Format* format, const T* packed, T* transposed);
+    void (*pack_transposed)(const Sizes&, const Format* format, const T* packed, Transposed,
+                            T* transposed);
     // Parts of one whole share one scratch.
     ptrdiff_t (*forward_scratch)(const ForwardArgs<T>&, const Plan&, const Slice&);
     void (*forward)(const ForwardArgs<T>&, const Plan&, const Slice&, T* scratch);
@@ -55,7 +61,7 @@ struct CellKernels {
     // What each thread takes besides, for `products`.
     ptrdiff_t (*products_scratch)(const ForwardArgs<T>&, const BackwardArgs<T>&, ptrdiff_t rows);
     void (*backward)(const ForwardArgs<T>&, const BackwardArgs<T>&, const Plan&, ptrdiff_t rows,
-                     T* scratch, T* join_room, const BackwardWork&);
+                     T* scratch, T* own_scratch, const BackwardWork&);
     StreamKernels<T> stream;
 };
 

@@ -43,9 +43,10 @@ constexpr CellKernels<T> cell_kernels() {
         tile_rows(panel_width(1)),  // the widest panels' tiles, and product_rows's
         Cell::kHasC,
         Cell::kProjects,
+        Cell::kSavesY,
         packed_size<Cell, T>,
-        [](const Sizes& s, const Format* format) {
-            return TransposedLayout<Cell, T>(Shape<Cell, T>(s), format).size;
+        [](const Sizes& s, const Format* format, Transposed which) {
+            return TransposedLayout<Cell, T>(Shape<Cell, T>(s), format, which).size;
         },
         [](const Sizes& s) { return Shape<Cell, T>(s).saved_row(); },
         [](const Sizes& s) { return Shape<Cell, T>(s).gradient_row(); },
@@ -66,9 +67,11 @@ constexpr CellKernels<T> cell_kernels() {
            ptrdiff_t rows) {
             return BackwardPass<Cell, T>(args, grads, plan, rows, nullptr).place(rows, nullptr);
         },
-        join_room<T>,
+        [](const ForwardArgs<T>& args, const BackwardArgs<T>& grads, ptrdiff_t rows) {
+            return join_room(args, grads, rows) + BackwardPass<Cell, T>::panel_room(args, grads);
+        },
         [](const ForwardArgs<T>& args, const BackwardArgs<T>& grads, const Plan& plan,
-           ptrdiff_t rows, T* scratch, T* join_room, const BackwardWork& work) {
+           ptrdiff_t rows, T* scratch, T* own_scratch, const BackwardWork& work) {
             BackwardPass<Cell, T> pass(args, grads, plan, rows, scratch);
             switch (work.phase) {
                 case BackwardPhase::begin:
@@ -77,7 +80,7 @@ constexpr CellKernels<T> cell_kernels() {
                     return pass.steps(work.chunk, work.slice);
                 case BackwardPhase::products:
                     return pass.products(work.chunk, work.part, work.parts,
-                                         grads.assign && work.first, join_room);
+                                         grads.assign && work.first, own_scratch);
                 case BackwardPhase::end:
                     return pass.end(work.slice.rows);
             }

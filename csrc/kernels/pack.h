@@ -7,6 +7,7 @@
 #pragma once
 
 #include "core/args.h"
+#include "kernels/kernel_table.h"
 #include "kernels/low_precision.h"
 
 namespace rnnfast {
@@ -67,19 +68,23 @@ struct PackedLayout {
     }
 };
 
-// The same weights for the backward products, which sum over gates.
+// The same weights for the backward products, which sum over gates: W, or the others.
 template <class Cell, class T>
 struct TransposedLayout {
-    ptrdiff_t w, r, r_second, projection, size;
+    ptrdiff_t r, r_second, projection, size;
 
     // `format`: as that of ForwardArgs.
-    TransposedLayout(const Shape<Cell, T>& s, const Format* format) {
+    TransposedLayout(const Shape<Cell, T>& s, const Format* format, Transposed which) {
         ptrdiff_t end = 0;
         const auto matrix = [&](ptrdiff_t ks, ptrdiff_t columns) {
             const ptrdiff_t n = packed_matrix(format, ks, columns);
             return end += n, end - n;
         };
-        w = matrix(s.pre_row(), vectors<T>(s.input) * kLanes<T>);
+        if (which == Transposed::of_input) {
+            matrix(s.pre_row(), vectors<T>(s.input) * kLanes<T>);
+            r = r_second = projection = size = end;
+            return;
+        }
         r = matrix(kFirstGates<Cell> * s.padded, s.h_row());
         r_second = matrix(s.padded, Cell::kTwoProducts ? s.h_row() : 0);
         projection = matrix(s.h_row(), s.projection ? s.padded : 0);
@@ -192,19 +197,21 @@ Vec<T> pack_gates(const Format* format, const Matrix<T>& from, T* out) {
 }
 
 // Panels into panels of the transpose: of the first `taken` columns, with K padded to vectors. What
-// was a column [block][gate][lane] becomes row [gate][block][lane].
+// was a column [block][gate][lane] becomes row [gate][block][lane]. `columns`: those of the transpose
+// that are wanted, in vectors, whole panels; the first of them goes to `out`.
 template <class T>
-void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken, int gates, T* out) {
+RNNFAST_OUTLINE void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken,
+                                      int gates, const Shard& columns, T* out) {
     constexpr ptrdiff_t L = kLanes<T>;
     const Panels<T> to{panel_width(1), vectors<T>(from.ks) * L, taken};
-    const ptrdiff_t blocks = taken / gates / L;
+    const ptrdiff_t blocks = taken / gates / L, skipped = to.index(0, columns.begin * L);
     for (ptrdiff_t v = 0; v < taken / L; ++v) {
         const ptrdiff_t k = (v % gates * blocks + v / gates) * L, step = from.step(v * L);
-        for (ptrdiff_t first = 0; first < from.ks;
-             first += L) {  // squares of L columns by L of the k
+        for (ptrdiff_t c = columns.begin; c < columns.end; ++c) {  // squares
+            const ptrdiff_t first = c * L;
             Vec<T> square[L];
             load_columns<T>({source + from.index(first, v * L), step}, from.ks - first, L, square);
-            T* row = out + to.index(k, first);
+            T* row = out + to.index(k, first) - skipped;
 #pragma GCC unroll 16
             for (ptrdiff_t l = 0; l < L; ++l) store(row + l * to.step(first), square[l]);
         }
@@ -256,10 +263,11 @@ inline void transpose_pairs(const Panels<float>& from, const float* source, ptrd
 }
 
 template <class Cell, class T>
-void pack_transposed(const Sizes& sizes, const Format* format, const T* packed, T* out) {
+void pack_transposed(const Sizes& sizes, const Format* format, const T* packed, Transposed which,
+                     T* out) {
     const Shape<Cell, T> s(sizes);
     const PackedLayout<Cell, T> from(s, format);
-    const TransposedLayout<Cell, T> to(s, format);
+    const TransposedLayout<Cell, T> to(s, format, which);
     const auto transpose = [&](ptrdiff_t source, ptrdiff_t ks, ptrdiff_t taken, int group,
                                ptrdiff_t target) {
         Panels<T> panels{panel_width(group), taken, ks};
@@ -268,10 +276,11 @@ void pack_transposed(const Sizes& sizes, const Format* format, const T* packed, 
                 panels.ks = LowLayout(*format, ks, taken).words;
                 return transpose_pairs(panels, packed + source, ks, taken, group, out + target);
             }
-        transpose_panels(panels, packed + source, taken, group, out + target);
+        transpose_panels(panels, packed + source, taken, group, {0, vectors<T>(ks)}, out + target);
     };
     const ptrdiff_t first = kFirstGates<Cell> * s.padded;
-    transpose(from.w, s.input, s.pre_row(), Cell::kGates, to.w);
+    if (which == Transposed::of_input)
+        return transpose(from.w, s.input, s.pre_row(), Cell::kGates, 0);
     transpose(from.r, s.width, first, kFirstGates<Cell>, to.r);
     if (Cell::kTwoProducts) transpose(from.r_second, s.width, s.padded, 1, to.r_second);
     if (s.projection) transpose(from.projection, s.hidden, s.h_row(), 1, to.projection);

@@ -25,13 +25,23 @@ class BackwardPass : BackwardMemory<Cell, T> {
     using Memory::dx, Memory::dh, Memory::dc, Memory::c0, Memory::through, Memory::zeros;
     using Memory::h_ld, Memory::unit_ld, Memory::x_ld, Memory::dx_regular;
 
+    const PackedLayout<Cell, T> packed;
     const TransposedLayout<Cell, T> at;
     const Matrices<Cell, T> weights;
 
 public:
     BackwardPass(const ForwardArgs<T>& a, const BackwardArgs<T>& g, const Plan& p, ptrdiff_t rows,
                  T* scratch)
-        : Memory(a, g, p, rows, scratch), at(shape, a.format), weights(shape, a.weights) {}
+        : Memory(a, g, p, rows, scratch),
+          packed(shape, a.format),
+          at(shape, a.format, Transposed::of_steps),
+          weights(shape, a.weights) {}
+
+    // What a thread takes for a panel of W's transpose, where that is not kept.
+    static ptrdiff_t panel_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads) {
+        const bool fresh = grads.dx && args.packed && !grads.transposed_w;
+        return fresh ? Shape<Cell, T>(args.sizes).pre_row() * panel_width(1) * L : 0;
+    }
 
     using Memory::place;
 
@@ -82,18 +92,22 @@ public:
     }
 
     // Part `part` of `parts` of the parameters' gradients, and of the chunk's dx.
-    void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts, bool assign, T* join_room) {
+    void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts, bool assign, T* room) {
         const ptrdiff_t rows = chunk_row(chunk.end, chunk);
         const ParameterGradients<Cell, T> sums{
             shape,  da,          rows,     share(shape.blocks * Cell::kGates, part, parts),
-            assign, args.format, join_room};
+            assign, args.format, room};
         const Weights<T>& w = grads.weights;
         sums.input(x, w.weight_ih, w.bias_ih);
         sums.recurrent(h_prev, reset_h, w.weight_hh, w.bias_hh);
         if (Cell::kProjects && w.weight_hr)
             sums.outer(share(vectors<T>(shape.projection), part, parts), shape.projection, dp,
                        hidden, shape.hidden, w.weight_hr);
-        if (grads.dx) input_gradient(chunk, share(rows, part, parts));
+        if (!grads.dx) return;
+        if (panel_room(args, grads) > 0)
+            input_gradient_by_panels(chunk, rows, part, parts, room);
+        else
+            input_gradient(chunk, share(rows, part, parts));
     }
 
 private:
@@ -144,6 +158,10 @@ private:
         return args.saved + (plan.start(t) + p) * shape.saved_row();
     }
 
+    const T* y_at(ptrdiff_t t, ptrdiff_t p) const {
+        return args.y + plan.offset(t, args.y_step, args.y_row) + plan.row(p) * args.y_row;
+    }
+
     // Zeros in the lanes that are no units: there they could be NaN, and weights of zero keep NaN.
     static V keep_units(V v, ptrdiff_t units) { return units >= L ? v : keep_first<T>(v, units); }
 
@@ -163,13 +181,14 @@ private:
                           keep_units(dh_at(step, step.place_of(i), b), shape.projection - b * L));
             encode(dp, step, units.h, 0);
             slice.meet();
-            times(dp, step, 0, vectors<T>(shape.width), weights.projection, at.projection,
-                  units.blocks,
+            times(dp, step, 0, vectors<T>(shape.width), weights.projection,
+                  grads.transposed + at.projection, units.blocks,
                   StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         }
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
-            const T* saved = saved_at(t, p);
+            const bool is_y = Cell::kSavesY && !args.saved;
+            const T* const saved = is_y ? y_at(t, p) : saved_at(t, p);
             const T* before = nullptr;  // c before the step: [block], c_stride apart
             ptrdiff_t c_stride = L;
             if constexpr (Cell::kHasC) {
@@ -183,7 +202,8 @@ private:
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 V kept[Cell::kSaved], gradient[Cell::kSlots], direct{}, dc_b{}, c_b{};
                 for (int s = 0; s < Cell::kSaved; ++s)
-                    kept[s] = load(saved + (b * Cell::kSaved + s) * L);
+                    kept[s] = is_y ? load_edge(saved + b * L, shape.hidden - b * L)
+                                   : load(saved + (b * Cell::kSaved + s) * L);
                 if constexpr (Cell::kHasC) {
                     dc_b = load(dc + p * unit_ld + b * L);
                     c_b = load(before + b * c_stride);
@@ -219,8 +239,8 @@ private:
         }
         encode(da, step, units.blocks, Cell::Z, Cell::kSlots);
         slice.meet();
-        times(da, step, Cell::N * shape.blocks, shape.blocks, weights.r_second, at.r_second,
-              units.blocks,
+        times(da, step, Cell::N * shape.blocks, shape.blocks, weights.r_second,
+              grads.transposed + at.r_second, units.blocks,
               StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
@@ -243,7 +263,8 @@ private:
     // dh = R^T da of `gates` slots from `slot` on, added to the direct part where there is one.
     void recurrent_gradient(const Step& step, const Shard& columns, int slot, int gates) {
         if (!grads.dh0 && !plan.rows_before(step.t)) return;  // nobody reads it
-        times(da, step, slot * shape.blocks, gates * shape.blocks, weights.r, at.r, columns,
+        times(da, step, slot * shape.blocks, gates * shape.blocks, weights.r,
+              grads.transposed + at.r, columns,
               StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld * step.stride});
     }
 
@@ -261,10 +282,10 @@ private:
     }
 
     // A product of `count` vectors of a step's rows, from v on, with the transpose of `matrix`, whose
-    // panels, if there are any, lie at `packed`.
+    // panels lie at `transposed`, unless it is borrowed.
     template <class Epilogue>
     void times(const Columns<T>& of, const Step& step, ptrdiff_t v, ptrdiff_t count,
-               const Matrix<T>& matrix, ptrdiff_t packed, const Shard& columns,
+               const Matrix<T>& matrix, const T* transposed, const Shard& columns,
                const Epilogue& epilogue) {
         if constexpr (kHasFormats<T>)
             if (const Format* const format = args.format) {
@@ -273,12 +294,12 @@ private:
                 const LowLayout layout(*format, count * L, vectors<T>(matrix.ks) * L);
                 return low_product<panel_width(1), 1>(
                     *format, step.rows, a,
-                    {grads.transposed + packed, layout, columns.begin, columns.end}, epilogue);
+                    {transposed, layout, columns.begin, columns.end}, epilogue);
             }
         Operand<T> a = of.operand(step.row, v, count);
         a.ld *= step.stride;
-        if (!grads.transposed) return product_rows(step.rows, a, matrix, columns, epilogue);
-        const Right<T> panels{grads.transposed + packed, a.k(), columns.begin, columns.end, matrix};
+        if (!args.packed) return product_rows(step.rows, a, matrix, columns, epilogue);
+        const Right<T> panels{transposed, a.k(), columns.begin, columns.end, matrix};
         product<panel_width(1), 1>(step.rows, a, panels, epilogue);
     }
 
@@ -294,17 +315,50 @@ private:
 
     // dx = W^T da for some of the chunk's rows.
     void input_gradient(const Chunk& chunk, const Shard& rows) {
-        const ptrdiff_t ld = dx_regular ? regular_stride(plan, grads.dx_step, grads.dx_row) : x_ld;
-        T* base = dx_regular ? dx_of(chunk.begin, 0) : dx;
+        const ptrdiff_t ld = dx_ld();
         const Step all{0, rows.begin, 0, rows.end - rows.begin, 1, nullptr};
-        times(da, all, 0, Cell::kGates * shape.blocks, weights.w, at.w,
-              {0, vectors<T>(shape.input)}, StoreEdges<T>{base + rows.begin * ld, ld, shape.input});
-        if (dx_regular) return;
+        times(da, all, 0, Cell::kGates * shape.blocks, weights.w, grads.transposed_w,
+              {0, vectors<T>(shape.input)},
+              StoreEdges<T>{dx_base(chunk) + rows.begin * ld, ld, shape.input});
+        give_dx(chunk, rows, {0, shape.input});
+    }
+
+    // The same for some of W's columns and all rows, with panels of the transpose that are made in
+    // `room`, one after the other: a large one costs 1/100 of its product, and would else be kept.
+    void input_gradient_by_panels(const Chunk& chunk, ptrdiff_t rows, ptrdiff_t part,
+                                  ptrdiff_t parts, T* room) {
+        constexpr int width = panel_width(1);
+        const ptrdiff_t all = vectors<T>(shape.input), ld = dx_ld();
+        const Shard panels = share((all + width - 1) / width, part, parts);
+        const Panels<T> from{panel_width(Cell::kGates), shape.pre_row(), shape.input};
+        const Operand<T> a = da.operand(0, 0, Cell::kGates * shape.blocks);
+        for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
+            const Shard columns{p * width, smaller((p + 1) * width, all)};
+            transpose_panels(from, args.packed + packed.w, shape.pre_row(), Cell::kGates, columns,
+                             room);
+            const ptrdiff_t first = columns.begin * L;
+            product<width, 1>(rows, a, {room, a.k(), 0, columns.end - columns.begin, weights.w},
+                              StoreEdges<T>{dx_base(chunk) + first, ld, shape.input - first});
+        }
+        give_dx(chunk, {0, rows},
+                {panels.begin * width * L, smaller(panels.end * width * L, shape.input)});
+    }
+
+    // Where the chunk's dx goes first.
+    ptrdiff_t dx_ld() const {
+        return dx_regular ? regular_stride(plan, grads.dx_step, grads.dx_row) : x_ld;
+    }
+    T* dx_base(const Chunk& chunk) const { return dx_regular ? dx_of(chunk.begin, 0) : dx; }
+
+    // From there to the caller, if it is not there: some of the rows and their elements.
+    void give_dx(const Chunk& chunk, const Shard& rows, const Shard& elements) {
+        if (dx_regular || elements.begin >= elements.end) return;
         for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t)
             for (ptrdiff_t p = 0; p < plan.rows(t); ++p) {
                 const ptrdiff_t row = chunk_row(t, chunk) + p;
                 if (row >= rows.begin && row < rows.end)
-                    copy_or_zero(dx_of(t, p), dx + row * x_ld, shape.input);
+                    copy_or_zero(dx_of(t, p) + elements.begin, dx + row * x_ld + elements.begin,
+                                 elements.end - elements.begin);
             }
     }
 

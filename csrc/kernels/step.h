@@ -61,9 +61,9 @@ private:
         RNNFAST_INLINE void start(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
             const ForwardArgs<T>& args = pass->args;
             const ptrdiff_t input = pass->shape.input;
+            const T* const panel = args.packed + pass->at.w + column * input * L;
             StoreBiased<T>{pass->bias_x, nullptr, 0}.start(first, column, acc);
-            multiply<M, W>(input, args.x + first * args.x_row, args.x_row,
-                           args.packed + pass->at.w + column * input * L, acc);
+            multiply<M, W>(input, args.x + first * args.x_row, args.x_row, panel, panel, acc);
             if constexpr (kApart<Cell> > 0) move_apart(first, column / kGates, acc);
         }
 
