@@ -8,10 +8,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from bench import peers
 from bench.peers.ours import Ours
 from bench.problem import make_problem
-from bench.shapes import Case
+from bench.shapes import GATES, Case
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 RESET_PEAK = "5"
@@ -37,6 +39,16 @@ def _settle() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
+
+
+def results(case: Case) -> float:
+    """MiB of what a step gives, and so holds at its end: y, and the gradients of x and of all
+    parameters.
+    """
+    shape, width = case.shape, GATES[case.cell] * case.shape.H
+    parameters = shape.D * sum(width * (size + shape.H + 2) for size in shape.inputs)
+    numbers = shape.T * shape.B * (shape.D * shape.H + shape.I) + parameters
+    return numbers * np.dtype(case.dtype).itemsize / 2**20
 
 
 def training_peak(case: Case, contender: str) -> int:

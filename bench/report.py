@@ -255,18 +255,20 @@ def _double(record: dict[str, Any]) -> Iterator[str]:
 def _memory(record: dict[str, Any]) -> Iterator[str]:
     if not record["memory"]:
         return
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    found: dict[Case, dict[str, float]] = {}
     for entry in record["memory"]:
         case = Case.from_dict(entry["case"])
-        found.setdefault((case.cell, case.shape.name), {})[entry["contender"]] = entry["mib"]
+        found.setdefault(case, {})[entry["contender"]] = entry["mib"]
     yield from ["## Peak memory of a training step", ""]
-    yield "MiB above inputs and weights, float32, one thread, each in a fresh process."
+    yield "MiB above inputs and weights, float32, one thread, each in a fresh process. *Results* are"
+    yield "what every step holds at its end: the output, and the gradients of x and all parameters."
     yield ""
     lines = []
-    for (cell, shape), mib in found.items():
-        values = [mib.get(name) for name in memory.CONTENDERS]
-        lines.append([cell.upper(), shape, *("" if v is None else f"{v:.1f}" for v in values)])
-    yield from table(["cell", "shape", *memory.CONTENDERS], lines)
+    for case, mib in found.items():
+        values = [*(mib.get(name) for name in memory.CONTENDERS), memory.results(case)]
+        numbers = ("" if v is None else f"{v:.1f}" for v in values)
+        lines.append([case.cell.upper(), case.shape.name, *numbers])
+    yield from table(["cell", "shape", *memory.CONTENDERS, "results"], lines)
 
 
 def _machine(record: dict[str, Any]) -> Iterator[str]:

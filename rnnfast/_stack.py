@@ -95,7 +95,7 @@ class PackedStack:
     native : the same for the native backend, which runs a whole stack in one call; else None.
     """
 
-    __slots__ = ("names", "native", "packs", "signature")
+    __slots__ = ("_saves", "names", "native", "packs", "signature")
 
     def __init__(
         self, signature: Signature, packs: Sequence[Packed], names: Sequence[Names]
@@ -104,12 +104,16 @@ class PackedStack:
         self.packs = packs
         self.names = names
         self.native: Stack | None = None
-        backend = packs[0].backend
+        self._saves = True  # anything for backward but inputs and outputs
+        first = packs[0]
+        backend = first.backend
         if isinstance(backend, NativeBackend):
             weights = [packed.weights for packed in packs]
             self.native = backend.stack(
                 weights, names, signature.directions, signature.one_step, signature.batch_first
             )
+            dtype = str(signature.dtype)
+            self._saves = backend.tape_row(first.cell.name, dtype, *first.sizes, 1, 1) > 0
 
     def infer(self, inputs: Inputs) -> tuple[NDArray, State]:
         """The output (a cell's: of no use) and the last state, in the user's layout."""
@@ -127,6 +131,7 @@ class PackedStack:
 
         Copies the inputs.
         """
+        recompute = recompute and self._saves
         if self.native is not None and dropout is None and not recompute:
             run, output, state = self.native.record(*inputs.native())
             return run, output, state

@@ -194,6 +194,17 @@ def test_peak_memory_is_that_of_the_steps():
     assert 1.5 < peaks[1] / peaks[0] < 2.5
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_results_are_what_a_step_gives(cell):
+    shape = Shape("deep", "test", T=5, B=3, I=4, H=6, L=2, D=2)
+    options = {"num_layers": shape.L, "bidirectional": True}
+    layer = getattr(rnnfast, cell.upper())(shape.I, shape.H, **options)
+    tape = layer.record(np.zeros((shape.T, shape.B, shape.I), np.float32))
+    gradients = tape.backward()
+    arrays = tape.output, gradients.input, *gradients.parameters.values()
+    assert memory.results(Case(cell, shape)) * 2**20 == sum(array.nbytes for array in arrays)
+
+
 # ---- Bounds -------------------------------------------------------------------------------------
 
 

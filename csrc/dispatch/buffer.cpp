@@ -15,7 +15,7 @@ namespace {
 constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t(2) << 20;
 // Blocks of so many bytes lie on huge pages.
-constexpr size_t kHuge = 2 * kHugePage;
+constexpr size_t kHuge = kHugePage;
 // What a thread keeps: enough for the chunks of all but the largest layers.
 constexpr size_t kMostKept = size_t(8) << 20;
 

@@ -71,6 +71,11 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t
     ptrdiff_t first = 0;
     do {
         const ptrdiff_t end = smaller(rows, first + kBlock);
+        if (end == rows)  // by the time that the sums are there, so is C
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+                for (int v = 0; v < W; ++v) __builtin_prefetch(c + m * ldc + v * L, 1);
         clear<T>(acc);
         for (ptrdiff_t k = first; k < end; ++k) {
             Vec<T> right[W];

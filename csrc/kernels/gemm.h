@@ -18,6 +18,9 @@ struct Operand {
     ptrdiff_t stride = 0;
 
     ptrdiff_t k() const { return run * runs; }
+    Operand part(const Shard& of_runs) const {
+        return {base + of_runs.begin * stride, ld, run, of_runs.end - of_runs.begin, stride};
+    }
 };
 
 // Tiles of so many rows fetch what comes next while they compute: of fewer, reading takes all of the time.
@@ -54,14 +57,22 @@ struct Right {
     ptrdiff_t k;
     ptrdiff_t begin, end;  // in vectors: from the first of a panel to the end of one
     Matrix<T> matrix;
+    ptrdiff_t first = 0;  // the k of a panel where the left operand's begin
 
-    RNNFAST_INLINE const T* panel(ptrdiff_t column) const { return base + column * k * kLanes<T>; }
-    // What a panel's tile `number` fetches for the panel after it, or for the first, which comes next
-    // in the next step: each tile a vector for each k, as long as there are some.
-    RNNFAST_INLINE const T* ahead(ptrdiff_t column, ptrdiff_t width, ptrdiff_t number) const {
-        if (number >= width) return panel(column);
+    RNNFAST_INLINE const T* panel(ptrdiff_t column, ptrdiff_t width) const {
+        return base + (column * k + first * width) * kLanes<T>;
+    }
+    // Whether the caches near the core cannot hold it beside the rest: else fetching early takes room.
+    RNNFAST_INLINE bool is_large() const {
+        return (end - begin) * k * ptrdiff_t(sizeof(T)) * kLanes<T> >= ptrdiff_t(512) << 10;
+    }
+    // What tile `number` of a panel fetches of the panel after it, or of the first, which comes next in
+    // the next step: each tile a vector for each of `taken` k, as long as there are some.
+    RNNFAST_INLINE const T* ahead(ptrdiff_t column, ptrdiff_t width, ptrdiff_t number,
+                                  ptrdiff_t taken) const {
+        if (number >= width || !is_large()) return panel(column, width);
         const ptrdiff_t next = column + width < end ? column + width : begin;
-        return panel(next) + number * k * kLanes<T>;
+        return panel(next, width) + number * taken * kLanes<T>;
     }
 };
 
@@ -102,9 +113,9 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>
     epilogue.start(first, column, acc);
     const T* left = a.base + first * a.ld;
     if (b.base) {
-        const T* panel = b.panel(column);
+        const T* panel = b.panel(column, W);
         const T* ahead = panel;
-        if constexpr (M >= kFetchingRows) ahead = b.ahead(column, W, (first + M - 1) / M);
+        if constexpr (M >= kFetchingRows) ahead = b.ahead(column, W, (first + M - 1) / M, a.k());
         for (ptrdiff_t r = 0; r < a.runs; ++r, left += a.stride) {
             multiply<M, W>(a.run, left, a.ld, panel, ahead, acc);
             panel += a.run * W * L, ahead += a.run * L;
@@ -155,6 +166,33 @@ void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilo
     cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
         tile_column<tile_rows(kWidth), decltype(w)::value>(rows, column, a, b, epilogue);
     });
+}
+
+// Into how many pieces the k of a product are cut, each for all panels before the next: so that a
+// panel's piece, the next one's, and the left operand's stay in L2.
+inline ptrdiff_t pieces_of_k(ptrdiff_t k, ptrdiff_t rows) {
+    constexpr ptrdiff_t kLeft = 131072, kLeast = 256, kMost = 1024;
+    ptrdiff_t piece = kMost;
+    if (rows * kMost > kLeft) piece = rows * kLeast < kLeft ? kLeft / rows : kLeast;
+    return k < 2 * piece ? 1 : (k + piece - 1) / piece;
+}
+
+// The same, where `epilogue` is a store, from whose rows the sums of the next piece of k go on.
+template <int kWidth, int kGroup, class T, class Epilogue>
+void deep_product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b,
+                  const Epilogue& epilogue) {
+    const bool one_panel = b.end - b.begin <= kWidth;  // which reads the left operand once
+    const ptrdiff_t pieces = one_panel ? 1 : pieces_of_k(a.k(), rows);
+    if (pieces == 1) return product<kWidth, kGroup>(rows, a, b, epilogue);
+    for (ptrdiff_t p = 0; p < pieces; ++p) {
+        const Shard runs = share(a.runs, p, pieces);
+        Right<T> right = b;
+        right.first = runs.begin * a.run;
+        if (p == 0)
+            product<kWidth, kGroup>(rows, a.part(runs), right, epilogue);
+        else
+            product<kWidth, kGroup>(rows, a.part(runs), right, epilogue.resumed());
+    }
 }
 
 // The same, of one row, with its tiles inlined: a step of few units takes no longer than a few calls.
@@ -227,6 +265,7 @@ struct StoreRows {
             for (int v = 0; v < W; ++v) store(at(first + m, column + v), acc[m][v]);
     }
     RNNFAST_INLINE T* at(ptrdiff_t row, ptrdiff_t v) const { return c + row * ld + v * kLanes<T>; }
+    StoreRows<T, true> resumed() const { return {c, ld}; }
 };
 
 // The same, from one row of biases: C = bias + A B.
@@ -251,17 +290,24 @@ struct StoreBiased {
     }
 };
 
-// The same, assigned to rows of `count` elements that end where they end.
-template <class T>
+// A plain product, into rows of `count` elements that end where they end.
+template <class T, bool kAdd = false>
 struct StoreEdges {
     T* c;
     ptrdiff_t ld;
     ptrdiff_t count;
 
     template <int M, int W>
-    RNNFAST_INLINE void start(ptrdiff_t, ptrdiff_t, Vec<T> (&acc)[M][W]) const {
-        clear<T>(acc);
+    RNNFAST_INLINE void start(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < W; ++v) {
+                const ptrdiff_t at = (column + v) * kLanes<T>;
+                acc[m][v] = kAdd ? load_edge(c + (first + m) * ld + at, count - at) : zero<T>();
+            }
     }
+    StoreEdges<T, true> resumed() const { return {c, ld, count}; }
     template <int M, int W>
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
 #pragma GCC unroll 8

@@ -196,17 +196,19 @@ Vec<T> pack_gates(const Format* format, const Matrix<T>& from, T* out) {
     return times_0;
 }
 
-// Panels into panels of the transpose: of the first `taken` columns, with K padded to vectors. What
-// was a column [block][gate][lane] becomes row [gate][block][lane]. `columns`: those of the transpose
-// that are wanted, in vectors, whole panels; the first of them goes to `out`.
+// Panels into panels of the transpose, with K padded to vectors. What was a column
+// [block][gate][lane], of so many blocks, becomes row [gate][block][lane]. `rows` and `columns`: those
+// of the transpose that are wanted, in vectors; of columns whole panels, the first of which goes to
+// `out`.
 template <class T>
-RNNFAST_OUTLINE void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t taken,
-                                      int gates, const Shard& columns, T* out) {
+RNNFAST_OUTLINE void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t blocks,
+                                      int gates, const Shard& rows, const Shard& columns, T* out) {
     constexpr ptrdiff_t L = kLanes<T>;
-    const Panels<T> to{panel_width(1), vectors<T>(from.ks) * L, taken};
-    const ptrdiff_t blocks = taken / gates / L, skipped = to.index(0, columns.begin * L);
-    for (ptrdiff_t v = 0; v < taken / L; ++v) {
-        const ptrdiff_t k = (v % gates * blocks + v / gates) * L, step = from.step(v * L);
+    const Panels<T> to{panel_width(1), vectors<T>(from.ks) * L, (rows.end - rows.begin) * L};
+    const ptrdiff_t skipped = to.index(0, columns.begin * L);
+    for (ptrdiff_t r = rows.begin; r < rows.end; ++r) {
+        const ptrdiff_t v = r % blocks * gates + r / blocks;
+        const ptrdiff_t k = (r - rows.begin) * L, step = from.step(v * L);
         for (ptrdiff_t c = columns.begin; c < columns.end; ++c) {  // squares
             const ptrdiff_t first = c * L;
             Vec<T> square[L];
@@ -276,7 +278,8 @@ void pack_transposed(const Sizes& sizes, const Format* format, const T* packed, 
                 panels.ks = LowLayout(*format, ks, taken).words;
                 return transpose_pairs(panels, packed + source, ks, taken, group, out + target);
             }
-        transpose_panels(panels, packed + source, taken, group, {0, vectors<T>(ks)}, out + target);
+        transpose_panels(panels, packed + source, taken / kLanes<T> / group, group,
+                         {0, taken / kLanes<T>}, {0, vectors<T>(ks)}, out + target);
     };
     const ptrdiff_t first = kFirstGates<Cell> * s.padded;
     if (which == Transposed::of_input)

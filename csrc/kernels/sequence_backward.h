@@ -300,7 +300,7 @@ private:
         a.ld *= step.stride;
         if (!args.packed) return product_rows(step.rows, a, matrix, columns, epilogue);
         const Right<T> panels{transposed, a.k(), columns.begin, columns.end, matrix};
-        product<panel_width(1), 1>(step.rows, a, panels, epilogue);
+        deep_product<panel_width(1), 1>(step.rows, a, panels, epilogue);
     }
 
     // No gradient crosses a reset.
@@ -323,8 +323,8 @@ private:
         give_dx(chunk, rows, {0, shape.input});
     }
 
-    // The same for some of W's columns and all rows, with panels of the transpose that are made in
-    // `room`, one after the other: a large one costs 1/100 of its product, and would else be kept.
+    // The same for some of W's columns and all rows, with pieces of the transpose that are made in
+    // `room`, one after the other.
     void input_gradient_by_panels(const Chunk& chunk, ptrdiff_t rows, ptrdiff_t part,
                                   ptrdiff_t parts, T* room) {
         constexpr int width = panel_width(1);
@@ -332,13 +332,22 @@ private:
         const Shard panels = share((all + width - 1) / width, part, parts);
         const Panels<T> from{panel_width(Cell::kGates), shape.pre_row(), shape.input};
         const Operand<T> a = da.operand(0, 0, Cell::kGates * shape.blocks);
-        for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-            const Shard columns{p * width, smaller((p + 1) * width, all)};
-            transpose_panels(from, args.packed + packed.w, shape.pre_row(), Cell::kGates, columns,
-                             room);
-            const ptrdiff_t first = columns.begin * L;
-            product<width, 1>(rows, a, {room, a.k(), 0, columns.end - columns.begin, weights.w},
-                              StoreEdges<T>{dx_base(chunk) + first, ld, shape.input - first});
+        const ptrdiff_t pieces = pieces_of_k(a.k(), rows);
+        for (ptrdiff_t piece = 0; piece < pieces; ++piece) {
+            const Shard runs = share(a.runs, piece, pieces);
+            const Operand<T> left = a.part(runs);
+            for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
+                const Shard columns{p * width, smaller((p + 1) * width, all)};
+                const ptrdiff_t first = columns.begin * L;
+                transpose_panels(from, args.packed + packed.w, shape.blocks, Cell::kGates, runs,
+                                 columns, room);
+                const Right<T> right{room, left.k(), 0, columns.end - columns.begin, weights.w};
+                const StoreEdges<T> store{dx_base(chunk) + first, ld, shape.input - first};
+                if (piece == 0)
+                    product<width, 1>(rows, left, right, store);
+                else
+                    product<width, 1>(rows, left, right, store.resumed());
+            }
         }
         give_dx(chunk, {0, rows},
                 {panels.begin * width * L, smaller(panels.end * width * L, shape.input)});
