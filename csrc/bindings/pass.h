@@ -112,17 +112,17 @@ template <class T>
 class Pass {
 public:
     // `training`: keeps what `backward` needs; both `layers` and the memory of the outputs must then
-    // live as long as the pass. It is kept in `tape`, of tape_size(), and the inputs must live as
-    // long, too; or, where that is null, in memory of the pass with copies of the inputs.
+    // live as long as the pass. It is kept in `tape`, of tape_size(), which may be none, and the inputs
+    // must live as long, too; or, where there is no tape, in memory of the pass with copies of the inputs.
     Pass(const Layers<T>& layers, const PassInputs<T>& in, const PassOutputs<T>& out, bool training,
-         T* tape = nullptr)
+         std::optional<T*> tape = {})
         : layers_(layers),
           extent_(in),
           batch_(in.batch),
           plan_(in.steps, batch_, false, in.lengths, in.batch_sizes),
           // Two layers that are not neighbours share an output, which only training must keep.
           inner_(training ? layers.layers() - 1 : std::min(layers.layers() - 1, 2)),
-          arena_(tape ? Arena<T>(tape) : Arena<T>(memory_needed(in, training))),
+          arena_(tape ? Arena<T>(*tape) : Arena<T>(memory_needed(in, training))),
           resets_(training && !tape && in.resets[0] ? allocate<uint8_t>(2 * rows()) : nullptr),
           jobs_(size_t(layers.jobs())) {
         if (layers.directions == 2)

@@ -111,9 +111,15 @@ def _autocast_result(module: Layer | Cell, input: Any, state: torch.dtype) -> to
     # dtype for all.
     if name.startswith("rnn") or bool(getattr(module, "proj_size", 0)):
         return dtype
-    if padded_lstm and is_layer and input.dtype != torch.float16:
+    if padded_lstm and is_layer and (input.dtype != torch.float16 or _onednn_takes_float16()):
         return dtype
     return torch.promote_types(dtype, state)
+
+
+def _onednn_takes_float16() -> bool:
+    """Whether torch gives its LSTM of float16 to oneDNN: without gradients, where the CPU has it."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
+    return not torch.is_grad_enabled() and supported is not None and bool(supported())
 
 
 def _to(result: Any, dtype: torch.dtype) -> Any:
