@@ -42,9 +42,7 @@ def _settle() -> None:
 
 
 def results(case: Case) -> float:
-    """MiB of what a step gives, and so holds at its end: y, and the gradients of x and of all
-    parameters.
-    """
+    """MiB of what a step gives, and holds at its end: y, and the gradients of x and parameters."""
     shape, width = case.shape, GATES[case.cell] * case.shape.H
     parameters = shape.D * sum(width * (size + shape.H + 2) for size in shape.inputs)
     numbers = shape.T * shape.B * (shape.D * shape.H + shape.I) + parameters

@@ -260,8 +260,8 @@ def _memory(record: dict[str, Any]) -> Iterator[str]:
         case = Case.from_dict(entry["case"])
         found.setdefault(case, {})[entry["contender"]] = entry["mib"]
     yield from ["## Peak memory of a training step", ""]
-    yield "MiB above inputs and weights, float32, one thread, each in a fresh process. *Results* are"
-    yield "what every step holds at its end: the output, and the gradients of x and all parameters."
+    yield "MiB above inputs and weights, float32, one thread, each in a fresh process. *Results*"
+    yield "is what every step holds at its end: the output, and gradients of x and all parameters."
     yield ""
     lines = []
     for case, mib in found.items():

@@ -118,7 +118,8 @@ class Layer(Module):
         ----------
         x, state, lengths, reset : as when calling the layer; copied.
         recompute : keep states at the borders of about sqrt(T) chunks of steps only, and run each
-            chunk again in `backward`: less memory for a second forward pass.
+            chunk again in `backward`: less memory for a second forward pass. An RNN keeps no more
+            than its output anyway, and on compiled kernels runs once.
 
         Returns
         -------

@@ -124,7 +124,7 @@ class Stack:
     def forward(
         self, x: Array, state: State | None, lengths: Array | None, threads: int, /
     ) -> tuple[Any, State, Array]:
-        """What `infer` gives, and a tape: a 1-D array of what `backward` needs besides.
+        """What `infer` gives, and a tape: a 1-D array of what else `backward` needs, if anything.
 
         The caller keeps all of it, and the arguments, as they are.
         """

@@ -112,8 +112,8 @@ class PackedStack:
             self.native = backend.stack(
                 weights, names, signature.directions, signature.one_step, signature.batch_first
             )
-            dtype = str(signature.dtype)
-            self._saves = backend.tape_row(first.cell.name, dtype, *first.sizes, 1, 1) > 0
+            row = backend.tape_row(first.cell.name, str(signature.dtype), *first.sizes, 1, 1)
+            self._saves = signature.one_step or row > 0
 
     def infer(self, inputs: Inputs) -> tuple[NDArray, State]:
         """The output (a cell's: of no use) and the last state, in the user's layout."""

@@ -178,6 +178,15 @@ def wrong_objects(native):
     for label, other in others.items():
         saved = other.run(native, other.pack(native))
         yield f"saved of {label}", refused(good.run_back, native, packed, saved)
+    rnn = Pass("rnn_tanh")  # whose passes save nothing but y
+    others_of_rnn = {
+        "another cell": Pass(),
+        "fewer steps": Pass("rnn_tanh", steps=1),
+        "wider": Pass("rnn_tanh", sizes=Sizes(4, 40, 0)),
+    }
+    for label, other in others_of_rnn.items():
+        saved = other.run(native, other.pack(native))
+        yield f"an RNN's of {label}", refused(rnn.run_back, native, rnn.pack(native), saved)
     saved = good.run(native, packed)
     for label in ("another dtype", "wider", "wider and projected"):
         foreign = others[label].pack(native)

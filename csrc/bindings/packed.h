@@ -33,7 +33,8 @@ struct Saved {
 
 template <class T>
 struct SavedOf final : Saved {
-    explicit SavedOf(ptrdiff_t n) : count(n), data(allocate<T>(n)) {}
+    // Of a pass of n numbers to save, unless y has them.
+    SavedOf(ptrdiff_t n, bool is_y) : count(n), data(is_y ? nullptr : allocate<T>(n)) {}
     const ptrdiff_t count;
     const Buffer<T> data;
 };
@@ -89,8 +90,8 @@ public:
         py::gil_scoped_release release;
         const RowPlan plan(call.steps, call.batch, o.reverse, call.lengths);
         if (training) {
-            saved = std::make_unique<SavedOf<T>>(saved_size(plan));
-            if (!cell_.saves_y) args.saved = saved->data.get();
+            saved = std::make_unique<SavedOf<T>>(saved_size(plan), cell_.saves_y);
+            args.saved = saved->data.get();
         }
         run_forward(*packed_, args, plan);
         return saved;
@@ -106,7 +107,7 @@ public:
             throw py::value_error(
                 "saved: expected that of a forward pass of this layer with these "
                 "arguments, got another");
-        if (!cell_.saves_y) args.saved = kept->data.get();
+        args.saved = kept->data.get();
         const ptrdiff_t T_ = call.steps, B = call.batch, W = sizes_.width(), H = sizes_.hidden;
         BackwardArgs<T> grads{};
         const auto dy = view<const T>(g.dy, {"dy", {T_, B, W}}, true);
@@ -138,7 +139,7 @@ private:
     };
 
     ptrdiff_t saved_size(const RowPlan& plan) const {
-        return cell_.saves_y ? 0 : plan.rows() * cell_.saved_row(sizes_);
+        return plan.rows() * cell_.saved_row(sizes_);
     }
 
     // `running`: y and the final states are to be written.

@@ -112,8 +112,8 @@ template <class T>
 class Pass {
 public:
     // `training`: keeps what `backward` needs; both `layers` and the memory of the outputs must then
-    // live as long as the pass. It is kept in `tape`, of tape_size(), which may be none, and the inputs
-    // must live as long, too; or, where there is no tape, in memory of the pass with copies of the inputs.
+    // live as long as the pass. It is kept in `tape`, of tape_size(), which may be 0, and the inputs
+    // must live as long, too; or, where there is no tape, in memory of the pass with copies of them.
     Pass(const Layers<T>& layers, const PassInputs<T>& in, const PassOutputs<T>& out, bool training,
          std::optional<T*> tape = {})
         : layers_(layers),

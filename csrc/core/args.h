@@ -139,14 +139,14 @@ struct ForwardArgs {
     T* hn;     // (B, W)  out in forward, unused in backward; h after each row's last step
     T* cn;     // (B, H)  likewise; null: the cell has no c
     T* saved;  // (rows of the plan, saved_row())  out in forward, in in backward; null: no training,
-               // or y is all that backward reads of forward
+               // or backward reads y instead
     const Format* format = nullptr;  // of the pack, and of operands; null: T. Not of doubles
 };
 
 template <class T>
 struct BackwardArgs {
-    const T* transposed;  // of R and P, what pack_transposed() wrote; null: ForwardArgs::weights are read
-    const T* transposed_w;  // of W, likewise; null, with a pack: made of it, panel by panel
+    const T* transposed;    // of R and P, by pack_transposed(); null: there is no pack, or no need
+    const T* transposed_w;  // of W, likewise; null also: made of the pack, piece by piece
     const T* dy;            // (T, B, W)  in; null: zeros; not read past a row's length
     ptrdiff_t dy_step;
     ptrdiff_t dy_row;

@@ -34,12 +34,15 @@ std::vector<Chunk> make_chunks(const Plan& plan, ptrdiff_t gradient_row, ptrdiff
     return chunks;
 }
 
-// Whether the transpose of a W of `size` is worth its memory to a chunk of so many rows: a large one is
-// made anew for many, which takes a hundredth of their product.
+// Whether W's transpose is worth its memory to chunks of at most so many rows: a large one is made
+// anew for many, which takes 2 to 4 % of the product of 512 to 256, a third of backward. Then threads
+// share out its columns, of which there must be some panels.
 template <class T>
-bool keeps_transposed_w(const ForwardArgs<T>& args, ptrdiff_t size, ptrdiff_t rows) {
-    constexpr ptrdiff_t kLarge = ptrdiff_t(1) << 20, kMany = 96;  // bytes, rows
-    return args.format || size * ptrdiff_t(sizeof(T)) < kLarge || rows < kMany;
+bool keeps_transposed_w(const CellKernels<T>& kernels, const ForwardArgs<T>& args, ptrdiff_t rows) {
+    constexpr ptrdiff_t kLarge = ptrdiff_t(1) << 20, kMany = 96, kWide = 256;  // bytes, rows, I
+    const ptrdiff_t size = kernels.gates * args.sizes.hidden * args.sizes.input;
+    return args.format || size * ptrdiff_t(sizeof(T)) < kLarge || rows < kMany ||
+           args.sizes.input < kWide;
 }
 
 template <class T>
@@ -68,8 +71,9 @@ struct Job {
         chunks = make_chunks(plan, row, row * (args.sizes.input + args.sizes.width()));
         for (const Chunk& chunk : chunks)
             most_rows = std::max(most_rows, plan.start(chunk.end) - plan.start(chunk.begin));
-        if (grads.dx && keeps_transposed_w(args, kernels.gates * args.sizes.hidden * args.sizes.input, most_rows))
-            grads.transposed_w = job.weights->transposed(Transposed::of_input);
+        if (grads.dx)
+            grads.transposed_w = job.weights->transposed(
+                Transposed::of_input, keeps_transposed_w(kernels, args, most_rows));
         const auto whole = [](ptrdiff_t n) { return size_t(n + 63) / 64 * 64; };
         shared = whole(kernels.backward_scratch(args, grads, plan, most_rows));
         own = whole(kernels.products_scratch(args, grads, most_rows));

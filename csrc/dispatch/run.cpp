@@ -28,11 +28,12 @@ PackedWeights<T>::~PackedWeights() {
 }
 
 template <class T>
-const T* PackedWeights<T>::transposed(Transposed which) const {
+const T* PackedWeights<T>::transposed(Transposed which, bool make) const {
     if (borrowed()) return nullptr;
     auto& kept = transposed_[int(which)];
     const Buffer<T>* there = kept.load(std::memory_order_acquire);
     if (there) return there->get();
+    if (!make) return nullptr;
     // Two threads may both come here; the first to end wins. No lock, which a fork could leave held.
     const ptrdiff_t size = kernels_.transposed_size(sizes_, format_, which);
     auto made = std::make_unique<Buffer<T>>(allocate<T>(size));

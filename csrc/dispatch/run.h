@@ -34,14 +34,15 @@ public:
     bool borrowed() const { return !packed_; }
     const Weights<const T>& weights() const { return weights_; }
     const T* packed() const { return packed_.get(); }
-    const T* transposed(Transposed which) const;
+    // `make`: if it is not there yet; otherwise null.
+    const T* transposed(Transposed which, bool make = true) const;
 
 private:
     const CellKernels<T>& kernels_;
     const Sizes sizes_;
     const Format* const format_;
-    const Weights<const T> weights_;  // null where they are packed
-    const Buffer<T> packed_;          // null where they are borrowed
+    const Weights<const T> weights_;                            // null where they are packed
+    const Buffer<T> packed_;                                    // null where they are borrowed
     mutable std::atomic<const Buffer<T>*> transposed_[2] = {};  // by Transposed
 };
 

@@ -23,7 +23,8 @@ struct Operand {
     }
 };
 
-// Tiles of so many rows fetch what comes next while they compute: of fewer, reading takes all of the time.
+// Tiles of so many rows fetch what comes next while they compute; in lower ones reading takes all of
+// the time.
 constexpr int kFetchingRows = 3;
 
 // acc[m][v] += sum over k of a[m*ld + k] * b[k][v]. A vector at `ahead` is fetched for each k.
@@ -66,12 +67,13 @@ struct Right {
     RNNFAST_INLINE bool is_large() const {
         return (end - begin) * k * ptrdiff_t(sizeof(T)) * kLanes<T> >= ptrdiff_t(512) << 10;
     }
-    // What tile `number` of a panel fetches of the panel after it, or of the first, which comes next in
-    // the next step: each tile a vector for each of `taken` k, as long as there are some.
+    // What tile `number` of a panel fetches of the panel after it, or of the first, which is next in the
+    // next step: each tile a vector for each of `taken` k, as long as there are some.
     RNNFAST_INLINE const T* ahead(ptrdiff_t column, ptrdiff_t width, ptrdiff_t number,
                                   ptrdiff_t taken) const {
         if (number >= width || !is_large()) return panel(column, width);
         const ptrdiff_t next = column + width < end ? column + width : begin;
+        if (next == column) return panel(column, width);
         return panel(next, width) + number * taken * kLanes<T>;
     }
 };
@@ -104,10 +106,11 @@ RNNFAST_INLINE void cut_rows(ptrdiff_t rows, const Body& body) {
     if (r < rows) run(rows - r);
 }
 
-// One tile: rows first..first+M-1 by the W vectors that start at vector `column`.
+// One tile: rows first..first+M-1 by the W vectors that start at vector `column`. `number`: among
+// those of the panel.
 template <int M, int W, class T, class Epilogue>
 void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>& b,
-          const Epilogue& epilogue) {
+          const Epilogue& epilogue, ptrdiff_t number = 0) {
     constexpr ptrdiff_t L = kLanes<T>;
     Vec<T> acc[M][W];
     epilogue.start(first, column, acc);
@@ -115,7 +118,7 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>
     if (b.base) {
         const T* panel = b.panel(column, W);
         const T* ahead = panel;
-        if constexpr (M >= kFetchingRows) ahead = b.ahead(column, W, (first + M - 1) / M, a.k());
+        if constexpr (M >= kFetchingRows) ahead = b.ahead(column, W, number, a.k());
         for (ptrdiff_t r = 0; r < a.runs; ++r, left += a.stride) {
             multiply<M, W>(a.run, left, a.ld, panel, ahead, acc);
             panel += a.run * W * L, ahead += a.run * L;
@@ -140,7 +143,8 @@ template <int kMost, int W, class T, class Epilogue>
 RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a,
                                  const Right<T>& b, const Epilogue& epilogue) {
     cut_rows<kMost>(rows, [&](ptrdiff_t first, auto m) {
-        tile<decltype(m)::value, W>(first, column, a, b, epilogue);
+        const ptrdiff_t number = (first + kMost - 1) / kMost;  // the last two may be lower
+        tile<decltype(m)::value, W>(first, column, a, b, epilogue, number);
     });
 }
 
@@ -168,31 +172,43 @@ void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilo
     });
 }
 
-// Into how many pieces the k of a product are cut, each for all panels before the next: so that a
-// panel's piece, the next one's, and the left operand's stay in L2.
+// The k of a product are cut into pieces of about so many, at the most: each for all panels before the
+// next, so that a panel's piece, the next one's, and the left operand's stay in L2.
+constexpr ptrdiff_t kPieceOfK = 1024;
+
 inline ptrdiff_t pieces_of_k(ptrdiff_t k, ptrdiff_t rows) {
-    constexpr ptrdiff_t kLeft = 131072, kLeast = 256, kMost = 1024;
-    ptrdiff_t piece = kMost;
-    if (rows * kMost > kLeft) piece = rows * kLeast < kLeft ? kLeft / rows : kLeast;
+    constexpr ptrdiff_t kLeft = 131072, kLeast = 256;
+    ptrdiff_t piece = kPieceOfK;
+    if (rows * piece > kLeft) piece = rows * kLeast < kLeft ? kLeft / rows : kLeast;
     return k < 2 * piece ? 1 : (k + piece - 1) / piece;
 }
 
-// The same, where `epilogue` is a store, from whose rows the sums of the next piece of k go on.
+// body(left operand, its runs, what becomes of the sums) for each piece. `store`: of the first one; the
+// others go on from there.
+template <class T, class Store, class Body>
+RNNFAST_INLINE void each_piece(ptrdiff_t pieces, const Operand<T>& a, const Store& store,
+                               const Body& body) {
+    for (ptrdiff_t p = 0; p < pieces; ++p) {
+        const Shard runs = share(a.runs, p, pieces);
+        if (p == 0)
+            body(a.part(runs), runs, store);
+        else
+            body(a.part(runs), runs, store.resumed());
+    }
+}
+
+// The same, where `epilogue` is a store.
 template <int kWidth, int kGroup, class T, class Epilogue>
 void deep_product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b,
                   const Epilogue& epilogue) {
     const bool one_panel = b.end - b.begin <= kWidth;  // which reads the left operand once
     const ptrdiff_t pieces = one_panel ? 1 : pieces_of_k(a.k(), rows);
     if (pieces == 1) return product<kWidth, kGroup>(rows, a, b, epilogue);
-    for (ptrdiff_t p = 0; p < pieces; ++p) {
-        const Shard runs = share(a.runs, p, pieces);
+    each_piece(pieces, a, epilogue, [&](const Operand<T>& left, const Shard& runs, auto store) {
         Right<T> right = b;
         right.first = runs.begin * a.run;
-        if (p == 0)
-            product<kWidth, kGroup>(rows, a.part(runs), right, epilogue);
-        else
-            product<kWidth, kGroup>(rows, a.part(runs), right, epilogue.resumed());
-    }
+        product<kWidth, kGroup>(rows, left, right, store);
+    });
 }
 
 // The same, of one row, with its tiles inlined: a step of few units takes no longer than a few calls.
@@ -308,6 +324,7 @@ struct StoreEdges {
             }
     }
     StoreEdges<T, true> resumed() const { return {c, ld, count}; }
+    StoreEdges from(ptrdiff_t element) const { return {c + element, ld, count - element}; }
     template <int M, int W>
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
 #pragma GCC unroll 8

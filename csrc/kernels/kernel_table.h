@@ -30,8 +30,8 @@ struct StreamKernels {
     void (*reset)(void* pass);      // of the rows that args.reset names
 };
 
-// The weights that backward's products read transposed: that with all rows of a chunk, or those in the
-// loop over the steps.
+// The weights that backward's products read transposed: W, with all rows of a chunk; or the others, in
+// each step.
 enum class Transposed { of_input, of_steps };
 
 // Sizes are in elements; scratch and packed weights are aligned to 64 bytes.
@@ -41,7 +41,7 @@ struct CellKernels {
     ptrdiff_t few;    // as many rows as a product reads the weights once for
     bool has_c;       // whether it carries a c beside h
     bool projects;    // whether it takes weight_hr
-    bool saves_y;     // whether what training saves is y: where there is y, ForwardArgs::saved may be null
+    bool saves_y;     // whether training saves but y: backward reads that where `saved` is null
     // `format`: as that of ForwardArgs.
     ptrdiff_t (*packed_size)(const Sizes&, const Format* format);
     ptrdiff_t (*transposed_size)(const Sizes&, const Format* format, Transposed);

@@ -45,9 +45,7 @@ constexpr CellKernels<T> cell_kernels() {
         Cell::kProjects,
         Cell::kSavesY,
         packed_size<Cell, T>,
-        [](const Sizes& s, const Format* format, Transposed which) {
-            return TransposedLayout<Cell, T>(Shape<Cell, T>(s), format, which).size;
-        },
+        transposed_size<Cell, T>,
         [](const Sizes& s) { return Shape<Cell, T>(s).saved_row(); },
         [](const Sizes& s) { return Shape<Cell, T>(s).gradient_row(); },
         // Backward's panels, which are those of h and at least as wide as forward's.

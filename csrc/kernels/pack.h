@@ -68,23 +68,18 @@ struct PackedLayout {
     }
 };
 
-// The same weights for the backward products, which sum over gates: W, or the others.
+// The same weights for the backward products, which sum over gates; all but W, which is apart.
 template <class Cell, class T>
 struct TransposedLayout {
     ptrdiff_t r, r_second, projection, size;
 
     // `format`: as that of ForwardArgs.
-    TransposedLayout(const Shape<Cell, T>& s, const Format* format, Transposed which) {
+    TransposedLayout(const Shape<Cell, T>& s, const Format* format) {
         ptrdiff_t end = 0;
         const auto matrix = [&](ptrdiff_t ks, ptrdiff_t columns) {
             const ptrdiff_t n = packed_matrix(format, ks, columns);
             return end += n, end - n;
         };
-        if (which == Transposed::of_input) {
-            matrix(s.pre_row(), vectors<T>(s.input) * kLanes<T>);
-            r = r_second = projection = size = end;
-            return;
-        }
         r = matrix(kFirstGates<Cell> * s.padded, s.h_row());
         r_second = matrix(s.padded, Cell::kTwoProducts ? s.h_row() : 0);
         projection = matrix(s.h_row(), s.projection ? s.padded : 0);
@@ -198,8 +193,7 @@ Vec<T> pack_gates(const Format* format, const Matrix<T>& from, T* out) {
 
 // Panels into panels of the transpose, with K padded to vectors. What was a column
 // [block][gate][lane], of so many blocks, becomes row [gate][block][lane]. `rows` and `columns`: those
-// of the transpose that are wanted, in vectors; of columns whole panels, the first of which goes to
-// `out`.
+// of the transpose that are wanted, in vectors; of columns whole panels, the first of them to `out`.
 template <class T>
 RNNFAST_OUTLINE void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t blocks,
                                       int gates, const Shard& rows, const Shard& columns, T* out) {
@@ -213,7 +207,7 @@ RNNFAST_OUTLINE void transpose_panels(const Panels<T>& from, const T* source, pt
             const ptrdiff_t first = c * L;
             Vec<T> square[L];
             load_columns<T>({source + from.index(first, v * L), step}, from.ks - first, L, square);
-            T* row = out + to.index(k, first) - skipped;
+            T* row = out + (to.index(k, first) - skipped);
 #pragma GCC unroll 16
             for (ptrdiff_t l = 0; l < L; ++l) store(row + l * to.step(first), square[l]);
         }
@@ -265,11 +259,18 @@ inline void transpose_pairs(const Panels<float>& from, const float* source, ptrd
 }
 
 template <class Cell, class T>
+ptrdiff_t transposed_size(const Sizes& sizes, const Format* format, Transposed which) {
+    const Shape<Cell, T> s(sizes);
+    if (which == Transposed::of_steps) return TransposedLayout<Cell, T>(s, format).size;
+    return packed_matrix(format, s.pre_row(), vectors<T>(s.input) * kLanes<T>);
+}
+
+template <class Cell, class T>
 void pack_transposed(const Sizes& sizes, const Format* format, const T* packed, Transposed which,
                      T* out) {
     const Shape<Cell, T> s(sizes);
     const PackedLayout<Cell, T> from(s, format);
-    const TransposedLayout<Cell, T> to(s, format, which);
+    const TransposedLayout<Cell, T> to(s, format);
     const auto transpose = [&](ptrdiff_t source, ptrdiff_t ks, ptrdiff_t taken, int group,
                                ptrdiff_t target) {
         Panels<T> panels{panel_width(group), taken, ks};

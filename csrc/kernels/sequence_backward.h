@@ -1,19 +1,18 @@
 // The backward pass of every cell over time. See csrc/README.md for the shape of the loops.
 //
 // A chunk of steps has two phases with a barrier after each: `steps`, sharded by rows, leaves the
-// chunk's gate gradients in one buffer; `products`, sharded by rows of the parameters, adds them to
-// the parameters' gradients. No sum is split, so that the bits don't depend on the shards.
+// chunk's gate gradients in one buffer; `products`, sharded by rows of the parameters, and of dx by
+// rows or columns, makes the other gradients of them. No sum is split, so that the bits don't depend on
+// the shards.
 #pragma once
 
-#include "kernels/backward_memory.h"
-#include "kernels/backward_step.h"
-#include "kernels/parameter_gradients.h"
+#include "kernels/backward_products.h"
 
 namespace rnnfast {
 namespace {
 
 template <class Cell, class T>
-class BackwardPass : BackwardMemory<Cell, T> {
+class BackwardPass : public BackwardProducts<Cell, T> {
     using V = Vec<T>;
     using Step = BackwardStep<T>;
     using Units = BackwardUnits;
@@ -22,26 +21,16 @@ class BackwardPass : BackwardMemory<Cell, T> {
     using Memory = BackwardMemory<Cell, T>;
     using Memory::args, Memory::grads, Memory::plan, Memory::shape;
     using Memory::da, Memory::h_prev, Memory::x, Memory::reset_h, Memory::dp, Memory::hidden;
-    using Memory::dx, Memory::dh, Memory::dc, Memory::c0, Memory::through, Memory::zeros;
-    using Memory::h_ld, Memory::unit_ld, Memory::x_ld, Memory::dx_regular;
-
-    const PackedLayout<Cell, T> packed;
-    const TransposedLayout<Cell, T> at;
-    const Matrices<Cell, T> weights;
+    using Memory::dh, Memory::dc, Memory::c0, Memory::through, Memory::zeros;
+    using Memory::h_ld, Memory::unit_ld;
+    using Products = BackwardProducts<Cell, T>;
+    using Products::at, Products::weights, Products::transposed_at, Products::times;
+    using Products::chunk_row, Products::dx_of;
 
 public:
     BackwardPass(const ForwardArgs<T>& a, const BackwardArgs<T>& g, const Plan& p, ptrdiff_t rows,
                  T* scratch)
-        : Memory(a, g, p, rows, scratch),
-          packed(shape, a.format),
-          at(shape, a.format, Transposed::of_steps),
-          weights(shape, a.weights) {}
-
-    // What a thread takes for a panel of W's transpose, where that is not kept.
-    static ptrdiff_t panel_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads) {
-        const bool fresh = grads.dx && args.packed && !grads.transposed_w;
-        return fresh ? Shape<Cell, T>(args.sizes).pre_row() * panel_width(1) * L : 0;
-    }
+        : Products(a, g, p, rows, scratch) {}
 
     using Memory::place;
 
@@ -91,25 +80,6 @@ public:
         }
     }
 
-    // Part `part` of `parts` of the parameters' gradients, and of the chunk's dx.
-    void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts, bool assign, T* room) {
-        const ptrdiff_t rows = chunk_row(chunk.end, chunk);
-        const ParameterGradients<Cell, T> sums{
-            shape,  da,          rows,     share(shape.blocks * Cell::kGates, part, parts),
-            assign, args.format, room};
-        const Weights<T>& w = grads.weights;
-        sums.input(x, w.weight_ih, w.bias_ih);
-        sums.recurrent(h_prev, reset_h, w.weight_hh, w.bias_hh);
-        if (Cell::kProjects && w.weight_hr)
-            sums.outer(share(vectors<T>(shape.projection), part, parts), shape.projection, dp,
-                       hidden, shape.hidden, w.weight_hr);
-        if (!grads.dx) return;
-        if (panel_room(args, grads) > 0)
-            input_gradient_by_panels(chunk, rows, part, parts, room);
-        else
-            input_gradient(chunk, share(rows, part, parts));
-    }
-
 private:
     Units units_of(const Slice& slice) const {
         const auto own = [&](ptrdiff_t columns) {  // whole panels of the transposed weights
@@ -119,10 +89,6 @@ private:
         };
         return {own(vectors<T>(shape.width)), own(shape.blocks),
                 share(vectors<T>(shape.input), slice.part, slice.parts)};
-    }
-
-    ptrdiff_t chunk_row(ptrdiff_t t, const Chunk& chunk) const {
-        return plan.start(t) - plan.start(chunk.begin);
     }
 
     bool is_reset(ptrdiff_t t, ptrdiff_t p) const {
@@ -182,7 +148,7 @@ private:
             encode(dp, step, units.h, 0);
             slice.meet();
             times(dp, step, 0, vectors<T>(shape.width), weights.projection,
-                  grads.transposed + at.projection, units.blocks,
+                  transposed_at(at.projection), units.blocks,
                   StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         }
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
@@ -240,7 +206,7 @@ private:
         encode(da, step, units.blocks, Cell::Z, Cell::kSlots);
         slice.meet();
         times(da, step, Cell::N * shape.blocks, shape.blocks, weights.r_second,
-              grads.transposed + at.r_second, units.blocks,
+              transposed_at(at.r_second), units.blocks,
               StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
@@ -263,9 +229,8 @@ private:
     // dh = R^T da of `gates` slots from `slot` on, added to the direct part where there is one.
     void recurrent_gradient(const Step& step, const Shard& columns, int slot, int gates) {
         if (!grads.dh0 && !plan.rows_before(step.t)) return;  // nobody reads it
-        times(da, step, slot * shape.blocks, gates * shape.blocks, weights.r,
-              grads.transposed + at.r, columns,
-              StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld * step.stride});
+        times(da, step, slot * shape.blocks, gates * shape.blocks, weights.r, transposed_at(at.r),
+              columns, StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld * step.stride});
     }
 
     // In a format, what a thread has written of a step's rows: its vectors of slots first..last-1.
@@ -281,28 +246,6 @@ private:
         }
     }
 
-    // A product of `count` vectors of a step's rows, from v on, with the transpose of `matrix`, whose
-    // panels lie at `transposed`, unless it is borrowed.
-    template <class Epilogue>
-    void times(const Columns<T>& of, const Step& step, ptrdiff_t v, ptrdiff_t count,
-               const Matrix<T>& matrix, const T* transposed, const Shard& columns,
-               const Epilogue& epilogue) {
-        if constexpr (kHasFormats<T>)
-            if (const Format* const format = args.format) {
-                LowRows a = of.low_operand(*format, step.row, v);
-                a.ld *= step.stride;
-                const LowLayout layout(*format, count * L, vectors<T>(matrix.ks) * L);
-                return low_product<panel_width(1), 1>(
-                    *format, step.rows, a,
-                    {transposed, layout, columns.begin, columns.end}, epilogue);
-            }
-        Operand<T> a = of.operand(step.row, v, count);
-        a.ld *= step.stride;
-        if (!args.packed) return product_rows(step.rows, a, matrix, columns, epilogue);
-        const Right<T> panels{transposed, a.k(), columns.begin, columns.end, matrix};
-        deep_product<panel_width(1), 1>(step.rows, a, panels, epilogue);
-    }
-
     // No gradient crosses a reset.
     void cut(const Step& step, const Units& units) {
         for (ptrdiff_t i = 0; args.reset && i < step.rows; ++i) {
@@ -311,68 +254,6 @@ private:
             zero_vectors(dh + p * h_ld, units.h);
             if (Cell::kHasC) zero_vectors(dc + p * unit_ld, units.blocks);
         }
-    }
-
-    // dx = W^T da for some of the chunk's rows.
-    void input_gradient(const Chunk& chunk, const Shard& rows) {
-        const ptrdiff_t ld = dx_ld();
-        const Step all{0, rows.begin, 0, rows.end - rows.begin, 1, nullptr};
-        times(da, all, 0, Cell::kGates * shape.blocks, weights.w, grads.transposed_w,
-              {0, vectors<T>(shape.input)},
-              StoreEdges<T>{dx_base(chunk) + rows.begin * ld, ld, shape.input});
-        give_dx(chunk, rows, {0, shape.input});
-    }
-
-    // The same for some of W's columns and all rows, with pieces of the transpose that are made in
-    // `room`, one after the other.
-    void input_gradient_by_panels(const Chunk& chunk, ptrdiff_t rows, ptrdiff_t part,
-                                  ptrdiff_t parts, T* room) {
-        constexpr int width = panel_width(1);
-        const ptrdiff_t all = vectors<T>(shape.input), ld = dx_ld();
-        const Shard panels = share((all + width - 1) / width, part, parts);
-        const Panels<T> from{panel_width(Cell::kGates), shape.pre_row(), shape.input};
-        const Operand<T> a = da.operand(0, 0, Cell::kGates * shape.blocks);
-        const ptrdiff_t pieces = pieces_of_k(a.k(), rows);
-        for (ptrdiff_t piece = 0; piece < pieces; ++piece) {
-            const Shard runs = share(a.runs, piece, pieces);
-            const Operand<T> left = a.part(runs);
-            for (ptrdiff_t p = panels.begin; p < panels.end; ++p) {
-                const Shard columns{p * width, smaller((p + 1) * width, all)};
-                const ptrdiff_t first = columns.begin * L;
-                transpose_panels(from, args.packed + packed.w, shape.blocks, Cell::kGates, runs,
-                                 columns, room);
-                const Right<T> right{room, left.k(), 0, columns.end - columns.begin, weights.w};
-                const StoreEdges<T> store{dx_base(chunk) + first, ld, shape.input - first};
-                if (piece == 0)
-                    product<width, 1>(rows, left, right, store);
-                else
-                    product<width, 1>(rows, left, right, store.resumed());
-            }
-        }
-        give_dx(chunk, {0, rows},
-                {panels.begin * width * L, smaller(panels.end * width * L, shape.input)});
-    }
-
-    // Where the chunk's dx goes first.
-    ptrdiff_t dx_ld() const {
-        return dx_regular ? regular_stride(plan, grads.dx_step, grads.dx_row) : x_ld;
-    }
-    T* dx_base(const Chunk& chunk) const { return dx_regular ? dx_of(chunk.begin, 0) : dx; }
-
-    // From there to the caller, if it is not there: some of the rows and their elements.
-    void give_dx(const Chunk& chunk, const Shard& rows, const Shard& elements) {
-        if (dx_regular || elements.begin >= elements.end) return;
-        for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t)
-            for (ptrdiff_t p = 0; p < plan.rows(t); ++p) {
-                const ptrdiff_t row = chunk_row(t, chunk) + p;
-                if (row >= rows.begin && row < rows.end)
-                    copy_or_zero(dx_of(t, p) + elements.begin, dx + row * x_ld + elements.begin,
-                                 elements.end - elements.begin);
-            }
-    }
-
-    T* dx_of(ptrdiff_t t, ptrdiff_t p) const {
-        return grads.dx + plan.offset(t, grads.dx_step, grads.dx_row) + plan.row(p) * grads.dx_row;
     }
 };
 

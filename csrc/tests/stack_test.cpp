@@ -127,7 +127,7 @@ Floats1D run(CellId cell, int directions, const int64_t* lengths, int wanted, in
             args.y = outputs.back().data() + d * kHidden;
             args.y_step = step_stride(ptrdiff_t(output)), args.y_row = ptrdiff_t(output);
             args.hn = a.hn.data(), args.cn = kernels.has_c ? a.cn.data() : nullptr;
-            args.saved = a.saved.data();
+            args.saved = kernels.saves_y ? nullptr : a.saved.data();
             forward.push_back({&packs.back(), args, &plans[d]});
         }
     }

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 # Registered by importing it; under torch.compile the operators are called by torch's name.
 _forward = operators.forward
 
+# Whether torch gives an LSTM of float16 to oneDNN where there are no gradients; found here, as what
+# compilers trace may not ask.
+_supports = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
+_ONEDNN_HAS_FLOAT16 = _supports is not None and bool(_supports())
+
 
 def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) -> Any:
     """The call of a layer; `format_name` : of the operands of products, if it is in float32."""
@@ -111,15 +116,10 @@ def _autocast_result(module: Layer | Cell, input: Any, state: torch.dtype) -> to
     # dtype for all.
     if name.startswith("rnn") or bool(getattr(module, "proj_size", 0)):
         return dtype
-    if padded_lstm and is_layer and (input.dtype != torch.float16 or _onednn_takes_float16()):
+    onednn = _ONEDNN_HAS_FLOAT16 and not torch.is_grad_enabled()
+    if padded_lstm and is_layer and (onednn or input.dtype != torch.float16):
         return dtype
     return torch.promote_types(dtype, state)
-
-
-def _onednn_takes_float16() -> bool:
-    """Whether torch gives its LSTM of float16 to oneDNN: without gradients, where the CPU has it."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
-    return not torch.is_grad_enabled() and supported is not None and bool(supported())
 
 
 def _to(result: Any, dtype: torch.dtype) -> Any:

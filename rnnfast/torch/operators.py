@@ -1,8 +1,8 @@
 """The operators `rnnfast::forward` and `rnnfast::backward`, for torch's compilers and transforms.
 
 They run a stack of layers over (T, B, I), with one list of all parameters in torch's order. The
-tape is what backward needs besides; of no size where `training` is false. Tensors that a cell does
-not have, or that are not wanted, have no elements.
+tape is what backward needs besides; of no size where `training` is false, or y is all. Tensors
+that a cell does not have, or that are not wanted, have no elements.
 
 format_name : of the operands of products, where tensors are in float32; its default keeps programs
     loadable that were exported before there was one.
