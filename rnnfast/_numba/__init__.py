@@ -97,7 +97,7 @@ def _forward(packed: Packed, args: Forward, training: bool) -> Saved | None:
     buffer = np.empty((rows.most(chunks), packed.columns), dtype)
     for begin, end in reversed(chunks) if args.reverse else chunks:
         span = slice(rows.offsets[begin], rows.offsets[end])
-        x = rows.gather(args.x, begin, end)
+        x = _flushed(rows.gather(args.x, begin, end))
         a = buffer[: len(x)]
         _input_product(packed, x, a)
         y = rows.gather(args.y, begin, end) if direct else np.empty((len(x), packed.output), dtype)
@@ -126,7 +126,8 @@ def _backward(packed: Packed, saved: Saved, args: Forward, grads: Backward) -> N
     buffer = np.zeros((rows.most(chunks), packed.columns), dtype)
     for begin, end in chunks if args.reverse else reversed(chunks):
         span = slice(rows.offsets[begin], rows.offsets[end])
-        x, h, own = rows.gather(args.x, begin, end), saved.h[span], saved.own[span]
+        x = _flushed(rows.gather(args.x, begin, end))
+        h, own = saved.h[span], saved.own[span]
         dy = np.empty((0, packed.output), dtype)
         if grads.dy is not None:
             dy = np.ascontiguousarray(rows.gather(grads.dy, begin, end))
@@ -146,6 +147,11 @@ def _backward(packed: Packed, saved: Saved, args: Forward, grads: Backward) -> N
     rows.state_out(dh, grads.dh0)
     if grads.dc0 is not None:
         rows.state_out(dc, grads.dc0)
+
+
+def _flushed(x: NDArray) -> NDArray:
+    """A copy with denormals as zeros: the threads of a BLAS would compute with them."""
+    return np.multiply(x, x.dtype.type(1))
 
 
 def _input_product(packed: Packed, x: NDArray, a: NDArray) -> None:
