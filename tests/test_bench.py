@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("bench", reason="the tests run without bench")
 
 import bench
-from bench import cli, machine, memory, peers, problem, records, roofline, runs, tasks, timing
+from bench import cli, machine, peers, problem, records, roofline, runs, tasks, timing
 from bench.peers.ours import Ours
 from bench.shapes import (
     CELLS,
@@ -180,29 +180,6 @@ def test_a_worker_that_fails_or_hangs_is_recorded(monkeypatch, capsys):
     monkeypatch.setattr(runs, "TASK_LIMIT", 0.001)
     with pytest.raises(runs.WorkerFailed, match=r"no answer in 0\.001 s"):
         work(kind="levels", dtypes=[])
-
-
-@pytest.mark.skipif(not memory.available(), reason="needs Linux's /proc")
-def test_peak_memory_is_that_of_the_steps():
-    shape = Shape("long", "test", T=400, B=32, I=8, H=64)
-    peaks = [
-        work(kind="memory", case=asdict(Case("lstm", replace(shape, T=T))), contender="ours")
-        for T in (400, 800)
-    ]
-    least = 400 * 32 * 64 * 4 * 4 / 2**20  # four gates, which cannot be had without
-    assert least < peaks[0] < 10 * least
-    assert 1.5 < peaks[1] / peaks[0] < 2.5
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_results_are_what_a_step_gives(cell):
-    shape = Shape("deep", "test", T=5, B=3, I=4, H=6, L=2, D=2)
-    options = {"num_layers": shape.L, "bidirectional": True}
-    layer = getattr(rnnfast, cell.upper())(shape.I, shape.H, **options)
-    tape = layer.record(np.zeros((shape.T, shape.B, shape.I), np.float32))
-    gradients = tape.backward()
-    arrays = tape.output, gradients.input, *gradients.parameters.values()
-    assert memory.results(Case(cell, shape)) * 2**20 == sum(array.nbytes for array in arrays)
 
 
 # ---- Bounds -------------------------------------------------------------------------------------
