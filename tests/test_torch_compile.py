@@ -306,3 +306,15 @@ def test_dynamo_is_imported_by_its_users_alone():
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("made", ["rt.LSTM(3, 4)", "rt.GRUCell(3, 4)"])
+def test_a_compiled_call_is_the_first_of_a_process(made):
+    found = python(
+        "import torch, rnnfast.torch as rt\n"
+        f"module, x = {made}, torch.ones(2, 3)\n"
+        "first = torch.compile(module, backend='aot_eager', fullgraph=True)(x)\n"
+        "print(torch.equal(first[0], module(x)[0]))",
+        RNNFAST_BACKEND="native",
+    )
+    assert found.stdout.split() == ["True"], found.stderr
