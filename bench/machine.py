@@ -13,7 +13,7 @@ from typing import Any
 import rnnfast
 from bench import ROOT
 from bench.peers import PEERS
-from rnnfast import _backend
+from rnnfast import _backend, _config
 
 CPUS = Path("/sys/devices/system/cpu")
 CPUINFO = Path("/proc/cpuinfo")
@@ -42,6 +42,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "backend": _backend.current().name,
         "isa": rnnfast.active_isa(),
+        "amx": _config.active_amx(),
     }
 
 

@@ -113,7 +113,7 @@ def _conditions(record: dict[str, Any]) -> str:
         f"{record['date'][:10]}, commit {record['commit'] or 'unknown'}, preset "
         f"{record['options']['preset']}; {machine['cpu']}, cores used: {machine['cores']}, "
         f"{caches}; {machine['system']}; backend {machine['backend']}, "
-        f"ISA {machine['isa']}; {packages}."
+        f"ISA {machine['isa']}{' with AMX' if machine.get('amx') else ''}; {packages}."
     )
 
 

@@ -128,7 +128,8 @@ def show_config() -> Configuration:
     Returns
     -------
     config : version, backend, native (whether the compiled module is there, or why not), isa,
-        isas (those compiled in), threads, cuda (whether it was found, or why not).
+        isas (those compiled in), amx (whether low precision multiplies in the CPU's tile registers;
+        None where the backend is not `native`), threads, cuda (whether it was found, or why not).
 
     Raises
     ------
@@ -143,11 +144,18 @@ def show_config() -> Configuration:
         native=native_state,
         isa=active_isa(),
         isas=isas,
+        amx=active_amx(),
         threads=get_num_threads(),
         cuda=_cuda.describe(version()),
     )
     print(config)
     return config
+
+
+def active_amx() -> bool | None:
+    """Whether low precision multiplies in AMX's registers; None if not on the backend `native`."""
+    native = _native() if active_isa() else None
+    return native.active_amx() if native else None
 
 
 def _native() -> ModuleType | None:

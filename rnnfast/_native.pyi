@@ -234,6 +234,9 @@ def supported_isas() -> list[str]:
 def active_isa() -> str:
     """The ISA in use; RuntimeError where RNNFAST_ISA names one that cannot be."""
 
+def active_amx() -> bool:
+    """Whether formats are multiplied in AMX's tile registers."""
+
 def vector_bytes() -> int:
     """The width of that ISA's vectors, as its kernels were compiled."""
 

@@ -171,6 +171,7 @@ class TestShowConfig:
             "native",
             "isa",
             "isas",
+            "amx",
             "threads",
             "cuda",
         ]
@@ -178,6 +179,7 @@ class TestShowConfig:
         assert config["backend"] == _backend.current().name
         assert config["threads"] == rnnfast.get_num_threads()
         assert config["isa"] == rnnfast.active_isa()
+        assert config["amx"] in ((True, False) if config["isa"] else (None,))
         assert (config["native"] == "compiled") == NATIVE
         assert bool(config["isas"]) == NATIVE
 

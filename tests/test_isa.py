@@ -149,6 +149,31 @@ def test_one_that_the_cpu_lacks_fails_with_a_sentence(isa):
     assert done.stderr.splitlines()[-1] == sentence
 
 
+AMX = {"amx_tile", "amx_bf16", "amx_int8", "avx512_bf16"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/cpuinfo")
+def test_amx_is_used_where_it_is():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    code = "import rnnfast; print(rnnfast.show_config()['amx'])"
+    for value, isa, may in (
+        (None, None, True),
+        ("", None, True),
+        ("1", None, True),
+        ("0", None, False),
+        ("1", _native.supported_isas()[-1], len(_native.supported_isas()) == 1),
+    ):
+        done = python(code, RNNFAST_AMX=value, RNNFAST_ISA=isa, RNNFAST_BACKEND="native")
+        used = may and flags >= AMX and _native.supported_isas()[0] == "avx512bf16"
+        assert done.stdout.splitlines()[-1] == str(used), done.stderr
+
+
+def test_another_value_for_amx_fails_with_a_sentence():
+    done = python("import rnnfast; rnnfast.active_isa()", RNNFAST_AMX="yes")
+    sentence = "RuntimeError: RNNFAST_AMX: expected 0 or 1, got 'yes'"
+    assert done.stderr.splitlines()[-1] == sentence
+
+
 def test_the_isa_does_not_matter_to_other_backends():
     code = "import rnnfast; print(rnnfast.active_isa())"
     assert python(code, RNNFAST_ISA="sse9", RNNFAST_BACKEND="numpy").stdout.strip() == "None"

@@ -50,10 +50,15 @@ def added(sums, rows, matrix, weights) -> np.ndarray:
         (a, unit_a), (b, unit_b) = quantised(rows), quantised(matrix)
         return sums + unit_b.T * (a @ b.T).astype(F) * unit_a
     a, b = bfloat16(rows), bfloat16(matrix)
-    for k in range(0, a.shape[1], 2):
-        for i in (k + 1, k):  # products of bfloat16 are exact
-            if i < a.shape[1]:
-                sums = sums + a[:, i, None] * b[:, i]
+    products = [a[:, k, None] * b[:, k] for k in range(a.shape[1])]  # which are exact
+    if _backend.current().name == "native" and rnnfast.show_config()["amx"]:
+        for first in range(0, len(products), 32):
+            even, odd = (sum(products[first + i : first + 32 : 2], F(0)) for i in (0, 1))
+            sums = sums + (even + odd)
+        return sums
+    for k in range(0, len(products), 2):
+        for product in reversed(products[k : k + 2]):
+            sums = sums + product
     return sums
 
 

@@ -189,6 +189,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     m.def("isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);
     m.def("active_isa", &active_isa);
+    m.def("active_amx", &active_amx);
     m.def("vector_bytes", [] { return active_kernels().vector_bytes; });
     m.def("get_num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);

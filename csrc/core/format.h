@@ -13,6 +13,8 @@ namespace rnnfast {
 // Sums of as many products of 8 bits fit in 32.
 constexpr ptrdiff_t kMostOfInt8 = 131072;
 
+constexpr ptrdiff_t kMostLowRows = 32;
+
 // A row of floats: `runs` runs of `run` elements, `stride` apart; several are whole vectors each.
 struct LowSource {
     const float* base;
@@ -26,6 +28,10 @@ struct LowRows {
     unsigned char* base;
     ptrdiff_t ld;
     float* units;
+
+    RNNFAST_INLINE LowRows from(ptrdiff_t row) const {
+        return {base + row * ld, ld, units ? units + row : nullptr};
+    }
 };
 
 // A panel of the right operand, of `width` vectors.
@@ -49,6 +55,7 @@ struct Format {
     ptrdiff_t of_word;  // elements that a word has
     bool has_units;     // whether rows and columns have units of their own
     float speed;        // products a time, beside float32's of the same ISA
+    ptrdiff_t rows;     // that a product takes at a time, at most kMostLowRows
     // A vector of columns, the first `lanes` of them from rows of n in torch's layout, the others
     // zeros, into vectors of words that lie `step` elements apart. Returns whether all of them times
     // zero is zero.
@@ -61,6 +68,8 @@ struct Format {
     // Multiplies what is in registers, `rounds` times over; returns how many operations that were.
     // `sums` keeps the compiler from leaving it out.
     ptrdiff_t (*probe)(ptrdiff_t rounds, uint32_t* sums);
+    // To be called when a thread has done its work; null: there is nothing to do.
+    void (*leave)() = nullptr;
     // Whether there is a backward pass; null where not:
     bool trains = false;
     // `rows` rows of a vector, one after the other, into rows of words, each of `of_word` of them.

@@ -157,6 +157,7 @@ void clear_gradients(const BackwardJob<T>& job) {
 template <class T>
 void run_alone(const std::vector<Job<T>>& jobs, int directions) {
     note_schedule(Forced::none);
+    const FormatScope format(jobs[0].args.format);
     for (size_t end = jobs.size(); end > 0; end -= size_t(directions)) {
         const size_t first = end - size_t(directions);
         for (size_t i = first; i < end; ++i) {
@@ -193,6 +194,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
     team.run([&](int rank) {
         if (rank >= threads) return;
         const FloatEnv env;
+        const FormatScope format(jobs[0].args.format);
         Meeting::Place all(everyone);
         const int first_size = groups ? group_size(threads, 0) : threads;
         const size_t mine = rank < first_size ? 0 : 1;  // of the groups
@@ -228,6 +230,7 @@ void run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     team.run([&](int rank) {
         if (rank >= wanted) return;
         const FloatEnv env;
+        const FormatScope format(jobs[0].args.format);
         for (size_t from_top = size_t(rank); from_top < jobs.size(); from_top += threads) {
             const size_t l = jobs.size() - 1 - from_top;
             const Job<T>& job = jobs[l];

@@ -1,7 +1,9 @@
-// The floating-point environment of a thread while it runs kernels.
+// The state of a thread's registers while it runs kernels.
 #pragma once
 
 #include <cstdint>
+
+#include "core/format.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>
@@ -39,6 +41,19 @@ public:
 #endif
     FloatEnv(const FloatEnv&) = delete;
     FloatEnv& operator=(const FloatEnv&) = delete;
+};
+
+// For as long as a thread multiplies in a format, or in none (null).
+class FormatScope {
+    const Format* const format_;
+
+public:
+    explicit FormatScope(const Format* format) : format_(format) {}
+    ~FormatScope() {
+        if (format_ && format_->leave) format_->leave();
+    }
+    FormatScope(const FormatScope&) = delete;
+    FormatScope& operator=(const FormatScope&) = delete;
 };
 
 }  // namespace rnnfast

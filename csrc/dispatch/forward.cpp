@@ -89,6 +89,7 @@ private:
 template <class T>
 void run_alone(const ForwardJob<T>* jobs, size_t count) {
     note_schedule(Forced::none);
+    const FormatScope format(jobs->weights->format());
     for (size_t i = 0; i < count; ++i) {
         const Job<T> job(jobs[i]);
         const ScratchBlock block(job.scratch({}) * sizeof(T));
@@ -114,6 +115,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
     team.run([&](int rank) {
         if (rank >= threads) return;
         const FloatEnv env;
+        const FormatScope format(jobs[0].args.format);
         Meeting::Place all(meeting);
         const int first = directions ? group_size(threads, 0) : threads;
         if (rank < first)
@@ -141,6 +143,7 @@ void run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     team.run([&](int rank) {
         if (rank >= wanted) return;
         const FloatEnv env;
+        const FormatScope format(jobs[0].args.format);
         for (size_t l = size_t(rank); l < jobs.size(); l += threads) {
             const Job<T>& job = jobs[l];
             State state{l ? &done[l - 1] : nullptr, &done[l], 0};

@@ -9,6 +9,7 @@ struct CompiledIsa {
     const char* name;
     const KernelTable* kernels;  // null: not compiled in, nor the next
     const LowPrecisionTable* low_precision;
+    const LowPrecisionTable* with_tiles;  // for a CPU with tile registers; null: not compiled in
 };
 
 }  // namespace rnnfast

@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace rnnfast {
@@ -16,7 +20,7 @@ namespace {
 
 // CPUID by hand: __builtin_cpu_supports needs a runtime library that clang-cl does not link.
 struct X86 {
-    bool avx2 = false, avx512 = false, avx512bf16 = false;
+    bool avx2 = false, avx512 = false, avx512bf16 = false, tiles = false;
 
     X86() {
         unsigned a, b, c, d;
@@ -30,19 +34,37 @@ struct X86 {
         const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
         avx512 = avx2 && f && dq && bw && vl && (low & 0xe6) == 0xe6;
         const bool vnni = c >> 11 & 1;
+        // 60000: those of the tile registers. Bits of EDX: the registers, bfloat16, int8.
+        tiles = (d >> 24 & 1) && (d >> 22 & 1) && (d >> 25 & 1) && (low & 0x60000) == 0x60000;
         avx512bf16 = avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
     }
 };
 
+const X86& cpu() {
+    static const X86 found;
+    return found;
+}
+
 bool cpu_has(const std::string& isa) {
-    static const X86 cpu;
+    const X86& cpu = rnnfast::cpu();
     return isa == "generic" || (isa == "avx2" && cpu.avx2) || (isa == "avx512" && cpu.avx512) ||
            (isa == "avx512bf16" && cpu.avx512bf16);
+}
+
+// Whether the process may use tile registers, for which Linux wants to be asked.
+bool may_use_tiles() {
+#if defined(__linux__)
+    constexpr long kRequest = 0x1023, kTileData = 18;  // of arch_prctl
+    return cpu().tiles && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+    return false;
+#endif
 }
 
 #else
 
 bool cpu_has(const std::string&) { return true; }  // NEON belongs to every AArch64
+bool may_use_tiles() { return false; }
 
 #endif
 
@@ -66,6 +88,7 @@ struct Active {
     std::string name;
     const KernelTable* kernels = nullptr;
     const LowPrecisionTable* low_precision = nullptr;
+    bool has_tiles = false;
 
     Active() {
         const char* forced = std::getenv("RNNFAST_ISA");
@@ -76,6 +99,7 @@ struct Active {
                 name = isa.name;
                 kernels = isa.kernels;
                 low_precision = isa.low_precision;
+                take_tiles(isa);
                 return;
             }
         }
@@ -85,6 +109,17 @@ struct Active {
             "RNNFAST_ISA=" + want + ": " +
             (known ? "this CPU does not support it (it has: " + join(supported_isas()) + ")"
                    : "not compiled in (compiled in: " + join(compiled_isas()) + ")"));
+    }
+
+    void take_tiles(const CompiledIsa& isa) {
+        const char* wanted = std::getenv("RNNFAST_AMX");
+        if (wanted && *wanted && std::string(wanted) != "0" && std::string(wanted) != "1")
+            throw std::runtime_error("RNNFAST_AMX: expected 0 or 1, got '" + std::string(wanted) +
+                                     "'");
+        if (!isa.with_tiles || isa.with_tiles == isa.low_precision) return;
+        if ((wanted && *wanted == '0') || !may_use_tiles()) return;
+        has_tiles = true;
+        low_precision = isa.with_tiles;
     }
 };
 
@@ -109,6 +144,8 @@ std::vector<std::string> supported_isas() {
 }
 
 const std::string& active_isa() { return active().name; }
+
+bool active_amx() { return active().has_tiles; }
 
 const KernelTable& active_kernels() { return *active().kernels; }
 

@@ -15,6 +15,9 @@ std::vector<std::string> supported_isas();
 // The best one, or the one that the environment variable RNNFAST_ISA names. Throws
 // std::runtime_error with a sentence where that cannot be; asks the environment once.
 const std::string& active_isa();
+// Whether its formats are multiplied in AMX's tile registers: where the CPU has them, Linux gives
+// them, and RNNFAST_AMX is not 0.
+bool active_amx();
 const KernelTable& active_kernels();
 const Format& active_format(FormatId format);
 

@@ -73,6 +73,7 @@ public:
 
     void run(ptrdiff_t steps, const void* x, void* y) noexcept override {
         const FloatEnv env;
+        const FormatScope format(weights_->format);
         ForwardArgs<T>& bottom = layers_.front().args;
         ForwardArgs<T>& top = layers_.back().args;
         bottom.x = static_cast<const T*>(x);

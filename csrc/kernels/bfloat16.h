@@ -21,6 +21,8 @@ struct Bfloat16 {
     static constexpr float kSpeed = 0.7f;
 #endif
 
+    static constexpr float kTileSpeed = 4;
+
     static float unit(const float*, ptrdiff_t) { return 1; }
     RNNFAST_INLINE static Words right(Words words) { return words; }
     RNNFAST_INLINE static Words start(Words) { return Words{}; }

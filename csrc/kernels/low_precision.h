@@ -65,9 +65,6 @@ struct LowStart {
     ptrdiff_t ld = 0;
 };
 
-// The rows of a product that go through L1 at a time: as many as four of the highest tiles have.
-constexpr ptrdiff_t kLowRows = 4 * tile_rows(4);
-
 // Where an epilogue's sums start from, if they lie in memory as a product wants them.
 template <class Epilogue>
 RNNFAST_INLINE auto starts_at(const Epilogue& epilogue, ptrdiff_t first, ptrdiff_t column, int)
@@ -97,13 +94,14 @@ RNNFAST_INLINE void finish_rows(const Epilogue& epilogue, ptrdiff_t first, ptrdi
     }
 }
 
+// Some rows of a product with one panel, whose sums go through L1.
 template <int W, class Epilogue>
-RNNFAST_OUTLINE void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t column,
+RNNFAST_OUTLINE void low_column(const Format& format, const Shard& rows, ptrdiff_t column,
                                 const LowRows& a, const LowPanel& b, const Epilogue& epilogue) {
     constexpr ptrdiff_t L = kLanes<float>;
-    alignas(kVectorBytes) float sums[kLowRows * W * L];
-    for (ptrdiff_t first = 0; first < rows; first += kLowRows) {
-        const ptrdiff_t n = smaller(kLowRows, rows - first);
+    alignas(kVectorBytes) float sums[kMostLowRows * W * L];
+    for (ptrdiff_t first = rows.begin; first < rows.end; first += format.rows) {
+        const ptrdiff_t n = smaller(format.rows, rows.end - first);
         LowStart from = starts_at(epilogue, first, column, 0);
         if (!from.base) {
             for (ptrdiff_t r = 0; r < n; ++r) {
@@ -114,27 +112,27 @@ RNNFAST_OUTLINE void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t 
             }
             from = {sums, W * L};
         }
-        float* const units = a.units ? a.units + first : nullptr;
-        format.multiply(n, {a.base + first * a.ld, a.ld, units}, b,
-                        {from.base, from.ld, sums, W * L});
+        format.multiply(n, a.from(first), b, {from.base, from.ld, sums, W * L});
         finish_rows<W>(epilogue, first, n, column, sums, 0);
     }
 }
 
 // Of plain products the sums stay where they are.
 template <int W>
-void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t column, const LowRows& a,
+void low_column(const Format& format, const Shard& rows, ptrdiff_t column, const LowRows& a,
                 const LowPanel& b, const StoreBiased<float>& epilogue) {
     constexpr ptrdiff_t L = kLanes<float>;
-    format.multiply(rows, a, b,
-                    {epilogue.bias + column * L, 0, epilogue.c + column * L, epilogue.ld});
+    float* const to = epilogue.c + rows.begin * epilogue.ld + column * L;
+    format.multiply(rows.count(), a.from(rows.begin), b,
+                    {epilogue.bias + column * L, 0, to, epilogue.ld});
 }
 template <int W, bool kAdd>
-void low_column(const Format& format, ptrdiff_t rows, ptrdiff_t column, const LowRows& a,
+void low_column(const Format& format, const Shard& rows, ptrdiff_t column, const LowRows& a,
                 const LowPanel& b, const StoreRows<float, kAdd>& epilogue) {
     alignas(kVectorBytes) static constexpr float kZeros[W * kLanes<float>] = {};
-    float* const to = epilogue.at(0, column);
-    format.multiply(rows, a, b, {kAdd ? to : kZeros, kAdd ? epilogue.ld : 0, to, epilogue.ld});
+    float* const to = epilogue.at(rows.begin, column);
+    format.multiply(rows.count(), a.from(rows.begin), b,
+                    {kAdd ? to : kZeros, kAdd ? epilogue.ld : 0, to, epilogue.ld});
 }
 
 // The rows of a left operand in a format.
@@ -147,14 +145,20 @@ inline LowRows encode_rows(const Format& format, ptrdiff_t rows, const Operand<f
     return to;
 }
 
-// As `product`.
+// As `product`. The last rows, too few for as many as a format takes at a time, come after all others:
+// some formats prepare for a number of rows.
 template <int kWidth, int kGroup, class Epilogue>
 void low_product(const Format& format, ptrdiff_t rows, const LowRows& a, const LowRight& b,
                  const Epilogue& epilogue) {
-    cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
-        constexpr int W = decltype(w)::value;
-        low_column<W>(format, rows, column, a, b.panel(format, column, W), epilogue);
-    });
+    const ptrdiff_t whole = format.leave ? rows / format.rows * format.rows : rows;
+    const Shard parts[] = {{0, whole}, {whole, rows}};
+    for (const Shard& some : parts) {
+        if (some.begin == some.end) continue;
+        cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
+            constexpr int W = decltype(w)::value;
+            low_column<W>(format, some, column, a, b.panel(format, column, W), epilogue);
+        });
+    }
 }
 
 }  // namespace

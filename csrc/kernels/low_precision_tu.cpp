@@ -2,6 +2,9 @@
 #include "kernels/bfloat16.h"
 #include "kernels/int8.h"
 #include "kernels/kernel_table.h"
+#if defined(__AMX_TILE__)
+#include "kernels/tiles_outer.h"
+#endif
 
 #define RNNFAST_JOIN2(a, b) a##b
 #define RNNFAST_JOIN(a, b) RNNFAST_JOIN2(a, b)
@@ -9,9 +12,22 @@
 
 namespace rnnfast {
 
+namespace {
+
+template <class F>
+constexpr Format best_format_of() {
+    Format format = format_of<F>();
+#if defined(__AMX_TILE__)
+    use_tiles<F>(format);
+#endif
+    return format;
+}
+
+}  // namespace
+
 extern const LowPrecisionTable RNNFAST_TABLE;
 constexpr LowPrecisionTable RNNFAST_TABLE = {{
-#define FORMAT(name, type) format_of<type>(),
+#define FORMAT(name, type) best_format_of<type>(),
 #include "core/formats.inc"
 #undef FORMAT
 }};

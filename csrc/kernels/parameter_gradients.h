@@ -11,9 +11,14 @@ namespace {
 // A right operand of so many bytes stays in L1 beside what else a tile reads.
 constexpr ptrdiff_t kStaysInL1 = 16384;
 
-// Vectors that are joined at a time, of so many: all of few rows, whose products are in the order of C.
+// Vectors that are joined at a time, at most: all of few rows, whose products are in the order of C.
+inline ptrdiff_t most_joined(ptrdiff_t rows, ptrdiff_t all) {
+    return rows <= 8 ? all : smaller<ptrdiff_t>(16, all);
+}
+// And of so many: about as many each time.
 inline ptrdiff_t joined_vectors(ptrdiff_t rows, ptrdiff_t all) {
-    return rows <= 8 ? all : smaller<ptrdiff_t>(15, all);
+    const ptrdiff_t most = most_joined(rows, all), times = (all + most - 1) / most;
+    return (all + times - 1) / times;
 }
 // The stride of vectors whose rows are joined: words have two rows at least.
 inline ptrdiff_t join_stride(ptrdiff_t rows) { return ((rows + 1) / 2 | 1) * kLanes<float>; }
@@ -25,7 +30,7 @@ ptrdiff_t join_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads, pt
     if (!args.format || !(w.weight_ih || w.weight_hh || w.weight_hr)) return 0;
     const Sizes& s = args.sizes;
     const ptrdiff_t widest = s.input > s.hidden ? s.input : s.hidden;
-    return (1 + joined_vectors(rows, vectors<T>(widest))) * join_stride(rows);
+    return (1 + most_joined(rows, vectors<T>(widest))) * join_stride(rows);
 }
 
 // Adds one thread's part: some of the (gate, block) pairs, each V rows of dW, dR and db.

@@ -31,8 +31,19 @@ float bfloat16(float x) {
     return std::ldexp(std::nearbyint(std::ldexp(fraction, 8)), exponent - 8);
 }
 
-// The sums of one unit and row in a format.
+// The sums of one unit and row in a format: in the order of tile registers, or of vectors.
+float added_in_tiles(float sum, const float* a, const float* b, ptrdiff_t n) {
+    for (ptrdiff_t first = 0; first < n; first += 32) {
+        float parts[2] = {};  // of even and odd k
+        for (ptrdiff_t k = first; k < n && k < first + 32; ++k)
+            parts[k % 2] = std::fma(bfloat16(a[k]), bfloat16(b[k]), parts[k % 2]);
+        sum += parts[0] + parts[1];
+    }
+    return sum;
+}
+
 float added_bfloat16(float sum, const float* a, const float* b, ptrdiff_t n) {
+    if (active_amx()) return added_in_tiles(sum, a, b, n);
     for (ptrdiff_t k = 0; k < n; k += 2)
         for (ptrdiff_t i = k + 1; i >= k; --i)
             if (i < n) sum = std::fma(bfloat16(a[i]), bfloat16(b[i]), sum);
@@ -179,9 +190,9 @@ int main() {
         std::printf("%s\n", rnnfast_error());
         return 77;  // ctest's sign for a test that was skipped
     }
-    std::printf("ISA %s\n", rnnfast_isa());
+    std::printf("ISA %s%s\n", rnnfast_isa(), active_amx() ? ", AMX" : "");
     for (const ptrdiff_t H : {1, 3, 15, 16, 17, 35, 64, 81})
-        for (const ptrdiff_t B : {1, 2, 3, 7, 13})
+        for (const ptrdiff_t B : {1, 2, 3, 7, 16, 45})
             for (const ptrdiff_t I : {0, 1, 5, 16, 300}) {
                 check_bits("bfloat16", added_bfloat16, I, H, B);
                 check_bits("int8", added_int8, I, H, B);
