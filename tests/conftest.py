@@ -10,10 +10,11 @@ from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
+from c_programs import find_source, find_tool, project_version, run
 from oracle import KINDS, use_or_skip
 
 import rnnfast
-from rnnfast import _backend, _config
+from rnnfast import _backend, _config, _cuda
 from rnnfast._cells import DTYPES
 from rnnfast._low_precision import FORMATS
 
@@ -110,6 +111,17 @@ def keep_threads():
     yield
     rnnfast.set_num_threads(before)
     _config._threads = wanted
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory) -> _cuda.Library:
+    """The library of the CUDA kernels on an emulated device, whose memory is the host's."""
+    csrc = find_source("csrc")
+    file = tmp_path_factory.mktemp("cuda") / _cuda.FILE
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-DRNNFAST_SCALAR", f"-I{csrc}"]
+    version = f'-DRNNFAST_VERSION="{project_version()}"'
+    run(find_tool("c++", "g++"), *flags, version, csrc / "tests/cuda_emulated.cpp", "-o", file)
+    return _cuda.Library(file)
 
 
 @pytest.fixture

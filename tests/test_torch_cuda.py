@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from c_programs import find_source, find_tool, project_version, run
 
 torch = pytest.importorskip("torch")
 
@@ -26,20 +25,10 @@ CELLS = ["rnn_tanh", "rnn_relu", "gru", "lstm"]
 BATCH, STEPS = 3, 4
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    csrc = find_source("csrc")
-    file = tmp_path_factory.mktemp("cuda") / _cuda.FILE
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-DRNNFAST_SCALAR", f"-I{csrc}"]
-    version = f'-DRNNFAST_VERSION="{project_version()}"'
-    run(find_tool("c++", "g++"), *flags, version, csrc / "tests/cuda_emulated.cpp", "-o", file)
-    return _cuda.Library(file)
-
-
 @pytest.fixture(autouse=True)
-def emulated(library, monkeypatch):
+def emulated(emulated_library, monkeypatch):
     """Tensors of the host are the device's."""
-    monkeypatch.setattr(cuda, "library", lambda: library)
+    monkeypatch.setattr(cuda, "library", lambda: emulated_library)
     monkeypatch.setattr(cuda, "_is_on_device", lambda x: True)
     monkeypatch.setattr(cuda, "_on_stream", lambda x: (contextlib.nullcontext(), 0))
 
@@ -195,10 +184,10 @@ def test_infinities_stay():
     torch.testing.assert_close(flat(on_device(ours, x)), flat(theirs(x)), equal_nan=True)
 
 
-def test_a_pass_without_gradients_saves_nothing(library, monkeypatch):
+def test_a_pass_without_gradients_saves_nothing(emulated_library, monkeypatch):
     ours, _ = twins("lstm")
     seen = []
-    monkeypatch.setattr(library, "forward", lambda own, arrays: seen.append(arrays.saved))
+    monkeypatch.setattr(emulated_library, "forward", lambda own, arrays: seen.append(arrays.saved))
     with torch.no_grad():
         on_device(ours, normal(STEPS, BATCH, ours.input_size))
     on_device(ours, normal(STEPS, BATCH, ours.input_size))
@@ -222,14 +211,6 @@ def test_the_rest_is_torchs(given):
     assert cuda.layer(ours, normal(*shape, dtype=given.get("dtype", torch.float32)), None) is None
 
 
-def test_double_backward_is_an_error():
-    ours, _ = twins("gru")
-    x = normal(STEPS, BATCH, ours.input_size).requires_grad_()
-    loss = on_device(ours, x)[0].sum()
-    with pytest.raises(NotImplementedError, match="CUDA kernels have no double backward"):
-        torch.autograd.grad(loss, x, create_graph=True)
-
-
 def test_the_report_says_what_runs():
     ours, _ = twins("gru")
     projected, _ = twins("lstm_projected")
@@ -240,7 +221,8 @@ def test_the_report_says_what_runs():
     assert [_by_torch(module) for module in elsewhere] == ["", *["runs by torch: on meta"] * 2]
 
 
-def test_errors_of_the_library(library):
+def test_errors_of_the_library(emulated_library):
+    library = emulated_library
     wrong = [
         (
             {"cell": b"gru_reset_before"},

@@ -17,7 +17,10 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from rnnfast import _config, _cuda
+from rnnfast._cells import Sizes
+from rnnfast.torch import differentiable
 from rnnfast.torch.exchange import TENSORS, States, is_special
+from rnnfast.torch.kinds import Kind
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Layer
@@ -240,21 +243,19 @@ class _Pass(torch.autograd.Function):
     def forward(ctx: Any, form: _Form, *given: Tensor | None) -> tuple[Tensor, ...]:
         results, saved = _forward(form, *given, saves=any(ctx.needs_input_grad))
         ctx.form = form
-        x, h0, c0, w_ih, w_hh, *_ = given
-        ctx.save_for_backward(x, h0, c0, w_ih, w_hh, results[0], saved)
+        ctx.save_for_backward(*given, results[0], saved)
         ctx.set_materialize_grads(False)
         return results
 
     @staticmethod
     @_without_autocast
     def backward(ctx: Any, dy: Tensor | None, *d_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or any(map(is_special, (dy, *d_last))):
-            raise NotImplementedError(
-                "rnnfast's CUDA kernels have no double backward, and no batches of gradients: "
-                "torch.nn's modules do, under torch.backends.cudnn.flags(enabled=False)"
-            )
         form: _Form = ctx.form
-        x, h0, c0, w_ih, w_hh, y, saved = ctx.saved_tensors
+        *given, y, saved = ctx.saved_tensors
+        # With create_graph; or for gradients in batches, or negated ones, which no kernel reads.
+        if torch.is_grad_enabled() or any(map(is_special, (dy, *d_last))):
+            return None, *_by_torch(form, (dy, *d_last), given, ctx.needs_input_grad[1:])
+        x, h0, c0, w_ih, w_hh, *_ = given
         w_hh, h0, c0 = w_hh.contiguous(), _contiguous(h0), _contiguous(c0)
         _, wants_x, wants_h0, wants_c0, wants_w, wants_r, wants_b_w, wants_b_r = (
             ctx.needs_input_grad
@@ -268,8 +269,8 @@ class _Pass(torch.autograd.Function):
         dc0 = y.new_empty(batch, hidden) if wants_c0 else None
         own = _pass_of(form, w_hh, steps, batch)
         own.h0, own.c0 = _pointer(h0), _pointer(c0)
-        given = saved, y, dy, dhn, dcn, da, da_hidden, dh0, dc0
-        _run(own, _cuda.Gradients(*map(_pointer, given)), y)
+        arrays = saved, y, dy, dhn, dcn, da, da_hidden, dh0, dc0
+        _run(own, _cuda.Gradients(*map(_pointer, arrays)), y)
         # At R h + b_r: those at W x + b_w, but for a gate where the two are apart.
         at_hidden = da if da_hidden is None else torch.cat((da[:, :-hidden], da_hidden), 1)
         return (
@@ -282,6 +283,22 @@ class _Pass(torch.autograd.Function):
             da.sum(0) if wants_b_w else None,
             at_hidden.sum(0) if wants_b_r else None,
         )
+
+
+def _by_torch(
+    form: _Form,
+    d_outputs: Sequence[Tensor | None],
+    given: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients at what was given, by operations of torch that have gradients in turn."""
+    x, _, _, w_ih, w_hh, b_ih, _ = given
+    assert x is not None and w_ih is not None and w_hh is not None
+    sizes = Sizes(w_ih.shape[1], w_hh.shape[1], 0)
+    kind = Kind(form.cell, sizes, bias=b_ih is not None)
+    return differentiable.gradients_of_one(
+        kind, form.reverse, form.lengths, d_outputs, given, wanted
+    )
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

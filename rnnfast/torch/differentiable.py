@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,14 +46,33 @@ def forward(
         for direction in range(kind.directions):
             k = layer * kind.directions + direction
             own = weights[k * per_job : (k + 1) * per_job]
-            last, steps = [s[k] for s in states], []
-            for t in range(x.shape[0])[:: -1 if direction else 1]:
-                last = _step(kind, x[t], last, own)
-                steps.append(last[0])
-            outputs.append(torch.stack(steps[:: -1 if direction else 1]))
+            y, last = _steps(kind, x, [s[k] for s in states], own, bool(direction))
+            outputs.append(y)
             ends.append(last)
         x = torch.cat(outputs, -1)
     return x.to(dtype), *(torch.stack(parts).to(dtype) for parts in zip(*ends, strict=True))
+
+
+def _steps(
+    kind: Kind,
+    x: Tensor,
+    states: States,
+    weights: Sequence[Tensor],
+    reverse: bool,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, States]:
+    """Output (T, B, W) and last states of a layer in one direction, over rows of `lengths` (B)."""
+    order, outputs = slice(None, None, -1 if reverse else 1), []
+    for t in range(x.shape[0])[order]:
+        after = _step(kind, x[t], states, weights)
+        y = after[0]
+        if lengths is not None:
+            runs = (lengths > t).unsqueeze(1)
+            after = [torch.where(runs, new, old) for new, old in zip(after, states, strict=True)]
+            y = torch.where(runs, y, 0)
+        states = after
+        outputs.append(y)
+    return torch.stack(outputs[order]), states
 
 
 def _widened(*tensors: Tensor | None) -> list[Any]:
@@ -116,11 +135,8 @@ def gradients(
 
     They are differentiable in everything given, also in dy and dstates.
     """
-    given = (x, h0, c0, *weights)
-    with torch.enable_grad():
-        # Views, or the gradient at x would hold what reaches x through an h0 made from it.
-        own: list[Any] = [None if t is None else t.view_as(t) for t in given]
-        x, h0, c0, *weights = own
+
+    def run(x: Tensor, h0: Any, c0: Any, *weights: Any) -> tuple[Tensor, ...]:
         axis = 0 if kind.one_step else 1  # of B, where there is one
         unbatched = batch_sizes is None and x.dim() == axis + 1
         if unbatched:
@@ -132,11 +148,51 @@ def gradients(
         else:
             outputs = _packed(kind, batch_sizes, x, h0, c0, weights)
         if unbatched:
-            outputs = tuple(out.squeeze(axis) for out in outputs)
-        elif batch_first:
-            outputs = (outputs[0].transpose(0, 1), *outputs[1:])
-        at = dstates if kind.one_step else (dy, *dstates)
-        reached = [(out, d) for out, d in zip(outputs, at, strict=True) if d is not None]
+            return tuple(out.squeeze(axis) for out in outputs)
+        return (outputs[0].transpose(0, 1), *outputs[1:]) if batch_first else outputs
+
+    at = dstates if kind.one_step else (dy, *dstates)
+    return _gradients(run, (x, h0, c0, *weights), at, wanted)
+
+
+def gradients_of_one(
+    kind: Kind,
+    reverse: bool,
+    lengths: Tensor | None,
+    d_outputs: Sequence[Tensor | None],
+    given: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The same of one layer in one direction, over rows of such `lengths` (B), padded.
+
+    d_outputs : at y (T, B, H) and the last states (B, H).
+    given : x (T, B, I), h0 and c0 (B, H) or None, then the weights as in `Weights`.
+    """
+
+    def run(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        dtype = x.dtype
+        x, h0, c0, *weights = _widened(x, *others)
+        states = [
+            x.new_zeros(x.shape[1], kind.sizes.output) if s is None else s
+            for s in (h0, c0)[: 1 + kind.has_c]
+        ]
+        y, last = _steps(kind, x, states, weights, reverse, lengths)
+        return tuple(out.to(dtype) for out in (y, *last))
+
+    return _gradients(run, given, d_outputs, wanted)
+
+
+def _gradients(
+    run: Callable[..., tuple[Tensor, ...]],
+    given: Sequence[Tensor | None],
+    d_outputs: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of what `run` makes of `given`, at those of them that are wanted."""
+    with torch.enable_grad():
+        # Views, or the gradient at x would hold what reaches x through an h0 made from it.
+        own: list[Any] = [None if t is None else t.view_as(t) for t in given]
+        reached = [(out, d) for out, d in zip(run(*own), d_outputs, strict=True) if d is not None]
         inputs = [tensor for tensor, want in zip(own, wanted, strict=True) if want]
         found = iter(
             torch.autograd.grad(
