@@ -150,6 +150,28 @@ def test_batches_of_gradients(kind, is_packed, backward_passes):
     assert not backward_passes
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gradients_past_a_rows_length_count_neither_way(reverse):
+    ours, _ = twins("lstm")
+    form = cuda._Form("lstm", reverse, torch.tensor(LENGTHS, dtype=torch.int32))
+    x, h0, c0 = inputs(ours, torch.float32)
+    given = [x, h0.detach()[0].requires_grad_(), c0.detach()[0].requires_grad_()]
+    at = [*given, *ours.parameters()]
+    y, h, c = cuda._Pass.apply(form, *at)
+    found = [
+        torch.autograd.grad(
+            [y, h, c],
+            at,
+            [normal(*r.shape, seed=i) for i, r in enumerate((y, h, c))],
+            create_graph=differentiable,
+            retain_graph=True,
+        )
+        for differentiable in (False, True)
+    ]
+    for by_kernels, by_torch in zip(*found, strict=True):
+        torch.testing.assert_close(by_kernels, by_torch, rtol=1e-4, atol=1e-5)
+
+
 def test_negated_gradients():
     """What torch keeps as the negative of other memory: the kernels would not see the sign."""
     found = []
