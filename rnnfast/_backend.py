@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rnnfast._cells import Cell, Weights
 from rnnfast._locks import Lock
+from rnnfast._validate import Memory
 
 
 @dataclass(slots=True)
@@ -49,9 +50,13 @@ class Backward:
 
 
 class Backend(Protocol):
-    """One implementation of every cell, forward and backward."""
+    """One implementation of every cell, forward and backward.
+
+    memory : where its arrays lie.
+    """
 
     name: str
+    memory: Memory
 
     def pack(self, cell: Cell, weights: Weights, format_name: str | None = None) -> Any:
         """A private copy of the weights, which are contiguous, in the backend's own layout.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 FILE = "librnnfast_cuda.so"
 PACKAGES = ("rnnfast", "rnnfast_cuda13")  # that may carry it, under lib/
+LEAST_CAPABILITY = (8, 0)  # of a device: the kernels are compiled for the A100 and what came after
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 

@@ -164,3 +164,20 @@ class Signature(NamedTuple):
 def _with_order(layout: Layout, batch_first: bool) -> Layout:
     """`layout` with `batch_first` where it has both axes."""
     return Layout(layout.has, batch_first and all(layout.has))
+
+
+def reversed_reset(
+    reset: NDArray | None, lengths: NDArray | None, memory: _validate.Memory = _validate.HOST
+) -> NDArray | None:
+    """`reset` as a reversed backend takes it: where the state is zero before a step, as run.
+
+    A cut before step t is a zero state before step t - 1, which runs after t; a cut past a row's
+    last step is none.
+    """
+    if reset is None or not reset.size:
+        return reset
+    zero = reset.copy()
+    zero[:-1], zero[-1] = reset[1:], False
+    if lengths is not None:
+        zero &= memory.arange(1, len(reset) + 1)[:, None] < lengths
+    return zero

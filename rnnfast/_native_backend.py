@@ -11,12 +11,14 @@ from typing import Any
 from rnnfast import _config
 from rnnfast._backend import NATIVE_MODULE, Backward, Forward
 from rnnfast._cells import Cell, Weights
+from rnnfast._validate import HOST
 
 
 class NativeBackend:
     """The backend `native`; see `rnnfast._backend.Backend`."""
 
     name = "native"
+    memory = HOST
 
     def __init__(self, module: Any) -> None:
         self._module = module

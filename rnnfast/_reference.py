@@ -19,6 +19,7 @@ import numpy as np
 from rnnfast._backend import Backward, Forward
 from rnnfast._cells import Cell, Weights
 from rnnfast._low_precision import operands
+from rnnfast._validate import HOST
 
 
 def sigmoid(a):
@@ -146,6 +147,7 @@ class ReferenceBackend:
     """The backend `numpy`."""
 
     name = "numpy"
+    memory = HOST
 
     def pack(self, cell: Cell, weights: Weights, format_name: str | None = None) -> Weights:
         """A copy, with zeros for absent biases."""

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnnfast._backend import Forward
-from rnnfast._layout import Layout, MaybeStates, Signature, State, state_widths
+from rnnfast._layout import Layout, MaybeStates, Signature, State, reversed_reset, state_widths
 from rnnfast._native_backend import NativeBackend
 from rnnfast._parameters import read_only
 from rnnfast._recompute import RecomputedRun
-from rnnfast.functional import Packed, Run, reversed_reset, run_checked, zero_weights
+from rnnfast.functional import Packed, Run, run_checked, zero_weights
 
 if TYPE_CHECKING:
     from rnnfast._native import Stack

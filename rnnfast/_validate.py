@@ -6,6 +6,7 @@ the right dtype but foreign byte order, alignment or strides is copied into the 
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import operator
 from collections.abc import Iterable, Mapping
@@ -74,14 +75,20 @@ def float_dtype(name: str, value: Any) -> np.dtype:
 
 
 def floats(
-    name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...], letters: str = ""
+    name: str,
+    value: Any,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    letters: str = "",
+    memory: Memory | None = None,
 ) -> NDArray:
     """`value` as an aligned array of `dtype` and `shape` with unit stride in its last axis.
 
     No copy where it is one already. A shape entry of -1 admits any size. `letters` explains the
-    shape in messages, such as "(T, B, I)".
+    shape in messages, such as "(T, B, I)". `memory` : where it has to lie; None: the host.
     """
-    given = of_dtype(name, value, dtype)
+    memory = memory or HOST
+    given = of_dtype(name, value, dtype, memory)
     got = given.shape
     fits = got == shape or (
         len(got) == len(shape)
@@ -89,12 +96,12 @@ def floats(
     )
     if not fits:
         raise ValueError(f"{name}: expected shape {shape_text(shape, letters)}, got {got}")
-    return _row_major(given, dtype)
+    return memory.row_major(given, dtype)
 
 
-def of_dtype(name: str, value: Any, dtype: np.dtype) -> NDArray:
+def of_dtype(name: str, value: Any, dtype: np.dtype, memory: Memory | None = None) -> NDArray:
     """`value` as an array of `dtype`, in any byte order, of whatever shape it has."""
-    given = array(name, value)
+    given = (memory or HOST).array(name, value)
     if given.dtype is not dtype and native_order(given.dtype) != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {given.dtype}")
     return given
@@ -122,11 +129,16 @@ def reset(value: Any, shape: tuple[int, ...], letters: str = "(T, B)") -> NDArra
     if value is None:
         return None
     given = array("reset", value)
+    check_reset(given, shape, letters)
+    return np.array(given, order="C")
+
+
+def check_reset(given: NDArray, shape: tuple[int, ...], letters: str = "(T, B)") -> None:
+    """That an array is one of booleans of `shape`, wherever it lies."""
     if given.dtype != np.bool_:
         raise TypeError(f"reset: expected bool, got {given.dtype}")
     if given.shape != shape:
         raise ValueError(f"reset: expected shape {shape_text(shape, letters)}, got {given.shape}")
-    return np.array(given, order="C")
 
 
 def array(name: str, value: Any) -> NDArray:
@@ -135,6 +147,8 @@ def array(name: str, value: Any) -> NDArray:
         return value
     if value is None:  # NumPy would make an array of objects of it
         raise TypeError(f"{name}: expected an array, got None")
+    if cuda_interface(name, value) is not None:  # which some classes would copy from the device
+        raise TypeError(f"{name}: expected an array in the host's memory, got one on a CUDA device")
     try:
         masked, given = np.ma.is_masked(value), np.asarray(value)
     except MemoryError:
@@ -147,19 +161,30 @@ def array(name: str, value: Any) -> NDArray:
     return given
 
 
+def cuda_interface(name: str, value: Any) -> dict[str, Any] | None:
+    """The `__cuda_array_interface__` of an array on a CUDA device; None where there is none."""
+    try:
+        return getattr(value, "__cuda_array_interface__", None)
+    except Exception as error:  # such as torch's, of a tensor that needs a gradient
+        got = type(value).__name__
+        raise TypeError(f"{name}: expected an array, got {got}: {error}") from error
+
+
 def native_order(dtype: np.dtype) -> np.dtype:
     """`dtype` in native byte order; one that is not of floats, which may have no order, as is."""
     return dtype.newbyteorder("=") if dtype.kind == "f" else dtype
 
 
-def apart(name: str, written: NDArray, others: Mapping[str, NDArray | None]) -> None:
+def apart(
+    name: str, written: NDArray, others: Mapping[str, NDArray | None], memory: Memory | None = None
+) -> None:
     """That the memory of `written` is none of what is read, or also written, under other names.
 
     Interleaved arrays, such as the halves of the last axis of one, are apart.
     """
+    overlap = (memory or HOST).overlap
     for other, array in others.items():
-        # Almost always the bounds alone tell. The search beyond them is limited, and errs to yes.
-        if array is not None and np.may_share_memory(written, array, _OVERLAP_WORK):
+        if array is not None and overlap(written, array):
             raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
 
 
@@ -177,6 +202,43 @@ def _row_major(given: NDArray, dtype: np.dtype) -> NDArray:
         and all(s >= 0 and s % given.itemsize == 0 for s in rows)
     )
     return given if fine else np.array(given, dtype, order="C", subok=False)
+
+
+class Memory:
+    """Where arrays lie, and what makes them there: the host's memory and NumPy.
+
+    `_cupy.Device` is another such place, whose arrays are CuPy's.
+
+    dtypes : by name, those that are computed in.
+    """
+
+    dtypes: Mapping[str, np.dtype] = DTYPES
+    array = staticmethod(array)
+    row_major = staticmethod(_row_major)
+    contiguous: Any = staticmethod(np.ascontiguousarray)
+    empty: Any = staticmethod(np.empty)
+    zeros: Any = staticmethod(np.zeros)
+    arange: Any = staticmethod(np.arange)
+    lengths = staticmethod(lengths)
+    reset = staticmethod(reset)
+
+    def current(self) -> contextlib.AbstractContextManager[Any]:
+        """Where arrays are made and read that no method here makes."""
+        return contextlib.nullcontext()
+
+    @staticmethod
+    def overlap(a: NDArray, b: NDArray) -> bool:
+        """Whether they may share memory."""
+        # Almost always the bounds alone tell. The search beyond them is limited, and errs to yes.
+        return np.may_share_memory(a, b, _OVERLAP_WORK)
+
+    @staticmethod
+    def is_writable(given: Any, taken: NDArray) -> bool:
+        """Whether what is written to `taken`, which a check made of `given`, gets there."""
+        return taken is given and taken.flags.writeable
+
+
+HOST = Memory()
 
 
 def shape_text(shape: tuple[int, ...], letters: str = "") -> str:

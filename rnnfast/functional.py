@@ -2,6 +2,10 @@
 
 The layers of `rnnfast.layers` are made of these; use them directly for weights of your own.
 
+Arrays are NumPy's, or lie on one CUDA device: CuPy's, or any others with a
+`__cuda_array_interface__`, as `rnnfast._cupy` tells. Then results are CuPy's, on the current stream
+of CuPy; arrays of both kinds don't mix, but for `lengths` and `reset`.
+
 Letters: T steps, B batch, I input size, H hidden size, P projection size, W the width of h (P, or
 H without projection), G gates. Weights have torch's names, shapes and gate order.
 """
@@ -9,13 +13,15 @@ H without projection), G gates. Weights have torch's names, shapes and gate orde
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnfast import _backend, _validate
-from rnnfast._cells import CELLS, DTYPES, Cell, Sizes, Weights, weight_shapes
+from rnnfast import _backend, _cupy, _validate
+from rnnfast._cells import CELLS, Cell, Sizes, Weights, weight_shapes
+from rnnfast._layout import reversed_reset
 from rnnfast._low_precision import INFERENCE_ONLY, check_sums, checked_format
 
 
@@ -33,6 +39,11 @@ class Packed:
     format_name: str | None
     backend: _backend.Backend = field(repr=False)
     weights: Any = field(repr=False)
+
+    @property
+    def memory(self) -> _validate.Memory:
+        """Where the arrays of its passes lie."""
+        return self.backend.memory
 
 
 class Gradients(NamedTuple):
@@ -72,18 +83,27 @@ def pack(
     precision : of the matrices and what they are multiplied with: the dtype, which None means too;
         of float32 weights also "bfloat16", or for inference "int8". See `rnnfast.RNN`.
 
+    On a CUDA device there is float32 alone, no projection, no "gru_reset_before", and no other
+    precision.
+
     Raises
     ------
-    TypeError : a dtype other than the two, or not the same for all.
-    ValueError : a shape that does not fit, an unknown cell, or a precision that is none.
+    TypeError : a dtype other than the two, or not the same for all; arrays on a device and others.
+    ValueError : a shape that does not fit, an unknown cell, or a precision that is none; several
+        devices.
+    RuntimeError : on a device, without CuPy or the library of the CUDA kernels.
     """
     kind = CELLS[_validate.one_of("cell", cell, CELLS)]
-    given_dtype = _validate.array("weight_ih", weight_ih).dtype
+    given = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)._asdict()
+    backend = _cupy.backend_for(given) or _backend.current()
+    memory = backend.memory
+    floats = partial(_validate.floats, memory=memory)
+    given_dtype = memory.array("weight_ih", weight_ih).dtype
     dtype = _validate.native_order(given_dtype)
-    if dtype not in DTYPES.values():
-        raise TypeError(f"weight_ih: expected {' or '.join(DTYPES)}, got {given_dtype}")
+    if dtype not in memory.dtypes.values():
+        raise TypeError(f"weight_ih: expected {' or '.join(memory.dtypes)}, got {given_dtype}")
     gates = len(kind.gates)
-    w_ih = _validate.floats("weight_ih", weight_ih, dtype, (-1, -1), "(G*H, I)")
+    w_ih = floats("weight_ih", weight_ih, dtype, (-1, -1), "(G*H, I)")
     hidden, rest = divmod(w_ih.shape[0], gates)
     if rest or not hidden:
         raise ValueError(f"weight_ih: expected G*H = {gates}*H rows, got {w_ih.shape[0]}")
@@ -91,9 +111,7 @@ def pack(
     if weight_hr is not None:
         if not kind.projects:
             raise ValueError(f"weight_hr: expected None for {cell}, got an array")
-        projection = _validate.floats("weight_hr", weight_hr, dtype, (-1, hidden), "(P, H)").shape[
-            0
-        ]
+        projection = floats("weight_hr", weight_hr, dtype, (-1, hidden), "(P, H)").shape[0]
         if not projection:
             raise ValueError("weight_hr: expected at least one row, got 0")
     if (bias_ih is None) != (bias_hh is None):
@@ -101,18 +119,26 @@ def pack(
     sizes = Sizes(w_ih.shape[1], hidden, projection)
     format_name = checked_format("precision", precision, dtype.name)
     check_sums(format_name, {"I": sizes.input, "H": hidden})
-    given = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)._asdict()
+    if isinstance(backend, _cupy.CudaBackend):
+        backend.check(kind, sizes, format_name)
     shapes = weight_shapes(kind, sizes, bias_ih is not None)
-    checked = {n: _validate.floats(n, given[n], dtype, shape) for n, shape in shapes.items()}
-    weights = Weights(**{n: np.ascontiguousarray(array) for n, array in checked.items()})
-    return pack_checked(kind, sizes, weights, format_name)
+    checked = {n: floats(n, given[n], dtype, shape) for n, shape in shapes.items()}
+    weights = Weights(**{n: memory.contiguous(array) for n, array in checked.items()})
+    return pack_checked(kind, sizes, weights, format_name, backend)
 
 
 def pack_checked(
-    cell: Cell, sizes: Sizes, weights: Weights, format_name: str | None = None
+    cell: Cell,
+    sizes: Sizes,
+    weights: Weights,
+    format_name: str | None = None,
+    backend: _backend.Backend | None = None,
 ) -> Packed:
-    """`pack` without its checks, for arrays that are known to be right."""
-    backend = _backend.current()
+    """`pack` without its checks, for arrays that are known to be right.
+
+    backend : None: the one in use.
+    """
+    backend = backend or _backend.current()
     dtype, bias = weights.weight_ih.dtype, weights.bias_ih is not None
     packed = backend.pack(cell, weights, format_name)
     return Packed(cell, sizes, dtype, bias, format_name, backend, packed)
@@ -166,16 +192,17 @@ class Run:
             raise RuntimeError("backward: expected a pass run with training=True")
         args, packed = self.args, self.packed
         if dy is not None:
-            dy = _validate.floats("dy", dy, packed.dtype, args.y.shape, "(T, B, W)")
+            shape = args.y.shape
+            dy = _validate.floats("dy", dy, packed.dtype, shape, "(T, B, W)", packed.memory)
         if dc is not None and args.cn is None:
             raise ValueError(f"dc: expected None for {packed.cell.name}, got an array")
-        dh = _state("dh", dh, packed.dtype, args.hn.shape, "(B, W)")
+        dh = _state("dh", dh, packed, args.hn.shape, "(B, W)")
         if args.cn is not None:
-            dc = _state("dc", dc, packed.dtype, args.cn.shape, "(B, H)")
+            dc = _state("dc", dc, packed, args.cn.shape, "(B, H)")
         _validate.flag("want_dx", want_dx)
         if into is not None:
             read = {"x": args.x, "h0": args.h0, "c0": args.c0, "y": args.y}
-            _check_into(packed, into, {**read, "dy": dy, "dh": dh, "dc": dc})
+            into = _checked_into(packed, into, {**read, "dy": dy, "dh": dh, "dc": dc})
         return self.backward_checked(dy, dh, dc, want_dx=want_dx, into=into)
 
     def backward_checked(
@@ -189,13 +216,14 @@ class Run:
     ) -> Gradients:
         """`backward` without its checks, for arguments that are known to be right."""
         args, packed = self.args, self.packed
+        empty = packed.memory.empty
         grads = _backend.Backward(
             dy=dy,
             dhn=dh,
             dcn=dc,
-            dx=np.empty(args.x.shape, packed.dtype) if want_dx else None,
-            dh0=np.empty_like(args.hn),
-            dc0=None if args.cn is None else np.empty_like(args.cn),
+            dx=empty(args.x.shape, packed.dtype) if want_dx else None,
+            dh0=empty(args.hn.shape, packed.dtype),
+            dc0=None if args.cn is None else empty(args.cn.shape, packed.dtype),
             weights=zero_weights(packed) if into is None else into,
         )
         packed.backend.backward(packed.cell, packed.weights, self.saved, args, grads)
@@ -238,49 +266,35 @@ def forward(
         raise TypeError(f"packed: expected what pack returns, got {type(packed).__name__}")
     if _validate.flag("training", training) and packed.format_name in INFERENCE_ONLY:
         raise ValueError(f"training: expected False with {packed.format_name} weights, got True")
-    sizes, dtype = packed.sizes, packed.dtype
-    x = _validate.floats("x", x, dtype, (-1, -1, sizes.input), "(T, B, I)")
+    sizes, dtype, memory = packed.sizes, packed.dtype, packed.memory
+    x = _validate.floats("x", x, dtype, (-1, -1, sizes.input), "(T, B, I)", memory)
     steps, batch = x.shape[:2]
     has_c = "c" in packed.cell.states
     if c0 is not None and not has_c:
         raise ValueError(f"c0: expected None for {packed.cell.name}, got an array")
     if out is None:
-        y = np.empty((steps, batch, sizes.output), dtype)
+        y = memory.empty((steps, batch, sizes.output), dtype)
     else:
-        y = _validate.floats("out", out, dtype, (steps, batch, sizes.output), "(T, B, W)")
-        if y is not out or not y.flags.writeable:
+        y = _validate.floats("out", out, dtype, (steps, batch, sizes.output), "(T, B, W)", memory)
+        if not memory.is_writable(out, y):
             raise ValueError("out: expected a writable array with unit stride, got another")
     args = _backend.Forward(
         x=x,
-        h0=_state("h0", h0, dtype, (batch, sizes.output), "(B, W)"),
-        c0=_state("c0", c0, dtype, (batch, sizes.hidden), "(B, H)"),
-        lengths=_validate.lengths(lengths, batch, steps),
-        reset=_validate.reset(reset, (steps, batch)),
+        h0=_state("h0", h0, packed, (batch, sizes.output), "(B, W)"),
+        c0=_state("c0", c0, packed, (batch, sizes.hidden), "(B, H)"),
+        lengths=memory.lengths(lengths, batch, steps),
+        reset=memory.reset(reset, (steps, batch)),
         reverse=_validate.flag("reverse", reverse),
         y=y,
-        hn=np.empty((batch, sizes.output), dtype),
-        cn=np.empty((batch, sizes.hidden), dtype) if has_c else None,
+        hn=memory.empty((batch, sizes.output), dtype),
+        cn=memory.empty((batch, sizes.hidden), dtype) if has_c else None,
     )
     if out is not None:
-        _validate.apart("out", out, {"x": args.x, "h0": args.h0, "c0": args.c0})
+        _validate.apart("out", y, {"x": args.x, "h0": args.h0, "c0": args.c0}, memory)
     if args.reverse:
-        args.reset = reversed_reset(args.reset, args.lengths)
+        with memory.current():
+            args.reset = reversed_reset(args.reset, args.lengths, memory)
     return run_checked(packed, args, training)
-
-
-def reversed_reset(reset: NDArray | None, lengths: NDArray | None) -> NDArray | None:
-    """`reset` as a reversed backend takes it: where the state is zero before a step, as run.
-
-    A cut before step t is a zero state before step t - 1, which runs after t; a cut past a row's
-    last step is none.
-    """
-    if reset is None or not reset.size:
-        return reset
-    zero = np.zeros_like(reset)
-    zero[:-1] = reset[1:]
-    if lengths is not None:
-        zero &= np.arange(1, len(reset) + 1)[:, None] < lengths
-    return zero
 
 
 def run_checked(packed: Packed, args: _backend.Forward, training: bool) -> Run:
@@ -292,31 +306,34 @@ def run_checked(packed: Packed, args: _backend.Forward, training: bool) -> Run:
 def zero_weights(packed: Packed) -> Weights:
     """Zeros in the shapes of the weights: what gradients are accumulated into."""
     shapes = weight_shapes(packed.cell, packed.sizes, packed.bias)
-    return Weights(**{name: np.zeros(shape, packed.dtype) for name, shape in shapes.items()})
+    zeros = packed.memory.zeros
+    return Weights(**{name: zeros(shape, packed.dtype) for name, shape in shapes.items()})
 
 
-def _check_into(packed: Packed, into: Weights, read: dict[str, NDArray | None]) -> None:
-    """That gradients can be added to `into`; `read` is what the backward pass reads, by name."""
+def _checked_into(packed: Packed, into: Weights, read: dict[str, NDArray | None]) -> Weights:
+    """`into`, if gradients can be added to it; `read` is what the backward pass reads, by name."""
     if not isinstance(into, Weights):
         raise TypeError(f"into: expected Weights, got {type(into).__name__}")
     shapes = weight_shapes(packed.cell, packed.sizes, packed.bias)
-    others = dict(read)
+    others, memory, taken = dict(read), packed.memory, {}
     for name, given in into._asdict().items():
         label = f"into.{name}"
         if name not in shapes:
             if given is not None:
                 raise ValueError(f"{label}: expected None for such a layer, got an array")
             continue
-        array = _validate.floats(label, given, packed.dtype, shapes[name])
-        if array is not given or not (array.flags.c_contiguous and array.flags.writeable):
+        array = _validate.floats(label, given, packed.dtype, shapes[name], memory=memory)
+        if not (memory.is_writable(given, array) and array.flags.c_contiguous):
             raise ValueError(f"{label}: expected a writable contiguous array, got another")
-        _validate.apart(label, array, others)
-        others[label] = array
+        _validate.apart(label, array, others, memory)
+        others[label] = taken[name] = array
+    return Weights(**taken)
 
 
 def _state(
-    name: str, value: NDArray | None, dtype: np.dtype, shape: tuple[int, ...], letters: str
+    name: str, value: NDArray | None, packed: Packed, shape: tuple[int, ...], letters: str
 ) -> NDArray | None:
     if value is None:
         return None
-    return np.ascontiguousarray(_validate.floats(name, value, dtype, shape, letters))
+    memory = packed.memory
+    return memory.contiguous(_validate.floats(name, value, packed.dtype, shape, letters, memory))

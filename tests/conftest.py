@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import sys
 from collections.abc import Generator
 from contextlib import redirect_stdout
 
+import fake_cupy
 import numpy as np
 import pytest
 from c_programs import find_source, find_tool, project_version, run
 from oracle import KINDS, use_or_skip
 
 import rnnfast
-from rnnfast import _backend, _config, _cuda
+from rnnfast import _backend, _config, _cuda, _cupy
 from rnnfast._cells import DTYPES
 from rnnfast._low_precision import FORMATS
 
@@ -122,6 +124,15 @@ def emulated_library(tmp_path_factory) -> _cuda.Library:
     version = f'-DRNNFAST_VERSION="{project_version()}"'
     run(find_tool("c++", "g++"), *flags, version, csrc / "tests/cuda_emulated.cpp", "-o", file)
     return _cuda.Library(file)
+
+
+@pytest.fixture
+def emulated_cupy(emulated_library, monkeypatch):
+    """A stand-in for CuPy, whose arrays lie on the emulated device."""
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    monkeypatch.setattr(_cupy, "library", lambda: emulated_library)
+    fake_cupy.devices_of.clear()
+    fake_cupy.waited_for.clear()
 
 
 @pytest.fixture

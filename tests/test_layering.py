@@ -41,7 +41,7 @@ PYTHON_LAYERS: list[set[str]] = [
     {"_backend", "_cuda"},
     {"_config"},
     {"_low_precision"},
-    {"_reference", "_native_backend"},
+    {"_cupy", "_native_backend", "_reference"},
     {"_numba"},
     {"functional"},
     {"_recompute"},

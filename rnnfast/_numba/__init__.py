@@ -20,6 +20,7 @@ from rnnfast._numba.gradients import add_product
 from rnnfast._numba.layout import Kernel, Packed, Rows, padded
 from rnnfast._numba.tile import V
 from rnnfast._reference import ReferenceBackend
+from rnnfast._validate import HOST
 
 KERNELS: dict[str, Kernel] = {
     "rnn_tanh": Kernel(rnn.GROUPS, rnn.tanh_forward, rnn.tanh_backward),
@@ -49,6 +50,7 @@ class NumbaBackend:
     """The backend `numba`; see `rnnfast._backend.Backend`."""
 
     name = "numba"
+    memory = HOST
 
     def pack(
         self, cell: Cell, weights: Weights, format_name: str | None = None

@@ -36,8 +36,8 @@ def library() -> _cuda.Library | None:
 
 
 def _is_on_device(x: Tensor) -> bool:
-    """Whether it lies where the kernels run: they are compiled for the A100 and what came after."""
-    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    """Whether it lies where the kernels run."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= _cuda.LEAST_CAPABILITY
 
 
 def _on_stream(x: Tensor) -> tuple[contextlib.AbstractContextManager[Any], int]:
