@@ -12,6 +12,8 @@ from typing import Any
 
 from bench import ROOT, floors, records, runs
 from bench.compare import compare
+from bench.cuda import main as cuda_main
+from bench.cuda.cases import cases as cuda_cases
 from bench.peers import BASELINE, DROPIN, PEERS
 from bench.shapes import CELLS, NAMED, PRECISION, PRESETS, STREAMS, WAYS
 
@@ -24,6 +26,8 @@ EPILOG = """examples:
   python -m bench --cells lstm --shapes 100-1-128-128 --threads 1
   python -m bench --load full.json --report         docs/BENCHMARKS.md and its pictures
   python -m bench --compare before.json after.json
+  python -m bench --device cuda --out gpu.json --check --report
+                                                    rnnfast.torch beside cuDNN on a GPU
 
 exit status: 0; 1 where something failed to be measured, or with --check where a floor does not
 hold; 2 for a mistake in the options."""
@@ -58,6 +62,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = result.add_argument_group("what is measured")
+    what.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: the cells of --cells in the --shapes T-B-H, or all; other options of what is "
+        "measured are those of the CPU; default: %(default)s",
+    )
     what.add_argument("--preset", choices=PRESETS, default="quick", help="default: %(default)s")
     what.add_argument(
         "--cells",
@@ -68,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--shapes",
-        type=_list_of(NAMED),
+        type=lambda text: tuple(text.split(",")),
         default=(),
         metavar="SHAPE,...",
         help="T-B-I-H, instead of the preset's; --list-shapes tells them all",
@@ -111,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         const=ROOT / "docs",
         metavar="FOLDER",
-        help="write BENCHMARKS.md and its pictures; default: docs",
+        help="write BENCHMARKS.md and its pictures, of a GPU GPU-BENCHMARKS.md; default: docs",
     )
     other = result.add_argument_group("instead")
     other.add_argument(
@@ -129,11 +140,18 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line, and returns the exit status."""
     parse = parser()
     options = parse.parse_args(argv)
+    on_cuda = options.device == "cuda"
     try:
+        known = [case.shape for case in cuda_cases()] if on_cuda else NAMED
         if options.list_shapes:
             shapes = NAMED.values()
-            print("\n".join(f"{s.name:22} {s.use} ({', '.join(s.cells)})" for s in shapes))
+            texts = (f"{s.name:22} {s.use} ({', '.join(s.cells)})" for s in shapes)
+            print("\n".join(dict.fromkeys(known) if on_cuda else texts))
             return 0
+        unknown = [name for name in options.shapes if name not in known]
+        if unknown:
+            expected = ", ".join(dict.fromkeys(known))
+            parse.error(f"argument --shapes: expected some of {expected}, got {unknown[0]!r}")
         if options.compare:
             print("\n".join(compare(*map(records.load, options.compare))))
             return 0
@@ -141,12 +159,14 @@ def main(argv: list[str] | None = None) -> int:
             parse.error(f"--yardstick: no file {options.yardstick}")
         if options.report and not options.report.is_dir():
             parse.error(f"--report: no folder {options.report}")
-        if options.report and not importlib.util.find_spec("matplotlib"):
+        if options.report and not on_cuda and not importlib.util.find_spec("matplotlib"):
             parse.error("--report: needs matplotlib, which is not installed")
         if not options.load and not options.out.absolute().parent.is_dir():
             parse.error(f"--out: no folder {options.out.absolute().parent}")
+        if on_cuda:
+            return cuda_main.main(options)
         record = records.load(options.load) if options.load else _measure(options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, cuda_main.NoDevice) as error:
         parse.error(str(error))
     if options.report:
         from bench import report  # needs matplotlib

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench import low_floors, peers, records
 from bench.floor import Figures, Floor, of_rows
+from bench.markdown import table
 from bench.records import Row, memory_ratios
 from bench.shapes import CELL_LOOPS, CELLS, PACKED
 
@@ -242,3 +243,24 @@ def describe(verdicts: list[Verdict], problems: list[str]) -> Iterator[str]:
         )
         yield from (f"{'':14}  {failure}" for failure in verdict.failures)
     yield from (f"ERROR         {problem}" for problem in problems)
+
+
+def lines(verdicts: list[Verdict]) -> Iterator[str]:
+    """The table of a report."""
+    rows = []
+    for verdict in verdicts:
+        floor, worst = verdict.floor, verdict.worst
+        sign = "≤" if floor.at_most else "≥"
+        rows.append(
+            [
+                floor.name,
+                "not measured" if worst is None else "**fails**" if verdict.failures else "holds",
+                "" if worst is None else f"{brief(worst[1])} ({worst[0]})",
+                "" if floor.each is None else f"{sign} {floor.each:g}",
+                "" if verdict.mean is None else brief(verdict.mean),
+                "" if floor.mean is None else f"≥ {floor.mean:g}",
+                str(verdict.count),
+            ]
+        )
+    header = ["floor", "", "worst", "each", "geometric mean", "mean", "figures"]
+    yield from table(header, rows)

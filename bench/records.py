@@ -17,12 +17,13 @@ SECTIONS = ("results", "scaling", *WAYS, STREAMS, PRECISION)  # those that hold 
 MOSTLY = 0.5
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, device: str = "cpu") -> dict[str, Any]:
     """The record in a file.
 
     Raises
     ------
-    OSError : it cannot be read. ValueError : it is no record of this format.
+    OSError : it cannot be read.
+    ValueError : it is no record of this format, or one of another kind of device.
     """
     try:
         record = json.loads(path.read_text())
@@ -30,6 +31,9 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no JSON: {error}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"{path}: expected a benchmark's record of format {FORMAT}")
+    kind = record.get("device", {}).get("kind", "cpu")
+    if kind != device:
+        raise ValueError(f"{path}: is a record of --device {kind}")
     return record
 
 

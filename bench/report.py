@@ -118,25 +118,8 @@ def _conditions(record: dict[str, Any]) -> str:
 
 
 def _floors(record: dict[str, Any]) -> Iterator[str]:
-    verdicts, _ = floors.check(record)
-    lines = []
-    for verdict in verdicts:
-        floor, worst = verdict.floor, verdict.worst
-        sign = "≤" if floor.at_most else "≥"
-        lines.append(
-            [
-                floor.name,
-                "not measured" if worst is None else "**fails**" if verdict.failures else "holds",
-                "" if worst is None else f"{floors.brief(worst[1])} ({worst[0]})",
-                "" if floor.each is None else f"{sign} {floor.each:g}",
-                "" if verdict.mean is None else floors.brief(verdict.mean),
-                "" if floor.mean is None else f"≥ {floor.mean:g}",
-                str(verdict.count),
-            ]
-        )
     yield from ["## Floors", "", "What `python -m bench --check` asks for; float32.", ""]
-    header = ["floor", "", "worst", "each", "geometric mean", "mean", "figures"]
-    yield from table(header, lines)
+    yield from floors.lines(floors.check(record)[0])
 
 
 def _cells(record: dict[str, Any]) -> Iterator[str]:

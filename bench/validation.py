@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,11 +28,23 @@ class Mismatch(Exception):
     """A peer's answer is not ours."""
 
 
-def compare(got: dict[str, NDArray], want: dict[str, NDArray], precision: str) -> None:
+def relative_error(got: NDArray, want: NDArray) -> float:
+    """‖got − want‖ / ‖want‖ in double precision; NaN where a value is."""
+    exact = want.astype(np.float64)
+    return float(np.linalg.norm(got - exact) / max(np.linalg.norm(exact), 1e-300))
+
+
+def compare(
+    got: dict[str, Any],
+    want: dict[str, Any],
+    precision: str,
+    error_of: Callable[[Any, Any], float] = relative_error,
+) -> None:
     """Raises `Mismatch`, naming the first array, where an answer of a peer is not ours.
 
     got, want : as `Runner.answer` gives them.
     precision : what the peer computes in.
+    error_of : the relative error of arrays of another kind than NumPy's.
     """
     if got.keys() != want.keys():
         raise Mismatch(f"answers with {sorted(got)} instead of {sorted(want)}")
@@ -38,12 +53,6 @@ def compare(got: dict[str, NDArray], want: dict[str, NDArray], precision: str) -
             raise Mismatch(f"{name}: shape {got[name].shape}, expected {right.shape}")
     for name, right in want.items():
         allowed = TOLERANCES[precision, "output" if name == "output" else "gradient"]
-        error = relative_error(got[name], right)
+        error = error_of(got[name], right)
         if not error <= allowed:
             raise Mismatch(f"{name}: relative error {error:.1e}, allowed {allowed:.0e}")
-
-
-def relative_error(got: NDArray, want: NDArray) -> float:
-    """‖got − want‖ / ‖want‖ in double precision; NaN where a value is."""
-    exact = want.astype(np.float64)
-    return float(np.linalg.norm(got - exact) / max(np.linalg.norm(exact), 1e-300))

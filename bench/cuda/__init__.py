@@ -1,0 +1,1 @@
+"""`python -m bench --device cuda`: the layers of rnnfast.torch beside torch.nn's on a device."""

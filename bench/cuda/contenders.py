@@ -1,0 +1,148 @@
+"""Who is timed on a device: modules with the same parameters, and their answers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import rnnfast.torch as rt
+from bench.cuda.cases import FLASHRNN, GOAL, OURS, TF32, Case
+
+CLASSES = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
+# FlashRNN compiles its kernels anew for each size, which takes minutes: at that of the goal alone.
+FLASHRNN_SHAPE = GOAL[2:]
+FLASHRNN_CELLS = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}
+
+Call = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Problem:
+    """A case's input, parameters and the gradient at its output, the same for all contenders.
+
+    Values are those of the case's dtype; the reference has them in float64.
+    """
+
+    def __init__(self, case: Case, where: str) -> None:
+        self.case = case
+        self.dtype = getattr(torch, case.dtype)
+        torch.manual_seed(1)
+        theirs = getattr(torch.nn, CLASSES[case.cell])(case.H, case.H).to(where, self.dtype)
+        self.parameters = theirs.state_dict()
+        self.x = torch.randn(case.T, case.B, case.H).to(where, self.dtype)
+        self.dy = torch.randn(case.T, case.B, case.H).to(where, self.dtype)
+
+    def module(self, package: Any, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """A layer of torch.nn or rnnfast.torch."""
+        module = getattr(package, CLASSES[self.case.cell])(self.case.H, self.case.H)
+        module.to(self.x.device, dtype or self.dtype)
+        module.load_state_dict(self.parameters)
+        return module
+
+    def reference(self, mode: str) -> dict[str, torch.Tensor]:
+        """The answer of torch.nn in float64."""
+        module = self.module(torch.nn, torch.float64)
+        call = Contender(lambda x: module(x)[0], list(module.parameters()))
+        return call.answer(self.x.double(), self.dy.double(), mode)
+
+
+class Contender:
+    """What is timed: y of x, and in training the gradients of x and all parameters at some dy."""
+
+    def __init__(
+        self,
+        forward: Call,
+        parameters: list[torch.Tensor],
+        context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        precision: str | None = None,
+    ) -> None:
+        self.forward = forward
+        self.parameters = parameters
+        self.context = context
+        self.precision = precision  # what it computes in; None: as the case
+
+    def run(self, x: torch.Tensor, dy: torch.Tensor, mode: str) -> list[torch.Tensor]:
+        """The output; in training then the gradients."""
+        if mode == "inference":
+            with torch.no_grad():
+                return [self.forward(x)]
+        y = self.forward(x)
+        return [y, *torch.autograd.grad(y, [x, *self.parameters], dy)]
+
+    def answer(self, x: torch.Tensor, dy: torch.Tensor, mode: str) -> dict[str, torch.Tensor]:
+        """What `run` gives, by name."""
+        with self.context():
+            found = self.run(x.detach().requires_grad_(mode != "inference"), dy, mode)
+        names = ["output", "x", *map(str, range(len(self.parameters)))]
+        return {name: value.detach() for name, value in zip(names, found, strict=False)}
+
+
+def missing(name: str, case: Case) -> str | None:
+    """Why a contender is not timed; None: it is."""
+    if name == TF32 and case.dtype != "float32":
+        return "there is none in bfloat16"
+    if name == FLASHRNN:
+        if importlib.util.find_spec("flashrnn") is None:
+            return "not installed (pip install flashrnn einops ninja)"
+        if (case.T, case.B, case.H) != FLASHRNN_SHAPE or case.dtype != "bfloat16":
+            return "compiles for each size: only at that of the goal, in bfloat16"
+    return None
+
+
+def make(name: str, problem: Problem) -> Contender:
+    """One of `cases.NAMES`."""
+    if name == FLASHRNN:
+        return _flashrnn(problem)
+    module = problem.module(rt if name == OURS else torch.nn)
+    context = _tf32 if name == TF32 else _exact
+    precision = "bfloat16" if name == TF32 else None  # whose 8 bits are fewer than TF32's 11
+    return Contender(lambda x: module(x)[0], list(module.parameters()), context, precision)
+
+
+@contextlib.contextmanager
+def _with_tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _tf32() -> contextlib.AbstractContextManager[None]:
+    """What torch.nn does unless told otherwise."""
+    return _with_tf32(True)
+
+
+def _exact() -> contextlib.AbstractContextManager[None]:
+    return _with_tf32(False)
+
+
+def _flashrnn(problem: Problem, backend: str = "cuda_fused") -> Contender:
+    """With torch's product for the input; one head."""
+    case, given = problem.case, problem.parameters
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    weights = [given[name].clone().requires_grad_() for name in names]
+    gates, hidden = len(weights[0]) // case.H, case.H
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        from flashrnn import flashrnn  # compiles what it needs
+
+        w_ih, w_hh, b_ih, b_hh = weights
+        recurrent = w_hh.view(gates, 1, hidden, hidden)
+        b_w, b_r = b_ih.view(gates, 1, hidden), b_hh.view(gates, 1, hidden)
+        bias = b_w + b_r
+        if case.cell == "gru":  # n of R h first, and its two biases apart
+            recurrent = recurrent[[2, 0, 1]]
+            bias = torch.cat((b_r[2:], bias[:2], b_w[2:]))
+        wx = (x @ w_ih.t()).view(*x.shape[:2], gates, 1, hidden).transpose(0, 1)
+        function = FLASHRNN_CELLS[case.cell]
+        states, _ = flashrnn(
+            wx, recurrent, bias, function=function, backend=backend, dtype=case.dtype
+        )
+        return states[0].squeeze(2).transpose(0, 1)
+
+    return Contender(forward, weights)
