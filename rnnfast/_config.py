@@ -131,6 +131,9 @@ def show_config() -> Configuration:
         isas (those compiled in), amx (whether low precision multiplies in the CPU's tile registers;
         None where the backend is not `native`), threads, cuda (whether it was found, or why not).
 
+    Where there is a library of CUDA kernels it counts the devices, which initialises CUDA: a
+    process that is forked afterwards cannot use it, as after `torch.cuda.is_available()`.
+
     Raises
     ------
     RuntimeError, ValueError : a backend, ISA or number of threads that the environment forces

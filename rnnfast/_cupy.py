@@ -1,9 +1,9 @@
 """Layers on CUDA arrays, for `rnnfast.functional`: products by CuPy, the recurrence by our kernels.
 
 Arrays are CuPy's, or any others with a `__cuda_array_interface__`, such as Numba's: CuPy makes
-arrays of its own on the same memory of them, and waits for the stream that the interface names.
-Work is put on the current stream of CuPy, and nothing waits for it. Only `lengths` are read back,
-to be checked, where they lie on the device.
+arrays of its own on the same memory of them, and waits for the stream that the interface names, if
+it names one; that of torch's tensors does not. Work is put on the current stream of CuPy, and
+nothing waits for it. Only `lengths` are read back, to be checked, where they lie on the device.
 
 CuPy is imported once such an array is met, and needed then.
 """

@@ -190,6 +190,7 @@ def test_cupy_arrays(cell, reverse):
         training=True,
         **options,
     )
+    torch.cuda.synchronize()  # the interfaces of torch's tensors name no stream
     with cupy.cuda.Stream(non_blocking=True):
         run = functional.forward(functional.pack(cell, *weights), x, training=True, **options)
         grads = run.backward(dy)
