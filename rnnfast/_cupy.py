@@ -293,9 +293,10 @@ class CudaBackend:
                 # The first step that runs of a shorter row has nothing after it but h0.
                 last = self._cupy.maximum(lengths - 1, 0)
                 before[last, self._cupy.arange(len(last))] = h0
-        if args.reset is not None:
-            before[args.reset] = 0
-        return before
+        if args.reset is None:
+            return before
+        # Not by indexing with booleans, which are counted on the host.
+        return self._cupy.where(args.reset[..., None], 0, before)
 
 
 def _pointer(array: Array | None) -> int | None:

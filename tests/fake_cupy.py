@@ -23,6 +23,7 @@ __all__ = [
     "empty",
     "maximum",
     "ndarray",
+    "where",
     "zeros",
 ]
 
@@ -76,10 +77,10 @@ class ndarray:
         return len(self._host)
 
     def __getitem__(self, key):
-        return ndarray(_here(self)[_inner(key)])
+        return ndarray(_here(self)[_key(key)])
 
     def __setitem__(self, key, value):
-        _here(self)[_inner(key)] = _inner(value)
+        _here(self)[_key(key)] = _inner(value)
 
     def __matmul__(self, other):
         return ndarray(_here(self) @ _here(other))
@@ -106,11 +107,17 @@ def _here(array):
 
 
 def _inner(value):
-    """What NumPy takes in place of a key or an operand."""
-    if isinstance(value, tuple):
-        return tuple(map(_inner, value))
+    """What NumPy takes in place of an operand."""
     assert not isinstance(value, np.ndarray)
     return _here(value) if isinstance(value, ndarray) else value
+
+
+def _key(value):
+    if isinstance(value, tuple):
+        return tuple(map(_key, value))
+    is_mask = isinstance(value, ndarray) and value.dtype.kind == "b"
+    assert not is_mask, "for which CuPy waits, to count them"
+    return _inner(value)
 
 
 def empty(shape, dtype=float):
@@ -128,6 +135,10 @@ def arange(*bounds):
 
 def maximum(a, b):
     return ndarray(np.maximum(_here(a), _inner(b)))
+
+
+def where(condition, a, b):
+    return ndarray(np.where(_here(condition), _inner(a), _inner(b)))
 
 
 def concatenate(arrays, axis=0):

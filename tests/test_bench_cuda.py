@@ -197,6 +197,20 @@ def test_float32_of_torch_is_exact_but_where_it_is_said(emulated):
     assert torch.backends.cudnn.allow_tf32 is before
 
 
+def test_cudnn_keeps_nothing_for_backward_in_inference(emulated, monkeypatch):
+    seen = []
+    forward = torch.nn.GRU.forward
+    monkeypatch.setattr(
+        torch.nn.GRU, "forward", lambda m, *given: [seen.append(m.training), forward(m, *given)][1]
+    )
+    problem = contenders.Problem(Case("gru", "float32", 3, 2, 5), "cpu")
+    contender = contenders.make(CUDNN, problem)
+    for mode in MODES:
+        wanted = problem.reference(mode)
+        assert runs.disagreement(CUDNN, contender, problem, mode, wanted) is None
+    assert seen == [False, False, True, True]
+
+
 def test_contenders_take_turns():
     order = []
 

@@ -32,8 +32,8 @@ class Problem:
         torch.manual_seed(1)
         theirs = getattr(torch.nn, CLASSES[case.cell])(case.H, case.H).to(where, self.dtype)
         self.parameters = theirs.state_dict()
-        self.x = torch.randn(case.T, case.B, case.H).to(where, self.dtype)
-        self.dy = torch.randn(case.T, case.B, case.H).to(where, self.dtype)
+        self.x = torch.randn(case.T, case.B, case.H, device=where).to(self.dtype)
+        self.dy = torch.randn(case.T, case.B, case.H, device=where).to(self.dtype)
 
     def module(self, package: Any, dtype: torch.dtype | None = None) -> torch.nn.Module:
         """A layer of torch.nn or rnnfast.torch."""
@@ -45,24 +45,35 @@ class Problem:
     def reference(self, mode: str) -> dict[str, torch.Tensor]:
         """The answer of torch.nn in float64."""
         module = self.module(torch.nn, torch.float64)
-        call = Contender(lambda x: module(x)[0], list(module.parameters()))
+        call = Contender(lambda x: module(x)[0], list(module.parameters()), module)
+        call.prepare(mode)
         return call.answer(self.x.double(), self.dy.double(), mode)
 
 
 class Contender:
-    """What is timed: y of x, and in training the gradients of x and all parameters at some dy."""
+    """What is timed: y of x, and in training the gradients of x and all parameters at some dy.
+
+    module : what `forward` calls, if it is one.
+    """
 
     def __init__(
         self,
         forward: Call,
         parameters: list[torch.Tensor],
+        module: torch.nn.Module | None = None,
         context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         precision: str | None = None,
     ) -> None:
         self.forward = forward
         self.parameters = parameters
+        self.module = module
         self.context = context
         self.precision = precision  # what it computes in; None: as the case
+
+    def prepare(self, mode: str) -> None:
+        """To be called before the others: cuDNN keeps what backward needs only in training."""
+        if self.module is not None:
+            self.module.train(mode == "training")
 
     def run(self, x: torch.Tensor, dy: torch.Tensor, mode: str) -> list[torch.Tensor]:
         """The output; in training then the gradients."""
@@ -99,7 +110,7 @@ def make(name: str, problem: Problem) -> Contender:
     module = problem.module(rt if name == OURS else torch.nn)
     context = _tf32 if name == TF32 else _exact
     precision = "bfloat16" if name == TF32 else None  # whose 8 bits are fewer than TF32's 11
-    return Contender(lambda x: module(x)[0], list(module.parameters()), context, precision)
+    return Contender(lambda x: module(x)[0], list(module.parameters()), module, context, precision)
 
 
 @contextlib.contextmanager

@@ -102,6 +102,7 @@ def disagreement(
     try:
         if name == OURS and not kernels.runs(next(iter(contender.parameters))):
             return "runs by torch, and not by the kernels"
+        contender.prepare(mode)
         got = contender.answer(problem.x, problem.dy, mode)
         validation.compare(got, want, contender.precision or case.dtype, _relative_error)
     except Exception as error:  # whatever it is, the benchmark goes on and reports it
