@@ -156,7 +156,12 @@ def show_config() -> Configuration:
 
 
 def active_amx() -> bool | None:
-    """Whether low precision multiplies in AMX's registers; None if not on the backend `native`."""
+    """Whether low precision multiplies in AMX's registers; None if not on the backend `native`.
+
+    Raises
+    ------
+    RuntimeError : `RNNFAST_AMX` is not 0.
+    """
     native = _native() if active_isa() else None
     return native.active_amx() if native else None
 

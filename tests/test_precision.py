@@ -90,6 +90,34 @@ def test_gradients_are_the_models(backend, kind, precision, options, recompute, 
 
 
 @pytest.mark.parametrize("precision", TRAINED)
+def test_gradients_of_many_rows(kind, precision, native, rng):
+    """More than a tile has of rows, units and inputs, and than are summed at a time."""
+    layer = make(kind, 70, 75, precision=precision)
+    x, state = normal(rng, (30, 37, 70), "f4"), state_for(layer, 37, rng)
+    model = Model(kind, layer, x, parts(state))
+    d_output = normal(rng, model.output.shape, "f4")
+    d_state = [normal(rng, s.shape, "f4") for s in model.state]
+    got = gradients_of(layer.record(x, state), d_output, d_state)
+    limit = CLOSE if kind != "rnn_relu" else FROM_FLOAT32[kind]  # whose gradients have jumps
+    for name, array in model.backward(d_output, d_state).items():
+        assert_close(got[name], array, limit, name)
+
+
+@pytest.mark.parametrize("precision", TRAINED)
+def test_no_steps_have_no_gradients(kind, precision, native, rng):
+    layer = make(kind, 20, 40, precision=precision)
+    x = normal(rng, (5, 3, 20), "f4")
+    for lengths in ([5, 5, 5], [0, 0, 0]):  # the second finds the memory of the first
+        tape = layer.record(x, lengths=np.array(lengths))
+        grads = tape.backward(np.ones_like(tape.output))
+        found = [grads.input, *grads.parameters.values()]
+        assert all(bool(np.any(a)) == bool(lengths[0]) for a in found)
+        for array in found:
+            array[...] = np.nan
+        del array, found, grads, tape
+
+
+@pytest.mark.parametrize("precision", TRAINED)
 def test_ties_go_to_even(backend, precision, rng):
     """Integers of 9 bits, half of which lie between two of 8; sums of them are exact."""
     layer = make("rnn_relu", 6, 5, bias=False, precision=precision)

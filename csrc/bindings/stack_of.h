@@ -104,7 +104,8 @@ public:
             work_ += double(pack->kernels().gates) * double(sizes.hidden) *
                      double(sizes.input + sizes.width());
         }
-        if (const Format* const format = layers_.packs[0]->format()) work_ /= double(format->speed);
+        if (const Format* const format = layers_.packs[0]->format())
+            work_ /= double(format->row_speed);
     }
 
     py::object infer(PyObject* const* args, Py_ssize_t count) const override {

@@ -13,7 +13,14 @@ namespace rnnfast {
 // Sums of as many products of 8 bits fit in 32.
 constexpr ptrdiff_t kMostOfInt8 = 131072;
 
+// Rows whose sums a product in a format keeps in L1 at a time, at most.
 constexpr ptrdiff_t kMostLowRows = 32;
+
+// What the registers of a thread are prepared for, if a format's have to be: in one pass, at whose start
+// they are for nothing.
+struct Prepared {
+    ptrdiff_t rows;
+};
 
 // A row of floats: `runs` runs of `run` elements, `stride` apart; several are whole vectors each.
 struct LowSource {
@@ -23,14 +30,16 @@ struct LowSource {
     ptrdiff_t stride;
 };
 
-// The left operand: rows of words, `ld` bytes apart, and what one in the words of a row stands for.
+// The left operand: rows of words, `ld` bytes apart, and what one in the words of a row stands for; and
+// the state of the thread's pass.
 struct LowRows {
     unsigned char* base;
     ptrdiff_t ld;
     float* units;
+    Prepared* prepared;
 
     RNNFAST_INLINE LowRows from(ptrdiff_t row) const {
-        return {base + row * ld, ld, units ? units + row : nullptr};
+        return {base + row * ld, ld, units ? units + row : nullptr, prepared};
     }
 };
 
@@ -55,6 +64,7 @@ struct Format {
     ptrdiff_t of_word;  // elements that a word has
     bool has_units;     // whether rows and columns have units of their own
     float speed;        // products a time, beside float32's of the same ISA
+    float row_speed;    // the same of one row
     ptrdiff_t rows;     // that a product takes at a time, at most kMostLowRows
     // A vector of columns, the first `lanes` of them from rows of n in torch's layout, the others
     // zeros, into vectors of words that lie `step` elements apart. Returns whether all of them times
@@ -68,7 +78,7 @@ struct Format {
     // Multiplies what is in registers, `rounds` times over; returns how many operations that were.
     // `sums` keeps the compiler from leaving it out.
     ptrdiff_t (*probe)(ptrdiff_t rounds, uint32_t* sums);
-    // To be called when a thread has done its work; null: there is nothing to do.
+    // Called when a thread's pass is done; null: the format prepares nothing.
     void (*leave)() = nullptr;
     // Whether there is a backward pass; null where not:
     bool trains = false;
@@ -77,7 +87,8 @@ struct Format {
     // C (lanes, n) += A^T B, or = if `assign`, from rows of words: one vector of A, and those of B
     // that n elements take, `b_stride` apart.
     void (*outer)(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const float* b,
-                  ptrdiff_t b_stride, float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign) = nullptr;
+                  ptrdiff_t b_stride, float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign,
+                  Prepared* prepared) = nullptr;
 };
 
 }  // namespace rnnfast

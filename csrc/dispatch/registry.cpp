@@ -88,7 +88,7 @@ struct Active {
     std::string name;
     const KernelTable* kernels = nullptr;
     const LowPrecisionTable* low_precision = nullptr;
-    bool has_tiles = false;
+    const LowPrecisionTable* with_tiles = nullptr;
 
     Active() {
         const char* forced = std::getenv("RNNFAST_ISA");
@@ -99,7 +99,7 @@ struct Active {
                 name = isa.name;
                 kernels = isa.kernels;
                 low_precision = isa.low_precision;
-                take_tiles(isa);
+                if (isa.with_tiles != isa.low_precision) with_tiles = isa.with_tiles;
                 return;
             }
         }
@@ -109,17 +109,6 @@ struct Active {
             "RNNFAST_ISA=" + want + ": " +
             (known ? "this CPU does not support it (it has: " + join(supported_isas()) + ")"
                    : "not compiled in (compiled in: " + join(compiled_isas()) + ")"));
-    }
-
-    void take_tiles(const CompiledIsa& isa) {
-        const char* wanted = std::getenv("RNNFAST_AMX");
-        if (wanted && *wanted && std::string(wanted) != "0" && std::string(wanted) != "1")
-            throw std::runtime_error("RNNFAST_AMX: expected 0 or 1, got '" + std::string(wanted) +
-                                     "'");
-        if (!isa.with_tiles || isa.with_tiles == isa.low_precision) return;
-        if ((wanted && *wanted == '0') || !may_use_tiles()) return;
-        has_tiles = true;
-        low_precision = isa.with_tiles;
     }
 };
 
@@ -145,12 +134,23 @@ std::vector<std::string> supported_isas() {
 
 const std::string& active_isa() { return active().name; }
 
-bool active_amx() { return active().has_tiles; }
+// Asked when a format is first used: the answer changes what Linux wants of the process's signal stacks.
+bool active_amx() {
+    static const bool used = [] {
+        const char* const wanted = std::getenv("RNNFAST_AMX");
+        const std::string value = wanted ? wanted : "";
+        if (!value.empty() && value != "0")
+            throw std::runtime_error("RNNFAST_AMX: expected 0, got '" + value + "'");
+        return active().with_tiles && value.empty() && may_use_tiles();
+    }();
+    return used;
+}
 
 const KernelTable& active_kernels() { return *active().kernels; }
 
 const Format& active_format(FormatId format) {
-    return active().low_precision->formats[int(format)];
+    const Active& chosen = active();
+    return (active_amx() ? chosen.with_tiles : chosen.low_precision)->formats[int(format)];
 }
 
 #define DTYPE(name, type)                                  \

@@ -16,7 +16,7 @@ std::vector<std::string> supported_isas();
 // std::runtime_error with a sentence where that cannot be; asks the environment once.
 const std::string& active_isa();
 // Whether its formats are multiplied in AMX's tile registers: where the CPU has them, Linux gives
-// them, and RNNFAST_AMX is not 0.
+// them, and RNNFAST_AMX is not 0. Throws where that is something else.
 bool active_amx();
 const KernelTable& active_kernels();
 const Format& active_format(FormatId format);

@@ -48,7 +48,9 @@ double best_ns(const JobWork& w, int threads) {
 template <class T>
 JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
                 const Plan& plan) {
-    const double speed = format ? double(format->speed) : double(sizeof(float)) / sizeof(T);
+    const double speed = !format           ? double(sizeof(float)) / sizeof(T)
+                         : plan.batch == 1 ? double(format->row_speed)
+                                           : double(format->speed);
     const double per_ns = kProductsPerNs * speed;
     const double row = double(kernels.gradient_row(sizes));  // gates and units, padded
     JobWork w{};

@@ -34,7 +34,7 @@ struct Stack {
             const double rows = double(kernels.gates) * double(s.hidden);
             work += rows * double(s.input + s.width()) + double(s.hidden) * double(s.projection);
         }
-        if (format) work /= double(format->speed);
+        if (format) work /= double(format->row_speed);
     }
 };
 
@@ -73,7 +73,8 @@ public:
 
     void run(ptrdiff_t steps, const void* x, void* y) noexcept override {
         const FloatEnv env;
-        const FormatScope format(weights_->format);
+        const FormatScope format(plan_.batch > 1 ? weights_->format
+                                                 : nullptr);  // one row: no tiles
         ForwardArgs<T>& bottom = layers_.front().args;
         ForwardArgs<T>& top = layers_.back().args;
         bottom.x = static_cast<const T*>(x);

@@ -3,7 +3,8 @@
  * A stream is a stack of layers in one direction, with its own copy of the weights. It is made once
  * and then stepped: rnnfast_step, rnnfast_run, rnnfast_reset and the state's functions allocate
  * nothing, take no lock, make no system call and always succeed, so that they can run in a
- * real-time thread. The others are for before and after.
+ * real-time thread. (With several rows in low precision, on a CPU with AMX, a thread's first step
+ * has the operating system make room for its tile registers.) The others are for before and after.
  *
  * Threads: different streams may be used at the same time from different threads, copies of one
  * stream among them; one stream, by one thread at a time. A stream runs on the thread that calls.

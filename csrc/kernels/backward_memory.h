@@ -33,6 +33,7 @@ struct BackwardMemory {
     T* c0;       // [place][unit_ld]  the initial c, padded
     T* through;  // [place][unit_ld]  gradient at r h, or at h before the projection
     T* zeros;    // [unit_ld]
+    Prepared prepared{};
 
     BackwardMemory(const ForwardArgs<T>& a, const BackwardArgs<T>& g, const Plan& p, ptrdiff_t rows,
                    T* scratch)
@@ -64,7 +65,7 @@ struct BackwardMemory {
                     const ptrdiff_t ld = LowRoom::ld(*args.format, n * L);
                     T* const low = scratch.take(rows * ld);
                     made.low = {reinterpret_cast<unsigned char*>(low), ld * ptrdiff_t(sizeof(T)),
-                                nullptr};
+                                nullptr, nullptr};
                 }
             return made;
         };

@@ -15,7 +15,7 @@ protected:
     using Memory = BackwardMemory<Cell, T>;
     using Memory::args, Memory::grads, Memory::plan, Memory::shape;
     using Memory::da, Memory::h_prev, Memory::x, Memory::reset_h, Memory::dp, Memory::hidden;
-    using Memory::dx, Memory::x_ld, Memory::dx_regular;
+    using Memory::dx, Memory::x_ld, Memory::dx_regular, Memory::prepared;
     using Step = BackwardStep<T>;
     static constexpr ptrdiff_t L = kLanes<T>;
 
@@ -38,7 +38,7 @@ public:
         const ptrdiff_t rows = chunk_row(chunk.end, chunk);
         const ParameterGradients<Cell, T> sums{
             shape,  da,          rows, share(shape.blocks * Cell::kGates, part, parts),
-            assign, args.format, room};
+            assign, args.format, room, &prepared};
         const Weights<T>& w = grads.weights;
         sums.input(x, w.weight_ih, w.bias_ih);
         sums.recurrent(h_prev, reset_h, w.weight_hh, w.bias_hh);
@@ -73,7 +73,7 @@ protected:
                const Epilogue& epilogue) {
         if constexpr (kHasFormats<T>)
             if (const Format* const format = args.format) {
-                LowRows a = of.low_operand(*format, step.row, v);
+                LowRows a = of.low_operand(*format, step.row, v, &prepared);
                 a.ld *= step.stride;
                 const LowLayout layout(*format, count * L, vectors<T>(matrix.ks) * L);
                 return low_product<panel_width(1), 1>(

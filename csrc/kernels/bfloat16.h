@@ -1,6 +1,7 @@
 // bfloat16: operands rounded to nearest even, sums in float32. VDPBF16PS adds the odd one of each pair
 // of products, then the even one, each by a fused multiply-add, with denormals as zero (all of 6
-// million random cases on Zen 4); others do the same in two instructions, to the same bits.
+// million random cases on Zen 4); others do the same in two instructions, to the same bits, but for tile
+// registers: kernels/tiles.h.
 #pragma once
 
 #include "kernels/format_functions.h"
@@ -21,7 +22,7 @@ struct Bfloat16 {
     static constexpr float kSpeed = 0.7f;
 #endif
 
-    static constexpr float kTileSpeed = 4;
+    static constexpr float kTileSpeed = 4;  // LSTM 100 32 256 256: 3.7; 25 64 1024 1024: 4.4
 
     static float unit(const float*, ptrdiff_t) { return 1; }
     RNNFAST_INLINE static Words right(Words words) { return words; }

@@ -24,9 +24,10 @@ struct Columns {
     }
 
     // The same in a format.
-    LowRows low_operand(const Format& format, ptrdiff_t row, ptrdiff_t v) const {
+    LowRows low_operand(const Format& format, ptrdiff_t row, ptrdiff_t v,
+                        Prepared* prepared = nullptr) const {
         const ptrdiff_t vector = kVectorBytes / format.of_word;
-        return {low.base + row * low.ld + v * vector, low.ld, nullptr};
+        return {low.base + row * low.ld + v * vector, low.ld, nullptr, prepared};
     }
     // Brings `count` vectors of a row, from v on, into it.
     void encode(const Format& format, ptrdiff_t row, ptrdiff_t v, ptrdiff_t count) const {

@@ -108,7 +108,7 @@ void multiply(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums
 
 template <class F>
 void outer(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const float* b, ptrdiff_t b_stride,
-           float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign) {
+           float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign, Prepared*) {
     const Columns<float> right{const_cast<float*>(b), b_stride};  // which is only read
     if (ldc == n && outer_few<F>(lanes, rows, a, right, n, c, assign)) return;
     for (ptrdiff_t v = 0; v < vectors<float>(n);)
@@ -129,7 +129,8 @@ ptrdiff_t probe(ptrdiff_t rounds, uint32_t* sums) {
 
 template <class F>
 constexpr Format format_of() {
-    Format format{F::kOfWord,      F::kHasUnits, F::kSpeed,   4 * tile_rows(4),
+    static_assert(4 * tile_rows(4) <= kMostLowRows, "more rows than their sums have room for");
+    Format format{F::kOfWord,      F::kHasUnits, F::kSpeed,   F::kSpeed, 4 * tile_rows(4),
                   pack_columns<F>, encode<F>,    multiply<F>, probe<F>};
     if constexpr (F::kTrains)
         format.trains = true, format.join_rows = F::join_rows, format.outer = outer<F>;

@@ -51,6 +51,7 @@ struct LowRight {
 struct LowRoom {
     float* words;
     float* units;
+    Prepared* prepared;
 
     // The distance between rows of k elements, in words.
     static ptrdiff_t ld(const Format& format, ptrdiff_t k) {
@@ -139,7 +140,7 @@ void low_column(const Format& format, const Shard& rows, ptrdiff_t column, const
 inline LowRows encode_rows(const Format& format, ptrdiff_t rows, const Operand<float>& a,
                            const LowRoom& room) {
     const ptrdiff_t ld = LowRoom::ld(format, a.k()) * ptrdiff_t(sizeof(float));
-    const LowRows to{reinterpret_cast<unsigned char*>(room.words), ld, room.units};
+    const LowRows to{reinterpret_cast<unsigned char*>(room.words), ld, room.units, room.prepared};
     for (ptrdiff_t r = 0; r < rows; ++r)
         to.units[r] = format.encode({a.base + r * a.ld, a.run, a.runs, a.stride}, to.base + r * ld);
     return to;

@@ -11,14 +11,10 @@ namespace {
 // A right operand of so many bytes stays in L1 beside what else a tile reads.
 constexpr ptrdiff_t kStaysInL1 = 16384;
 
-// Vectors that are joined at a time, at most: all of few rows, whose products are in the order of C.
-inline ptrdiff_t most_joined(ptrdiff_t rows, ptrdiff_t all) {
-    return rows <= 8 ? all : smaller<ptrdiff_t>(16, all);
-}
-// And of so many: about as many each time.
-inline ptrdiff_t joined_vectors(ptrdiff_t rows, ptrdiff_t all) {
-    const ptrdiff_t most = most_joined(rows, all), times = (all + most - 1) / most;
-    return (all + times - 1) / times;
+// Vectors that are joined at a time, of so many: all of few rows, whose products are in the order of C;
+// else whole tiles of a product, of three vectors or of four.
+inline ptrdiff_t joined_vectors(const Format& format, ptrdiff_t rows, ptrdiff_t all) {
+    return rows <= 8 ? all : smaller<ptrdiff_t>(format.leave ? 16 : 15, all);
 }
 // The stride of vectors whose rows are joined: words have two rows at least.
 inline ptrdiff_t join_stride(ptrdiff_t rows) { return ((rows + 1) / 2 | 1) * kLanes<float>; }
@@ -30,7 +26,7 @@ ptrdiff_t join_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads, pt
     if (!args.format || !(w.weight_ih || w.weight_hh || w.weight_hr)) return 0;
     const Sizes& s = args.sizes;
     const ptrdiff_t widest = s.input > s.hidden ? s.input : s.hidden;
-    return (1 + most_joined(rows, vectors<T>(widest))) * join_stride(rows);
+    return (1 + joined_vectors(*args.format, rows, vectors<T>(widest))) * join_stride(rows);
 }
 
 // Adds one thread's part: some of the (gate, block) pairs, each V rows of dW, dR and db.
@@ -45,6 +41,7 @@ struct ParameterGradients {
     bool assign;                     // = instead of +=
     const Format* format = nullptr;  // of the operands; null: T
     T* join_room = nullptr;          // for rows that are joined into words
+    Prepared* prepared = nullptr;
 
     // dW += da_x^T x, db += da_x^T 1.
     void input(const Columns<T>& x, T* dw, T* db) const {
@@ -120,7 +117,7 @@ private:
     // The same in a format: of B some vectors are joined at a time, and for these A's, one by one.
     template <class Each>
     void low_weight(const Each& each_vector, const Columns<T>& right, ptrdiff_t n, T* c) const {
-        const ptrdiff_t all = vectors<T>(n), most = joined_vectors(rows, all);
+        const ptrdiff_t all = vectors<T>(n), most = joined_vectors(*format, rows, all);
         const ptrdiff_t words = (rows + format->of_word - 1) / format->of_word;
         T* const a_joined = join_room;
         const Columns<T> b_joined{join_room + join_stride(rows), join_stride(rows)};
@@ -132,7 +129,7 @@ private:
             each_vector([&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
                 format->join_rows(a, rows, a_joined);
                 format->outer(lanes, words, a_joined, b_joined.base, b_joined.stride,
-                              c + row * n + from * L, n, columns, assign);
+                              c + row * n + from * L, n, columns, assign, prepared);
             });
         }
     }

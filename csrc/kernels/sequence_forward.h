@@ -36,6 +36,7 @@ protected:
     T *own_bias_x, *own_bias_h;  // of weights that are not packed
     const T *bias_x, *bias_h;    // as PackedLayout has them
     LowRoom low;                 // for the left operand of the product at hand
+    Prepared prepared{};
     bool starts_from_zeros = false;
 
 public:
@@ -118,13 +119,13 @@ protected:
         return smaller(fit > count ? fit : count, count * plan.steps);
     }
 
-    LowRoom low_room(Scratch<T>& scratch) const {
+    LowRoom low_room(Scratch<T>& scratch) {
         if (!args.format) return {};
         const ptrdiff_t rows = chunk_rows();
         const ptrdiff_t of_x = rows * LowRoom::ld(*args.format, shape.input);
         const ptrdiff_t of_h = count * LowRoom::ld(*args.format, shape.padded);
         T* const words = scratch.take(of_x > of_h ? of_x : of_h);
-        return {words, scratch.take(rows)};
+        return {words, scratch.take(rows), &prepared};
     }
 
     // The initial states, in both buffers of h: a row that starts later finds its own in either.

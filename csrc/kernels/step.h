@@ -26,6 +26,7 @@ public:
 
     // From args.x to args.y, which may be the same memory.
     void step() {
+        this->prepared = {};
         if constexpr (!Cell::kTwoProducts)
             if (!args.format && apart()) {
                 const Operand<T> h{this->h, this->h_ld, shape.width};

@@ -13,6 +13,7 @@ namespace {
 
 constexpr ptrdiff_t kTileRows = 16, kTileWords = 16, kTileBytes = kTileWords * kWordBytes;
 constexpr ptrdiff_t kBlockRows = 2 * kTileRows;  // of a product at a time
+static_assert(kBlockRows <= kMostLowRows, "more rows than their sums have room for");
 
 // The registers. A product of one tile's rows: sums in 0 to 3, rows in 4, columns in 5 to 7. Of two
 // tiles' rows: sums in 0, 1 and 2, 3; rows in 4 and 5; columns in 6 and 7.
@@ -49,9 +50,6 @@ RNNFAST_INLINE void add_tiles() {
                          : "i"(kRight), "i"(kLeft), "i"(kSums));
 }
 
-// The rows that this thread's registers are configured for; 0: they are not in use.
-thread_local ptrdiff_t configured_rows = 0;
-
 // As LDTILECFG reads it.
 struct alignas(64) TileConfiguration {
     uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -59,9 +57,11 @@ struct alignas(64) TileConfiguration {
     uint8_t rows[16] = {};
 };
 
-// For products of so many rows, up to kBlockRows. It takes 100 ns, so rows change seldom.
-RNNFAST_INLINE void configure(ptrdiff_t rows) {
-    if (rows == configured_rows) return;
+static_assert(sizeof(TileConfiguration) == 64 && kVectorBytes == kTileBytes, "as LDTILECFG has it");
+
+// For products of so many rows, 1 to kBlockRows. It takes 100 ns, so rows change seldom.
+RNNFAST_INLINE void configure(ptrdiff_t rows, Prepared* prepared) {
+    if (rows == prepared->rows) return;
     const bool two = rows > kTileRows;
     const auto first = uint8_t(two ? kTileRows : rows),
                last = uint8_t(rows - (two ? kTileRows : 0));
@@ -71,14 +71,11 @@ RNNFAST_INLINE void configure(ptrdiff_t rows) {
     all.rows[2] = all.rows[3] = last;
     if (two) all.rows[kLeftTile + 1] = last;
     __asm__ volatile("ldtilecfg %0" : : "m"(all));
-    configured_rows = rows;
+    prepared->rows = rows;
 }
 
-// At the end of a thread's work: the operating system then has no tiles to keep for it.
-void release_tiles() {
-    if (configured_rows) __asm__ volatile("tilerelease");
-    configured_rows = 0;
-}
+// The operating system then has no tiles to keep for the thread.
+void release_tiles() { __asm__ volatile("tilerelease"); }
 
 // body(Count<kFirst>) to body(Count<kEnd - 1>), as if by a loop; Count<0> too.
 template <int kFirst, int kEnd, class Body>
@@ -124,17 +121,7 @@ RNNFAST_INLINE void each_sum(const Body& body) {
     });
 }
 
-// The last words of an operand, fewer than 16, in tiles that are zero past them.
-RNNFAST_INLINE void copy_words(const unsigned char* from, ptrdiff_t bytes, unsigned char* to) {
-    const auto whole = ptrdiff_t(bytes / kVectorBytes * kVectorBytes);
-    for (ptrdiff_t i = 0; i < whole; i += kVectorBytes) __builtin_memcpy(to + i, from + i, 64);
-    if (bytes > whole)
-        store(
-            reinterpret_cast<float*>(to + whole),
-            load_edge(reinterpret_cast<const float*>(from + whole), (bytes - whole) / kWordBytes));
-}
-
-// What a product of some rows with a panel reads, beside whole tiles.
+// The last words of the operands, in tiles that are zero past them: what a product of some rows with a panel reads, beside whole tiles.
 struct TileTails {
     ptrdiff_t words;  // fewer than 16
     alignas(64) unsigned char left[kBlockRows * kTileBytes];
@@ -149,9 +136,11 @@ struct TileTails {
                   i < words * row ? (Floats)load_words(from + i) : Floats{});
     }
     void take(const LowRows& a, ptrdiff_t first, ptrdiff_t rows, ptrdiff_t whole) {
-        for (ptrdiff_t r = 0; words && r < rows; ++r)
-            copy_words(a.base + (first + r) * a.ld + whole * kWordBytes, words * kWordBytes,
-                       left + r * kTileBytes);
+        for (ptrdiff_t r = 0; words && r < rows; ++r) {
+            const unsigned char* const from = a.base + (first + r) * a.ld + whole * kWordBytes;
+            store(reinterpret_cast<float*>(left + r * kTileBytes),
+                  load_edge(reinterpret_cast<const float*>(from), words));
+        }
     }
 };
 
@@ -186,10 +175,9 @@ RNNFAST_INLINE void tile_rows_of(const TileRows& a, const LowPanel& b, const Til
         });
 }
 
-// One row, in vectors.
-template <class F, int W>
+// One row of bfloat16, in vectors.
+template <int W>
 RNNFAST_OUTLINE void multiply_row(const LowRows& a, const LowPanel& b, const LowSums& c) {
-    if constexpr (F::kHasUnits) return F::template multiply<1, W>(a, 0, b, c);
     const Words odd = 0xffff0000 - Words{};
     const unsigned char *left = a.base, *panel = b.base;
     Floats acc[1][W];
@@ -217,8 +205,13 @@ RNNFAST_OUTLINE void multiply_row(const LowRows& a, const LowPanel& b, const Low
 template <class F>
 void multiply_by_tiles(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums& sums) {
     if (rows == 1)
-        return count_of<4>(b.width,
-                           [&](auto w) { multiply_row<F, decltype(w)::value>(a, b, sums); });
+        return count_of<4>(b.width, [&](auto w) {
+            constexpr int W = decltype(w)::value;
+            if constexpr (F::kHasUnits)
+                F::template multiply<1, W>(a, 0, b, sums);
+            else
+                multiply_row<W>(a, b, sums);
+        });
     const auto* const from = reinterpret_cast<const unsigned char*>(sums.from);
     auto* const to = reinterpret_cast<unsigned char*>(sums.to);
     const ptrdiff_t from_ld = sums.from_ld * kWordBytes, to_ld = sums.to_ld * kWordBytes;
@@ -227,7 +220,7 @@ void multiply_by_tiles(ptrdiff_t rows, const LowRows& a, const LowPanel& b, cons
     TileTails tails(b);
     for (ptrdiff_t first = 0; first < rows; first += kBlockRows) {
         const ptrdiff_t n = smaller(kBlockRows, rows - first);
-        configure(n);
+        configure(n, a.prepared);
         tails.take(a, first, n, b.words - tails.words);
         const TileRows left{a.base + first * a.ld, a.ld};
         const auto run = [&](const TileRows& start, unsigned char* end, ptrdiff_t end_ld) {
@@ -255,7 +248,8 @@ void multiply_by_tiles(ptrdiff_t rows, const LowRows& a, const LowPanel& b, cons
 // Format::probe.
 template <class F>
 ptrdiff_t probe_tiles(ptrdiff_t rounds, uint32_t* sums) {
-    configure(kBlockRows);
+    Prepared prepared{};
+    configure(kBlockRows, &prepared);
     for_each<0, 8>([](auto tile) { clear_tile<decltype(tile)::value>(); });
     for (ptrdiff_t round = 0; round < rounds; ++round)
         each_sum<2, 2>([](auto sum, ptrdiff_t, ptrdiff_t) {

@@ -9,8 +9,8 @@ namespace {
 // So many words of the left operand are turned at a time, into L1.
 constexpr ptrdiff_t kTurnedWords = 256;
 
-// W vectors of C (lanes, n) from vector v on += words first..first+count-1 of the operands; `zero`: =.
-// `last`: elements in the last vector of C.
+// W vectors of C, `lanes` rows of them, += `count` words of the operands; `zero`: =. `last`: elements in
+// the last vector of C.
 template <class F, int W>
 RNNFAST_OUTLINE void outer_tiles(ptrdiff_t lanes, const unsigned char* turned, ptrdiff_t count,
                                  const float* b, ptrdiff_t b_stride, float* c, ptrdiff_t ldc,
@@ -19,9 +19,10 @@ RNNFAST_OUTLINE void outer_tiles(ptrdiff_t lanes, const unsigned char* turned, p
     const bool edge = last < L;
     alignas(64) float sums[kTileRows * L];  // of the last vector, where it is not whole
     const auto place = [&](ptrdiff_t vector) {
-        const bool own = edge && vector == W - 1;
-        return TileRows{reinterpret_cast<unsigned char*>(own ? sums : c + vector * L),
-                        (own ? L : ldc) * kWordBytes};
+        return edge && vector == W - 1 ? sums : c + vector * L;
+    };
+    const auto place_ld = [&](ptrdiff_t vector) {
+        return (edge && vector == W - 1 ? L : ldc) * kWordBytes;
     };
     for (ptrdiff_t m = 0; edge && !zero && m < lanes; ++m)
         store(sums + m * L, load_edge(c + m * ldc + (W - 1) * L, last));
@@ -29,7 +30,7 @@ RNNFAST_OUTLINE void outer_tiles(ptrdiff_t lanes, const unsigned char* turned, p
         if (zero)
             clear_tile<decltype(sum)::value>();
         else
-            load_tile<decltype(sum)::value>(place(vector).base, place(vector).ld);
+            load_tile<decltype(sum)::value>(place(vector), place_ld(vector));
     });
     const ptrdiff_t whole = count / kTileWords * kTileWords, vector_step = b_stride * kWordBytes;
     for (ptrdiff_t i = 0; i < whole; i += kTileWords)
@@ -47,8 +48,7 @@ RNNFAST_OUTLINE void outer_tiles(ptrdiff_t lanes, const unsigned char* turned, p
                            kTileWords * kTileBytes);
     }
     each_sum<1, W>([&](auto sum, ptrdiff_t, ptrdiff_t vector) {
-        store_tile<decltype(sum)::value>(const_cast<unsigned char*>(place(vector).base),
-                                         place(vector).ld);
+        store_tile<decltype(sum)::value>(place(vector), place_ld(vector));
     });
     for (ptrdiff_t m = 0; edge && m < lanes; ++m)
         store_edge(c + m * ldc + (W - 1) * L, load(sums + m * L), last);
@@ -57,13 +57,15 @@ RNNFAST_OUTLINE void outer_tiles(ptrdiff_t lanes, const unsigned char* turned, p
 // Format::outer.
 template <class F>
 void outer_by_tiles(ptrdiff_t lanes, ptrdiff_t words, const float* a, const float* b,
-                    ptrdiff_t b_stride, float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign) {
+                    ptrdiff_t b_stride, float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign,
+                    Prepared* prepared) {
     constexpr ptrdiff_t L = kLanes<float>;
     const Columns<float> columns_of_b{const_cast<float*>(b), b_stride};  // which is only read
     if (ldc == n && outer_few<F>(lanes, words, a, columns_of_b, n, c, assign)) return;
-    configure(lanes);
+    configure(lanes, prepared);
     alignas(64) unsigned char turned[kTileRows * kTurnedWords * kWordBytes];  // [lane][word]
-    for (ptrdiff_t first = 0; first < words; first += kTurnedWords) {
+    ptrdiff_t first = 0;
+    do {  // also of no words, which make zeros
         const ptrdiff_t count = smaller(kTurnedWords, words - first);
         for (ptrdiff_t i = 0; i < count; i += kTileWords) {
             alignas(64) float last[L * L];
@@ -86,7 +88,8 @@ void outer_by_tiles(ptrdiff_t lanes, ptrdiff_t words, const float* a, const floa
                                   c + v * L, ldc, smaller(L, n - (v + W - 1) * L),
                                   assign && first == 0);
             });
-    }
+        first += kTurnedWords;
+    } while (first < words);
 }
 
 // Has a format's products computed in tiles.
