@@ -1,17 +1,19 @@
-// Backward over steps: each block has the gate gradients of kColumns units, which it publishes in
-// each step, and multiplies all that were published by its columns of R for dh of the same units.
+// Backward over steps: each block has the gate gradients of some units, which it publishes in each
+// step, and multiplies all that were published by its columns of R for dh of the same units.
 //
 // The gradients of W, R, the biases and x are products over all steps, which the caller takes from
 // what is written here.
 #pragma once
 
-#include "cuda/layer.h"
+#include "cuda/exchange.h"
 
 namespace rnnfast {
 namespace cuda {
 
 template <class T>
 struct Backward {
+    static constexpr bool kBackward = true;
+
     Layer layer;
     Work<T> work;    // published gate gradients: (gates, H rounded up) a row, as R^T's columns
     const T* saved;  // (T, B, kSaved*H)
@@ -59,15 +61,17 @@ RNNFAST_DEVICE StepInputs<Cell> step_inputs(const Backward<T>& args, int t, int 
 
 // Steps first..last-1 in the order run, last steps of the sequence first; step T is the product
 // that gives dh0. Blocks as in run_forward.
-template <class Cell, class T, int kGroups>
+template <class Cell, class T, int kParts, int kGroups, class Exchange>
 RNNFAST_DEVICE void run_backward(const Backward<T>& args, int first, int last) {
-    constexpr int kGates = Cell::kGates;
-    using Product = Columns<T, 1, kGroups>;
+    constexpr int kGates = Cell::kGates, kUnits = kParts * kColumns;
+    // Each warp has all units: what is published is long, and so read once.
+    using Product = Columns<T, kParts, 1, kGroups>;
     const Layer& layer = args.layer;
     const Work<T>& work = args.work;
-    const Shard own(layer, work);
-    const Product product(work.columns + size_t(block_x()) * kColumns * work.depth, work.depth);
-    uint32_t* const arrived = work.arrived + own.index;
+    const Shard<kUnits> own(layer, work);
+    const Product product(work.columns + size_t(block_x()) * kUnits * work.depth, work.depth);
+    const Exchange exchange(own, layer, work, first,
+                            shared_floats() + Product::floats(work.shard_rows));
     const int gate_depth = work.depth / kGates;
 
     State<Cell> state(own, layer, work);
@@ -81,17 +85,16 @@ RNNFAST_DEVICE void run_backward(const Backward<T>& args, int first, int last) {
         for (int item = 0; item < kItems; ++item)
             if (has_step && own.has(item, layer))
                 in[item] = step_inputs<Cell>(args, t, own.first + own.row(item), own.unit);
-        if (step > first) await(arrived, step - first);
+        if (step > first) exchange.await(step);
         if (step > 0) {
-            product.multiply(work.published(step, layer.batch) + size_t(own.first) * work.depth,
-                             own.rows);
+            product.multiply(exchange.rows(step), exchange.between(), own.rows, exchange);
             meet();
         }
         RNNFAST_UNROLL
         for (int item = 0; item < kItems; ++item) {
             if (!own.has(item, layer)) continue;
             const int row = own.first + own.row(item);
-            if (step > 0) dh[item] += product.sum(own.row(item), 0, own.column(), own.rows);
+            if (step > 0) dh[item] += product.sum(own.row(item), own.column(), own.rows);
             if (!has_step) continue;
             const bool runs = t < layer.length(row);
             float da[Cell::kSlots] = {}, direct = dh[item];
@@ -103,8 +106,7 @@ RNNFAST_DEVICE void run_backward(const Backward<T>& args, int first, int last) {
             const bool stops = runs && layer.resets_at(t, row);  // the state before had no part
             dh[item] = stops ? 0 : direct;
             if (stops) dc[item] = 0;
-            T* const to =
-                work.published(step + 1, layer.batch) + size_t(row) * work.depth + own.unit;
+            T* const to = exchange.rows(step + 1) + own.row(item) * exchange.between() + own.unit;
             RNNFAST_UNROLL
             for (int i = 0; i < kGates; ++i) {
                 const int slot = i + kFirstHSlot<Cell>, gate = Cell::gate_of_h_slot(slot);
@@ -115,8 +117,9 @@ RNNFAST_DEVICE void run_backward(const Backward<T>& args, int first, int last) {
                     args.da_hidden[layer.at(t, row, 1, 0, own.unit)] = narrow<T>(da[slot]);
             }
         }
-        if (step + 1 < last) publish(arrived);
+        if (step + 1 < last) exchange.publish(step + 1);
     }
+    exchange.leave();
 
     RNNFAST_UNROLL
     for (int item = 0; item < kItems; ++item) {

@@ -27,6 +27,7 @@ RNNFAST_DEVICE int block_x() { return int(blockIdx.x); }
 RNNFAST_DEVICE int block_y() { return int(blockIdx.y); }
 RNNFAST_DEVICE int blocks_x() { return int(gridDim.x); }
 RNNFAST_DEVICE void meet() { __syncthreads(); }
+RNNFAST_DEVICE void meet_warp() { __syncwarp(); }
 
 RNNFAST_DEVICE float* shared_floats() {
     extern __shared__ float memory[];
@@ -88,6 +89,7 @@ int block_x();
 int block_y();
 int blocks_x();
 void meet();
+void meet_warp();
 float* shared_floats();
 void add_released(uint32_t* counter);
 uint32_t load_acquired(const uint32_t* counter);

@@ -1,14 +1,15 @@
-// Forward over steps: each block has kColumns units of all gates, and publishes their h in each
-// step.
+// Forward over steps: each block has some units of all gates, and publishes their h in each step.
 #pragma once
 
-#include "cuda/layer.h"
+#include "cuda/exchange.h"
 
 namespace rnnfast {
 namespace cuda {
 
 template <class T>
 struct Forward {
+    static constexpr bool kBackward = false;
+
     Layer layer;
     Work<T> work;
     const T* wx;    // (T, B, G*H)  W x + b_w
@@ -19,18 +20,20 @@ struct Forward {
     T* saved;       // (T, B, kSaved*H)  null: no training
 };
 
-// Steps first..last-1 in the order run. Blocks: (units, shards); those of a shard run at the same
-// time where there is more than one step.
-template <class Cell, class T, int kGroups>
+// Steps first..last-1 in the order run. Blocks: (units, shards), of kParts * kColumns units; those of
+// a shard run at the same time where there is more than one step.
+template <class Cell, class T, int kParts, int kGroups, class Exchange>
 RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
     constexpr int kGates = Cell::kGates;
-    using Product = Columns<T, kGates, kGroups>;
+    using Product = Columns<T, kGates, kParts, kGroups>;
+    constexpr int kUnits = Product::kUnits;
     const Layer& layer = args.layer;
     const Work<T>& work = args.work;
-    const Shard own(layer, work);
-    const Product product(work.columns + size_t(block_x()) * kGates * kColumns * work.depth,
+    const Shard<kUnits> own(layer, work);
+    const Product product(work.columns + size_t(block_x()) * kGates * kUnits * work.depth,
                           work.depth);
-    uint32_t* const arrived = work.arrived + own.index;
+    const Exchange exchange(own, layer, work, first,
+                            shared_floats() + Product::floats(work.shard_rows));
 
     State<Cell> state(own, layer, work);
     float bias[kGates] = {};
@@ -49,9 +52,8 @@ RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
                 wx[item][gate] =
                     widen(args.wx[layer.at(t, own.first + own.row(item), kGates, gate, own.unit)]);
         }
-        if (step > first) await(arrived, step - first);
-        product.multiply(work.published(step, layer.batch) + size_t(own.first) * work.depth,
-                         own.rows);
+        if (step > first) exchange.await(step);
+        product.multiply(exchange.rows(step), exchange.between(), own.rows, exchange);
         meet();
         RNNFAST_UNROLL
         for (int item = 0; item < kItems; ++item) {
@@ -67,7 +69,8 @@ RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
                 for (int i = 0; i < kGates; ++i) {
                     const int slot = i + kFirstHSlot<Cell>;
                     a[slot] += bias[Cell::gate_of_h_slot(slot)];
-                    if (!resets) a[slot] += product.sum(own.row(item), i, own.column(), own.rows);
+                    if (!resets)
+                        a[slot] += product.sum(own.row(item), i * kUnits + own.column(), own.rows);
                 }
                 Cell::forward(a, resets ? 0.f : state.h[item], resets ? 0.f : state.c[item], saved,
                               state.h[item], state.c[item]);
@@ -77,10 +80,11 @@ RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
             }
             const T narrowed = narrow<T>(state.h[item]);
             args.y[layer.at(t, row, 1, 0, own.unit)] = runs ? narrowed : narrow<T>(0);
-            work.published(step + 1, layer.batch)[size_t(row) * work.depth + own.unit] = narrowed;
+            exchange.rows(step + 1)[own.row(item) * exchange.between() + own.unit] = narrowed;
         }
-        if (step + 1 < last) publish(arrived);
+        if (step + 1 < last) exchange.publish(step + 1);
     }
+    exchange.leave();
 
     RNNFAST_UNROLL
     for (int item = 0; item < kItems; ++item) {

@@ -15,6 +15,10 @@ struct Grid {
     int x, y, shared;
 };
 
+// Which blocks of a launch wait for each other, and so run at the same time, or the launch is an
+// error: none, those of one y, or all.
+enum class Meeting { kNone, kCluster, kAll };
+
 #if defined(__CUDACC__)
 
 using Error = cudaError_t;
@@ -46,14 +50,56 @@ Error prepare(void (*kernel)(Args, int, int), int shared, int* blocks) {
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kThreads, size_t(shared));
 }
 
-// together: all blocks run at the same time, or the launch is an error.
+// A launch, with what it asks for beside its size.
+struct Launch {
+    cudaLaunchConfig_t config{};
+    cudaLaunchAttribute attribute{};
+
+    Launch(const Grid& grid, Meeting meeting, Stream stream) {
+        config.gridDim = dim3(unsigned(grid.x), unsigned(grid.y));
+        config.blockDim = dim3(kThreads);
+        config.dynamicSmemBytes = size_t(grid.shared);
+        config.stream = stream;
+        config.attrs = &attribute;
+        config.numAttrs = meeting == Meeting::kNone ? 0 : 1;
+        if (meeting == Meeting::kCluster) {
+            attribute.id = cudaLaunchAttributeClusterDimension;
+            attribute.val.clusterDim.x = unsigned(grid.x);
+            attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+        } else {
+            attribute.id = cudaLaunchAttributeCooperative;
+            attribute.val.cooperative = 1;
+        }
+    }
+    Launch(const Launch&) = delete;  // config has the attribute's address
+};
+
+// The same of a kernel for clusters of `blocks`, which may be more than any device takes. clusters:
+// how many run at once on this one; none where the kernel is not made for it.
+template <class Args>
+Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, int* clusters) {
+    *clusters = 0;
+    cudaFuncAttributes made_for;
+    Error error = cudaFuncGetAttributes(&made_for, kernel);
+    if (error != kFine || made_for.ptxVersion < 90) return error;
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error == kFine)
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != kFine) return error;
+    const Launch launch({blocks, 1, shared}, Meeting::kCluster, nullptr);
+    error = cudaOccupancyMaxActiveClusters(clusters, kernel, &launch.config);
+    if (error != cudaErrorInvalidClusterSize) return error;
+    *clusters = 0;
+    (void)cudaGetLastError();
+    return kFine;
+}
+
 template <class Args>
 Error launch(void (*kernel)(Args, int, int), Args args, int first, int last, const Grid& grid,
-             bool together, Stream stream) {
+             Meeting meeting, Stream stream) {
+    const Launch launch(grid, meeting, stream);
     void* arguments[] = {&args, &first, &last};
-    const auto start = together ? cudaLaunchCooperativeKernel<void> : cudaLaunchKernel<void>;
-    return start(reinterpret_cast<void*>(kernel), dim3(unsigned(grid.x), unsigned(grid.y)),
-                 dim3(kThreads), arguments, size_t(grid.shared), stream);
+    return cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), arguments);
 }
 
 template <class Task>
@@ -88,8 +134,10 @@ Error count_processors(int* count);
 template <class Args>
 Error prepare(void (*kernel)(Args, int, int), int shared, int* blocks);
 template <class Args>
+Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, int* clusters);
+template <class Args>
 Error launch(void (*kernel)(Args, int, int), Args args, int first, int last, const Grid& grid,
-             bool together, Stream stream);
+             Meeting meeting, Stream stream);
 template <class Task>
 Error launch_each(const Task& task, Stream stream);
 

@@ -1,5 +1,4 @@
-// What the passes over a sequence have in common: their arguments, who has which rows and units,
-// and how the blocks wait for each other.
+// What the passes over a sequence have in common: their arguments, and who has which rows and units.
 #pragma once
 
 #include "cuda/product.h"
@@ -38,7 +37,7 @@ struct Work {
     int depth;          // whole groups
     float* state;       // (2, B, H)  forward h and c; backward dh, but for the product, and dc
     uint32_t* arrived;  // (shards)  how many times a block has published
-    int shard_rows;     // at most kMostRows
+    int shard_rows;     // at most most_rows(units)
     int first_shard;    // of the launch
 
     RNNFAST_INLINE T* published(int step, int batch) const {
@@ -50,11 +49,12 @@ struct Work {
 template <class Cell>
 constexpr int kFirstHSlot = int(Cell::kSlots) - int(Cell::kGates);
 
-// Rows of the batch that a block has, and of these and its units a thread: one unit of each so many
-// rows.
-constexpr int kMostRows = 64;
-constexpr int kItems = kMostRows * kColumns / kThreads;
+// What a thread has of a block's rows and units: one unit of so many rows.
+constexpr int kItems = 2;
+constexpr int most_rows(int units) { return kItems * kThreads / units; }
 
+// The rows and units of a block with kUnits of them.
+template <int kUnits>
 struct Shard {
     int index, first, rows, unit;
 
@@ -62,15 +62,15 @@ struct Shard {
     RNNFAST_DEVICE Shard(const Layer& layer, const Work<T>& work)
         : index(work.first_shard + block_y()),
           first(index * work.shard_rows),
-          unit(block_x() * kColumns + thread() % kColumns) {
+          unit(block_x() * kUnits + column()) {
         const int left = layer.batch - first;
         rows = left < work.shard_rows ? left : work.shard_rows;
     }
     // In the shard, of this thread's item.
     RNNFAST_DEVICE static int row(int item) {
-        return item * (kThreads / kColumns) + thread() / kColumns;
+        return item * (kThreads / kUnits) + thread() / kUnits;
     }
-    RNNFAST_DEVICE static int column() { return thread() % kColumns; }
+    RNNFAST_DEVICE static int column() { return thread() % kUnits; }
     // Of an item in an array (B, H).
     RNNFAST_DEVICE size_t at(int item, const Layer& layer) const {
         return size_t(first + row(item)) * layer.hidden + unit;
@@ -85,8 +85,8 @@ template <class Cell>
 struct State {
     float h[kItems] = {}, c[kItems] = {};
 
-    template <class T>
-    RNNFAST_DEVICE State(const Shard& own, const Layer& layer, const Work<T>& work) {
+    template <class Own, class T>
+    RNNFAST_DEVICE State(const Own& own, const Layer& layer, const Work<T>& work) {
         RNNFAST_UNROLL
         for (int item = 0; item < kItems; ++item) {
             if (!own.has(item, layer)) continue;
@@ -95,8 +95,8 @@ struct State {
         }
     }
     // One item, at the end of a launch.
-    template <class T>
-    RNNFAST_DEVICE void keep(int item, const Shard& own, const Layer& layer,
+    template <class Own, class T>
+    RNNFAST_DEVICE void keep(int item, const Own& own, const Layer& layer,
                              const Work<T>& work) const {
         work.state[own.at(item, layer)] = h[item];
         if (Cell::kHasC) work.state[offset(layer) + own.at(item, layer)] = c[item];
@@ -107,30 +107,6 @@ private:
         return size_t(layer.batch) * layer.hidden;
     }
 };
-
-constexpr uint64_t kPatience = 10'000'000'000;  // ns; then a block has died, and waiting ends
-constexpr int kLooks = 1024;                    // at the counter, between two at the clock
-
-// All of the block's writes are there for whoever waits for them.
-RNNFAST_DEVICE void publish(uint32_t* arrived) {
-    meet();
-    if (thread() == 0) add_released(arrived);
-}
-
-// Returns once the blocks of a shard have published so many times each.
-RNNFAST_DEVICE void await(const uint32_t* arrived, int times) {
-    if (thread() == 0) {
-        const uint32_t wanted = uint32_t(times) * uint32_t(blocks_x());
-        uint64_t start = 0;
-        for (int looks = 1; int32_t(load_acquired(arrived) - wanted) < 0; ++looks) {
-            if (looks % kLooks) continue;
-            const uint64_t now = clock_ns();
-            if (!start) start = now;
-            if (now - start > kPatience) fail();
-        }
-    }
-    meet();
-}
 
 }  // namespace cuda
 }  // namespace rnnfast

@@ -53,8 +53,8 @@ constexpr int kPerQuad = int(sizeof(Quad) / sizeof(T));
 template <class T>
 constexpr int kGroup = 4 * kPerQuad<T>;
 
-RNNFAST_INLINE int whole(int n, int of) { return (n + of - 1) / of; }
-RNNFAST_INLINE int round_up(int n, int to) { return whole(n, to) * to; }
+RNNFAST_INLINE constexpr int whole(int n, int of) { return (n + of - 1) / of; }
+RNNFAST_INLINE constexpr int round_up(int n, int to) { return whole(n, to) * to; }
 
 }  // namespace cuda
 }  // namespace rnnfast

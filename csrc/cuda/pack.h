@@ -12,20 +12,20 @@ namespace cuda {
 template <class T>
 struct Packing {
     const T* weights;
-    int hidden, gates, depth;
+    int hidden, gates, units, depth;  // units: of a block
     bool backward;
     T* columns;
 
-    RNNFAST_INLINE int tiles() const { return backward ? 1 : gates; }
+    RNNFAST_INLINE int rows() const { return backward ? 1 : gates; }  // of R, for each unit
     RNNFAST_INLINE size_t count() const {
-        return size_t(whole(hidden, kColumns)) * tiles() * kColumns * depth;
+        return size_t(whole(hidden, units)) * rows() * units * depth;
     }
     RNNFAST_INLINE void run(size_t i) const {
-        const int k = int(i % depth), column = int(i / depth % kColumns);
-        const int tile = int(i / depth / kColumns % tiles());
-        const int unit = int(i / depth / kColumns / tiles()) * kColumns + column;
+        const int k = int(i % depth), column = int(i / depth % units);
+        const int row = int(i / depth / units % rows());
+        const int unit = int(i / depth / units / rows()) * units + column;
         const int gate_depth = backward ? depth / gates : depth;
-        const int gate = backward ? k / gate_depth : tile, other = k % gate_depth;
+        const int gate = backward ? k / gate_depth : row, other = k % gate_depth;
         const int from = backward ? other : unit, to = backward ? unit : other;
         columns[i] = unit < hidden && other < hidden
                          ? weights[(size_t(gate) * hidden + from) * hidden + to]

@@ -15,16 +15,17 @@ constexpr int kRows = 16;    // of a tile
 constexpr int kColumns = 8;  // of a tile: units of one gate
 
 // Floats between rows of the sums: a warp that reads four of them finds them in different banks.
-RNNFAST_INLINE constexpr int pitch(int tiles) {
-    return tiles * kColumns + (tiles % 4 == 0 ? kColumns : 0);
+RNNFAST_INLINE constexpr int pitch(int columns) {
+    return columns + (columns % 16 == 0 ? kColumns : 0);
 }
-// Floats of shared memory that a product takes: each warp's sums.
-RNNFAST_INLINE constexpr int shared_floats_for(int rows, int tiles) {
-    return kWarps * ((rows + kRows - 1) / kRows * kRows) * pitch(tiles);
+// Floats of shared memory that a product takes: the sums of each split of k.
+RNNFAST_INLINE constexpr int shared_floats_for(int rows, int columns, int splits) {
+    return splits * ((rows + kRows - 1) / kRows * kRows) * pitch(columns);
 }
 
 RNNFAST_DEVICE int lane_row() { return thread() % 32 / 4; }  // or column
 RNNFAST_DEVICE int lane_quad() { return thread() % 4; }
+RNNFAST_DEVICE int lane() { return thread() % 32; }
 RNNFAST_DEVICE int warp() { return thread() / 32; }
 
 // sums += rows by columns, over one group of k. `low`, `high`: of this lane's row, and of the row 8
@@ -76,46 +77,56 @@ RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Q
     }
 }
 
-// The columns of a block, kTiles of kColumns each. Warp w multiplies the groups w, w + kWarps, ...;
-// it keeps kGroups of them, or with kGroups = 0 reads them in each step.
-template <class T, int kTiles, int kGroups>
+// The columns of a block: kTiles times kUnits, of which a warp has a part, kColumns of each kUnits.
+// The warps of one part split k: each multiplies every kSplits-th group; it keeps kGroups of them, or
+// with kGroups = 0 reads them in each step.
+template <class T, int kTiles, int kParts, int kGroups>
 class Columns {
 public:
-    // packed: (kTiles * kColumns, depth); depth: a multiple of kGroup.
+    static constexpr int kSplits = kWarps / kParts, kUnits = kParts * kColumns;
+
+    // packed: (kTiles * kUnits, depth); depth: a multiple of kGroup.
     RNNFAST_DEVICE Columns(const T* packed, int depth) : groups_(depth / kGroup<T>) {
-        quads_ = reinterpret_cast<const Quad*>(packed) + size_t(lane_row()) * quads_in_row() +
-                 lane_quad();
+        quads_ = reinterpret_cast<const Quad*>(packed) +
+                 size_t(part() * kColumns + lane_row()) * quads_in_row() + lane_quad();
         RNNFAST_UNROLL
         for (int i = 0; i < kGroups; ++i) {
-            const int group = warp() + i * kWarps;
+            const int group = split() + i * kSplits;
             if (group < groups_) read(kept_[i], group);
         }
     }
 
-    // Rows of `operand` (rows, depth) by the columns; each warp's part of the sums goes to shared
-    // memory.
-    RNNFAST_DEVICE void multiply(const T* operand, int rows) const {
-        const Quad* quads = reinterpret_cast<const Quad*>(operand);
+    // Of shared memory: rows of sums.
+    RNNFAST_INLINE static constexpr int floats(int rows) {
+        return shared_floats_for(rows, kTiles * kUnits, kSplits);
+    }
+
+    // Rows that lie where `Exchange` has them, `between` apart, by the columns; each warp's part of
+    // the sums goes to shared memory.
+    template <class Exchange>
+    RNNFAST_DEVICE void multiply(const T* operand, int between, int rows, const Exchange&) const {
+        const Quad* quads = reinterpret_cast<const Quad*>(operand) + lane_quad();
+        const size_t quads_between = size_t(between) / kPerQuad<T>;
         for (int first = 0; first < rows; first += kRows) {
             float sums[kTiles][4] = {};
             // Sums of rows past the last are never read.
             const int last = rows - 1, wanted = first + lane_row();
             const int low = wanted < last ? wanted : last;
             const int high = wanted + kRows / 2 < last ? wanted + kRows / 2 : last;
-            const Quad* const from_low = quads + size_t(low) * quads_in_row() + lane_quad();
-            const Quad* const from_high = quads + size_t(high) * quads_in_row() + lane_quad();
+            const Quad* const from_low = quads + low * quads_between;
+            const Quad* const from_high = quads + high * quads_between;
             const auto add = [&](int group, const Quad* columns) {
-                add_group(sums, load_fresh(from_low + 4 * group), load_fresh(from_high + 4 * group),
-                          columns, T{});
+                add_group(sums, Exchange::load(from_low + 4 * group),
+                          Exchange::load(from_high + 4 * group), columns, T{});
             };
             if constexpr (kGroups > 0) {
                 RNNFAST_UNROLL
                 for (int i = 0; i < kGroups; ++i) {
-                    const int group = warp() + i * kWarps;
+                    const int group = split() + i * kSplits;
                     if (group < groups_) add(group, kept_[i]);
                 }
             } else {
-                for (int group = warp(); group < groups_; group += kWarps) {
+                for (int group = split(); group < groups_; group += kSplits) {
                     Quad columns[kTiles];
                     read(columns, group);
                     add(group, columns);
@@ -126,31 +137,33 @@ public:
     }
 
     // The product of a row and a column, over all k. Only after all threads have met.
-    RNNFAST_DEVICE static float sum(int row, int tile, int column, int rows) {
-        const float* part = shared_floats() + row * kPitch + tile * kColumns + column;
+    RNNFAST_DEVICE static float sum(int row, int column, int rows) {
+        const float* from = shared_floats() + row * kPitch + column;
         float total = 0;
         RNNFAST_UNROLL
-        for (int w = 0; w < kWarps; ++w) total += part[size_t(w) * round_up(rows, kRows) * kPitch];
+        for (int i = 0; i < kSplits; ++i) total += from[size_t(i) * round_up(rows, kRows) * kPitch];
         return total;
     }
 
 private:
-    static constexpr int kPitch = pitch(kTiles);
+    static constexpr int kPitch = pitch(kTiles * kUnits);
 
+    RNNFAST_DEVICE static int part() { return warp() % kParts; }
+    RNNFAST_DEVICE static int split() { return warp() / kParts; }
     RNNFAST_DEVICE int quads_in_row() const { return groups_ * 4; }
 
     RNNFAST_DEVICE void read(Quad* columns, int group) const {
         RNNFAST_UNROLL
         for (int tile = 0; tile < kTiles; ++tile)
-            columns[tile] = quads_[size_t(tile) * kColumns * quads_in_row() + 4 * group];
+            columns[tile] = quads_[size_t(tile) * kUnits * quads_in_row() + 4 * group];
     }
 
     RNNFAST_DEVICE static void store(const float (&sums)[kTiles][4], int first, int rows) {
-        float* part = shared_floats() + size_t(warp()) * round_up(rows, kRows) * kPitch +
-                      (first + lane_row()) * kPitch + 2 * lane_quad();
+        float* const start = shared_floats() + size_t(split()) * round_up(rows, kRows) * kPitch +
+                             (first + lane_row()) * kPitch + part() * kColumns + 2 * lane_quad();
         RNNFAST_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
-            float* const to = part + tile * kColumns;
+            float* const to = start + tile * kUnits;
             to[0] = sums[tile][0], to[1] = sums[tile][1];
             to[kRows / 2 * kPitch] = sums[tile][2], to[kRows / 2 * kPitch + 1] = sums[tile][3];
         }

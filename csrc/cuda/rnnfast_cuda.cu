@@ -9,11 +9,8 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
-#include "cuda/backward.h"
-#include "cuda/forward.h"
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
 #include "cuda/pack.h"
-#include "cuda/plan.h"
 
 namespace rnnfast {
 namespace cuda {
@@ -37,41 +34,16 @@ T* typed(void* p) {
     return static_cast<T*>(p);
 }
 
-template <class Cell, class T, int kGroups>
-RNNFAST_KERNEL(kThreads)
-run_steps(const Forward<T> args, int first, int last) {
-    run_forward<Cell, T, kGroups>(args, first, last);
-}
-template <class Cell, class T, int kGroups>
-RNNFAST_KERNEL(kThreads)
-run_steps(const Backward<T> args, int first, int last) {
-    run_backward<Cell, T, kGroups>(args, first, last);
-}
-
-template <class Args>
-using Kernel = void (*)(const Args, int, int);
-
-// The kernel whose warps keep so many groups, or none, from choice `at` on; kTiles: of its columns.
-template <class Cell, class Args, class T, int kTiles, size_t at = 0>
-Kernel<Args> kernel_of(int groups) {
-    if constexpr (at < sizeof kGroupChoices / sizeof(int))
-        if constexpr (registers_for(kGroupChoices[at], kTiles) <= kKeptRegisters) {
-            if (groups == kGroupChoices[at]) return run_steps<Cell, T, kGroupChoices[at]>;
-            return kernel_of<Cell, Args, T, kTiles, at + 1>(groups);
-        }
-    return run_steps<Cell, T, 0>;
-}
-
 // One pass of a known cell and dtype.
 template <class Cell, class T>
 struct Pass {
     const rnnfast_cuda_pass& given;
 
     int workspace_bytes(bool backward, size_t* bytes) const {
-        int processors = 0;
-        if (const int failed = report(count_processors(&processors))) return failed;
-        *bytes =
-            workspace(plan_of(backward, processors), given.batch, given.hidden, sizeof(T)).size;
+        Plan own;
+        if (const int failed = backward ? choose<Backward<T>>(&own) : choose<Forward<T>>(&own))
+            return failed;
+        *bytes = workspace(own, given.batch, given.hidden, sizeof(T)).size;
         return 0;
     }
 
@@ -82,7 +54,7 @@ struct Pass {
         args.wx = typed<T>(out.wx), args.bias = typed<T>(given.bias_hh);
         args.y = typed<T>(out.y), args.hn = typed<T>(out.hn), args.cn = typed<T>(out.cn);
         args.saved = typed<T>(out.saved);
-        return run<Cell::kGates>(args, given.h0, given.c0, false, given.steps);
+        return run(args, given.h0, given.c0, given.steps);
     }
 
     int backward(const rnnfast_cuda_gradients& out) const {
@@ -96,21 +68,47 @@ struct Pass {
         args.da = typed<T>(out.da), args.da_hidden = typed<T>(out.da_hidden);
         args.dh0 = typed<T>(out.dh0), args.dc0 = typed<T>(out.dc0);
         const bool initial = args.dh0 || args.dc0;
-        return run<1>(args, out.dhn, out.dcn, true, given.steps + initial);
+        return run(args, out.dhn, out.dcn, given.steps + initial);
     }
 
 private:
-    Plan plan_of(bool backward, int processors) const {
-        return plan<T>(given.batch, given.hidden, Cell::kGates, backward, processors,
-                       most_kept(kKeptRegisters));
+    // A cluster for each shard where the device has them and no more of these wait for others than
+    // of the grid's.
+    template <class Args>
+    int choose(Plan* own) const {
+        int processors = 0;
+        if (const int failed = report(count_processors(&processors))) return failed;
+        *own = plan_grid<T>(given.batch, given.hidden, Cell::kGates, Args::kBackward, processors,
+                            most_kept(kKeptRegisters));
+        const int waves = whole(own->shards, own->at_once);
+        for (int parts : kPartChoices) {
+            const auto fitting = [&](int clusters) {
+                return plan_cluster<T>(given.batch, given.hidden, Cell::kGates, Args::kBackward,
+                                       parts, clusters);
+            };
+            Plan other = fitting(1);
+            if (!other.blocks) continue;
+            int clusters = 0;
+            if (const int failed =
+                    report(prepare_clusters(cluster_kernel<Cell, Args, T>(other.units),
+                                            other.blocks, other.shared, &clusters)))
+                return failed;
+            if (clusters < 1) continue;
+            other = fitting(clusters);
+            if (own->meeting == Meeting::kNone || whole(other.shards, clusters) <= waves) {
+                *own = other;
+                return 0;
+            }
+        }
+        return 0;
     }
 
     // h, c: the states that it starts from. steps: with that for the initial states, backward.
-    template <int kTiles, class Args>
-    int run(Args args, const void* h, const void* c, bool backward, int steps) const {
-        int processors = 0;
-        if (const int failed = report(count_processors(&processors))) return failed;
-        Plan own = plan_of(backward, processors);
+    template <class Args>
+    int run(Args args, const void* h, const void* c, int steps) const {
+        constexpr bool backward = Args::kBackward;
+        Plan own;
+        if (const int failed = choose<Args>(&own)) return failed;
         const Workspace at = workspace(own, given.batch, given.hidden, sizeof(T));
         char* const memory = typed<char>(given.workspace);
         if (!memory || !given.weight_hh)
@@ -126,31 +124,41 @@ private:
                      own.shard_rows,
                      0};
         const auto stream = static_cast<Stream>(given.stream);
-        const Packing<T> packing{
-            typed<T>(given.weight_hh), given.hidden, Cell::kGates, own.depth, backward, columns};
+        const Packing<T> packing{typed<T>(given.weight_hh),
+                                 given.hidden,
+                                 Cell::kGates,
+                                 own.units,
+                                 own.depth,
+                                 backward,
+                                 columns};
         const Starting<T> starting{args.layer,  args.work,
                                    typed<T>(h), Cell::kHasC ? typed<T>(c) : nullptr,
                                    !backward,   own.shards};
         if (const int failed = report(launch_each(packing, stream))) return failed;
         if (const int failed = report(launch_each(starting, stream))) return failed;
-        return launches<kTiles>(args, own, steps, processors, stream);
+        if (own.meeting != Meeting::kCluster) return launches(args, own, steps, stream);
+        const Grid grid{own.blocks, own.shards, own.shared};
+        return report(launch(cluster_kernel<Cell, Args, T>(own.units), args, 0, steps, grid,
+                             own.meeting, stream));
     }
 
     // One launch for all steps, whose blocks wait for each other, or one for each step.
-    template <int kTiles, class Args>
-    int launches(Args args, const Plan& own, int steps, int processors, Stream stream) const {
-        const auto kernel = kernel_of<Cell, Args, T, kTiles>(own.groups);
-        int on_each = 0;
+    template <class Args>
+    int launches(Args args, const Plan& own, int steps, Stream stream) const {
+        const auto kernel = grid_kernel<Cell, Args, T>(own.groups);
+        int processors = 0, on_each = 0;
+        if (const int failed = report(count_processors(&processors))) return failed;
         if (const int failed = report(prepare(kernel, own.shared, &on_each))) return failed;
-        const bool together = own.together && on_each * processors >= own.blocks * own.at_once;
-        const int stride = together ? steps : 1;
+        const bool fits = on_each * processors >= own.blocks * own.at_once;
+        const auto meeting = fits ? own.meeting : Meeting::kNone;
+        const int stride = meeting == Meeting::kAll ? steps : 1;
         int& shard = args.work.first_shard;
         for (shard = 0; shard < own.shards; shard += own.at_once) {
             const int left = own.shards - shard;
             const Grid grid{own.blocks, left < own.at_once ? left : own.at_once, own.shared};
             for (int first = 0; first < steps; first += stride)
                 if (const int failed =
-                        report(launch(kernel, args, first, first + stride, grid, together, stream)))
+                        report(launch(kernel, args, first, first + stride, grid, meeting, stream)))
                     return failed;
         }
         return 0;

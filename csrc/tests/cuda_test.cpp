@@ -25,6 +25,21 @@ struct Case {
     bool persistent = true;  // one launch for all steps
     int waves = 1;           // of shards that run at the same time
     int kept = 1 << 20;      // registers of columns that a thread has, at most
+    int cluster = 0;         // blocks that a cluster may have; 0: no clusters
+    int at_once = 2;         // clusters; 0: so few that they are not taken
+
+    // The same on a device with clusters.
+    Case in_clusters(int of, int so_many = 2) const {
+        Case c = *this;
+        c.cluster = of, c.at_once = so_many;
+        return c;
+    }
+    // With what `bits` say of the rest.
+    Case with(int bits) const {
+        Case c = *this;
+        c.reverse = bits & 1, c.initial = bits & 2, c.lengths = bits & 4, c.resets = bits & 8;
+        return c;
+    }
 };
 
 // Numbers as the device has them, and just those in double.
@@ -75,7 +90,8 @@ public:
         what_ = cell + (sizeof(T) == 2 ? " bfloat16" : " float32") + " T " + std::to_string(c_.T) +
                 " B " + std::to_string(c_.B) + " H " + std::to_string(c_.H) +
                 (c_.reverse ? " reverse" : "") + (c_.lengths ? " lengths" : "") +
-                (c_.resets ? " resets" : "") + (c_.persistent ? "" : " step by step");
+                (c_.resets ? " resets" : "") + (c_.persistent ? "" : " step by step") +
+                (c_.cluster ? " in clusters of " + std::to_string(c_.cluster) : "");
         std::uniform_int_distribution<int> length(0, c_.T), one_in(0, 3);
         if (c_.lengths)
             for (int b = 0; b < c_.B; ++b) lengths_.push_back(length(generator));
@@ -108,7 +124,8 @@ private:
         const int blocks = (c_.H + kColumns - 1) / kColumns;
         emulator::processors = c_.persistent ? 2 * blocks : blocks - 1;
         emulator::kept = c_.kept;
-        emulator::launches = 0;
+        emulator::cluster_blocks = c_.cluster, emulator::clusters_at_once = c_.at_once;
+        emulator::launches = emulator::cluster_launches = 0;
         rnnfast_cuda_pass pass{};
         pass.cell = naive_.cell.c_str(), pass.dtype = sizeof(T) == 2 ? "bfloat16" : "float32";
         pass.steps = c_.T, pass.batch = c_.B, pass.hidden = c_.H, pass.reverse = c_.reverse;
@@ -123,8 +140,12 @@ private:
         pass.workspace = memory.data();
         expect(function(&pass, &arrays) == 0, what_ + ": " + rnnfast_cuda_error());
         expect(memory[quads].word[0] == ~0u, what_ + ": past the workspace");
-        const int wanted = c_.waves * (c_.persistent ? 1 : c_.T + backward);
-        expect(emulator::launches == wanted, what_ + ": launches");
+        // A cluster's blocks have at most 32 units, or as many as they have registers for.
+        const int units = sizeof(T) == 2 || G == 1 ? 32 : 16;
+        const bool clusters = c_.at_once && c_.H <= units * c_.cluster;
+        const int grid_launches = c_.waves * (c_.persistent ? 1 : c_.T + backward);
+        expect(emulator::launches == (clusters ? 1 : grid_launches), what_ + ": launches");
+        expect(emulator::cluster_launches == clusters, what_ + ": clusters");
     }
 
     void forward() {
@@ -244,15 +265,47 @@ const Case kCases[] = {
     {2, 2, 65, false, true, true, false, false, true, 1, 4 * 4 * 4},
 };
 
+// Clusters of 1 to 16 blocks, of 8, 16 and 32 units each, with all else in every combination.
+std::vector<Case> cluster_cases() {
+    std::vector<Case> cases;
+    for (int blocks = 1; blocks <= 16; ++blocks)
+        cases.push_back(Case{6, 3, 8 * blocks - blocks % 3}.with(blocks - 1).in_clusters(16));
+    for (int bits = 0; bits < 16; ++bits) {
+        const int blocks = 1 + bits % 3;
+        cases.push_back(Case{5, 2, 16 * blocks - bits % 5}.with(bits).in_clusters(blocks));
+        cases.push_back(Case{5, 3, 32 * blocks - bits % 9}.with(bits).in_clusters(blocks));
+    }
+    // Shards, and more of them than run at the same time.
+    cases.push_back(Case{4, 35, 20}.with(15).in_clusters(16));
+    cases.push_back(Case{3, 35, 20}.with(14).in_clusters(2));
+    cases.push_back(Case{3, 40, 40}.with(13).in_clusters(2, 3));
+    Case many{2, 130, 3};
+    many.waves = 2;
+    cases.push_back(many.with(15).in_clusters(16, 2));
+    return cases;
+}
+
+// The largest H of blocks of 16 and of 32 units.
+const Case kLargest[] = {Case{4, 2, 250}.with(6).in_clusters(16),
+                         Case{4, 2, 510}.with(15).in_clusters(16)};
+
 template <class Cell>
 void test(const char* name) {
-    if constexpr (Cell::kTwoProducts)
-        return;  // which has no kernels here
-    else
+    if constexpr (!Cell::kTwoProducts) {  // the others have no kernels here
         for (const Case& c : kCases) {
             Tested<Cell, float>(name, c).run();
             Tested<Cell, Bfloat16>(name, c).run();
         }
+        // bfloat16 rounds sums over relu's corner, where gradients are not continuous.
+        const bool corner = std::string(name) == "rnn_relu";
+        for (const Case& c : cluster_cases()) {
+            Tested<Cell, float>(name, c).run();
+            if (!corner) Tested<Cell, Bfloat16>(name, c).run();
+        }
+        Tested<Cell, float>(name, kLargest[Cell::kGates == 1]).run();
+        if (!corner)
+            for (const Case& c : kLargest) Tested<Cell, Bfloat16>(name, c).run();
+    }
 }
 
 }  // namespace
