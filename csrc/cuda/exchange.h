@@ -30,6 +30,8 @@ RNNFAST_DEVICE void wait_until(const Ready& ready) {
 template <class T>
 class ThroughMemory {
 public:
+    static constexpr bool kNear = false;  // whether `load` takes few cycles
+
     template <class Own>
     RNNFAST_DEVICE ThroughMemory(const Own& own, const Layer& layer, const Work<T>& work, int first,
                                  float*)
@@ -84,6 +86,8 @@ constexpr int exchange_bytes(int rows, int depth) {
 template <class T, int kUnits, int kSlices>
 class ThroughCluster {
 public:
+    static constexpr bool kNear = true;
+
     template <class Own>
     RNNFAST_DEVICE ThroughCluster(const Own& own, const Layer& layer, const Work<T>& work, int,
                                   float* memory)

@@ -115,21 +115,33 @@ public:
             const int high = wanted + kRows / 2 < last ? wanted + kRows / 2 : last;
             const Quad* const from_low = quads + low * quads_between;
             const Quad* const from_high = quads + high * quads_between;
-            const auto add = [&](int group, const Quad* columns) {
-                add_group(sums, Exchange::load(from_low + 4 * group),
-                          Exchange::load(from_high + 4 * group), columns, T{});
-            };
-            if constexpr (kGroups > 0) {
+            const auto low_of = [&](int group) { return Exchange::load(from_low + 4 * group); };
+            const auto high_of = [&](int group) { return Exchange::load(from_high + 4 * group); };
+            if constexpr (kGroups > 0 && Exchange::kNear) {
+                // The next group is under way while one is multiplied, and no more: the compiler
+                // would read all at once, into registers that are not there.
+                Quad low_quad = low_of(in_rows(split())), high_quad = high_of(in_rows(split()));
                 RNNFAST_UNROLL
                 for (int i = 0; i < kGroups; ++i) {
                     const int group = split() + i * kSplits;
-                    if (group < groups_) add(group, kept_[i]);
+                    if (group >= groups_) continue;
+                    const int next = in_rows(group + kSplits);
+                    const Quad low_next = low_of(next), high_next = high_of(next);
+                    add_group(sums, low_quad, high_quad, kept_[i], T{});
+                    low_quad = low_next, high_quad = high_next;
+                }
+            } else if constexpr (kGroups > 0) {
+                RNNFAST_UNROLL
+                for (int i = 0; i < kGroups; ++i) {
+                    const int group = split() + i * kSplits;
+                    if (group < groups_)
+                        add_group(sums, low_of(group), high_of(group), kept_[i], T{});
                 }
             } else {
                 for (int group = split(); group < groups_; group += kSplits) {
                     Quad columns[kTiles];
                     read(columns, group);
-                    add(group, columns);
+                    add_group(sums, low_of(group), high_of(group), columns, T{});
                 }
             }
             store(sums, first, rows);
@@ -151,6 +163,8 @@ private:
     RNNFAST_DEVICE static int part() { return warp() % kParts; }
     RNNFAST_DEVICE static int split() { return warp() / kParts; }
     RNNFAST_DEVICE int quads_in_row() const { return groups_ * 4; }
+    // A group, or the last.
+    RNNFAST_DEVICE int in_rows(int group) const { return group < groups_ ? group : groups_ - 1; }
 
     RNNFAST_DEVICE void read(Quad* columns, int group) const {
         RNNFAST_UNROLL
