@@ -13,7 +13,8 @@
 namespace rnnfast {
 namespace cuda {
 
-constexpr int kMostBlocks = 16;  // of a cluster; more than 8 where the device lets them
+constexpr int kMostBlocks = 16;         // of a cluster; more than 8 where the device lets them
+constexpr int kMostShared = 227 << 10;  // bytes of shared memory of a block
 
 // In shared memory. A phase ends when `expect_bytes` has been called once, and as many bytes as it
 // said have arrived, before that or after; then the next begins.

@@ -30,7 +30,7 @@ RNNFAST_DEVICE void meet() { __syncthreads(); }
 RNNFAST_DEVICE void meet_warp() { __syncwarp(); }
 
 RNNFAST_DEVICE float* shared_floats() {
-    extern __shared__ float memory[];
+    extern __shared__ __align__(16) float memory[];
     return memory;
 }
 

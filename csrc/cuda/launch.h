@@ -1,7 +1,7 @@
 // What the host asks of the device. Without nvcc, functions of an emulator, as in device.h.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/cluster.h"
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -82,7 +82,8 @@ Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, i
     cudaFuncAttributes made_for;
     Error error = cudaFuncGetAttributes(&made_for, kernel);
     if (error != kFine || made_for.ptxVersion < 90) return error;
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    // Whatever this pass takes: another thread may be about to launch the kernel for more.
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
     if (error == kFine)
         error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != kFine) return error;

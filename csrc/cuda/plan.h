@@ -19,7 +19,6 @@ constexpr int kKeptRegisters = 64;
 constexpr int kPartChoices[] = {1, 2, 4};
 // So that a step, which reads from shared memory alone, has the rest.
 constexpr int kKeptRegistersOfClusters = 128;
-constexpr int kMostShared = 227 << 10;  // bytes of a block, where there are clusters
 
 // How many groups a warp has where a cluster's blocks are kMostBlocks.
 template <class T>
@@ -40,7 +39,7 @@ struct Plan {
     int blocks;       // of a shard
     int shards;       // of the batch
     int shard_rows;
-    int groups;   // that a warp keeps; 0: the columns are read in each step
+    int groups;   // of the grid's kernel; 0: the columns are read in each step
     int at_once;  // shards in a launch
     int columns;  // of a block
     int shared;   // bytes
@@ -84,19 +83,19 @@ template <class T>
 Plan plan_cluster(int batch, int hidden, int gates, bool backward, int parts, int fit) {
     Plan p{};
     const int splits = backward ? kWarps : kWarps / parts;
-    p.meeting = Meeting::kCluster;
     p.units = parts * kColumns;
+    const int blocks = whole(hidden, p.units);
+    if (blocks > kMostBlocks || !keeps_columns<T>(parts, gates, backward)) return p;
+    p.meeting = Meeting::kCluster;
     p.columns = p.units * (backward ? 1 : gates);
     p.depth = round_up(round_up(hidden, p.units), kGroup<T>) * (backward ? gates : 1);
-    p.groups = cluster_groups<T>(parts, gates, backward);
     const auto shared = [&](int rows) {
         return shared_floats_for(rows, p.columns, splits) * int(sizeof(float)) +
                exchange_bytes<T>(rows, p.depth);
     };
     int most = most_rows(p.units);
     while (most > 0 && shared(most) > kMostShared) most -= kRows;
-    const int blocks = whole(hidden, p.units);
-    if (blocks > kMostBlocks || most < kRows || !keeps_columns<T>(parts, gates, backward)) return p;
+    if (most < kRows) return p;
     p.blocks = blocks;
     p.cut(batch, fit, most);
     p.shared = shared(p.shard_rows);

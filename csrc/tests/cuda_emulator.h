@@ -1,7 +1,6 @@
 // The device of cuda/device.h, cuda/cluster.h and cuda/launch.h on the host.
 #pragma once
 
-#include "cuda/cluster.h"
 #include "cuda/launch.h"
 #include "tests/emulated_blocks.h"
 

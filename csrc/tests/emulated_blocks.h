@@ -17,7 +17,6 @@
 #include <random>
 #include <vector>
 
-#include "cuda/device.h"
 #include "cuda/launch.h"
 
 namespace rnnfast {
@@ -106,20 +105,29 @@ inline void stop(const char* why) {
     std::exit(1);
 }
 
-[[gnu::noinline, noreturn]] inline void go_to(Place& place) { __builtin_longjmp(place, 1); }
+// The compiler is not to know what these leave of the registers: others have had them since.
+#if defined(__clang__)
+#define RNNFAST_APART [[gnu::noinline]]
+#else
+#define RNNFAST_APART [[gnu::noipa]]
+#endif
 
-[[gnu::noinline]] inline void give_way() {
+RNNFAST_APART [[noreturn]] inline void go_to(Place& place) { __builtin_longjmp(place, 1); }
+
+RNNFAST_APART inline void give_way() {
     if (__builtin_setjmp(running->place) == 0) go_to(scheduler);
 }
 
 // Until it gives way.
-[[gnu::noinline]] inline void go_on(Fiber* fiber) {
+RNNFAST_APART inline void go_on(Fiber* fiber) {
     running = fiber;
     if (__builtin_setjmp(scheduler) != 0) return;
     if (running->started) go_to(running->place);
     running->started = true;
     setcontext(&running->context);
 }
+
+#undef RNNFAST_APART
 
 inline void wait_at(Barrier& barrier) {
     const long own = barrier.generation;

@@ -1,0 +1,81 @@
+// What tests/cuda_test.cpp runs: sizes, options, and the device that it runs on.
+#pragma once
+
+#include <vector>
+
+namespace rnnfast {
+namespace cuda {
+
+struct Case {
+    int T, B, H;
+    bool reverse = false, initial = true, bias = true, lengths = false, resets = false;
+    bool persistent = true;  // one launch for all steps
+    int waves = 1;           // of shards that run at the same time
+    int kept = 1 << 20;      // registers of columns that a thread has, at most
+    int cluster = 0;         // blocks that a cluster may have; 0: no clusters
+    int at_once = 0;         // clusters
+    bool taken = false;      // whether the pass goes in clusters
+
+    // The same on a device with clusters.
+    Case in_clusters(int of, int so_many = 2, bool are_taken = true) const {
+        Case c = *this;
+        c.cluster = of, c.at_once = so_many, c.taken = are_taken;
+        return c;
+    }
+    // With what `bits` say of the rest.
+    Case with(int bits) const {
+        Case c = *this;
+        c.reverse = bits & 1, c.initial = bits & 2, c.lengths = bits & 4, c.resets = bits & 8;
+        return c;
+    }
+};
+
+inline const Case kCases[] = {
+    {1, 1, 8},
+    {5, 3, 9},
+    {4, 2, 5, true},
+    {4, 2, 7, false, false, false},
+    {6, 17, 12, false, true, true, true},
+    {6, 5, 12, true, true, true, true},
+    {5, 4, 11, false, true, true, false, true},
+    {5, 4, 11, true, true, true, true, true},
+    {3, 3, 20, false, true, true, true, false, false},
+    {3, 2, 20, true, true, true, false, true, false},
+    {2, 2, 130},
+    {2, 35, 16},
+    {2, 130, 3, true, true, true, true, true, true, 2},
+    {4, 3, 17, false, true, true, true, false, true, 1, 0},
+    {2, 2, 65, false, true, true, false, false, true, 1, 4 * 4 * 4},
+};
+
+// Clusters of 1 to 16 blocks, of 8, 16 and 32 units each, with all else in every combination.
+inline std::vector<Case> cluster_cases() {
+    std::vector<Case> cases;
+    for (int blocks = 1; blocks <= 16; ++blocks)
+        cases.push_back(Case{6, 3, 8 * blocks - blocks % 3}.with(blocks - 1).in_clusters(16));
+    for (int bits = 0; bits < 16; ++bits) {
+        const int blocks = 1 + bits % 3;
+        cases.push_back(Case{5, 2, 16 * blocks - bits % 5}.with(bits).in_clusters(blocks));
+        cases.push_back(Case{5, 3, 32 * blocks - bits % 9}.with(bits).in_clusters(blocks));
+    }
+    // Shards, and more of them than run at the same time.
+    cases.push_back(Case{4, 35, 20}.with(15).in_clusters(16));
+    cases.push_back(Case{3, 35, 20}.with(14).in_clusters(2));
+    cases.push_back(Case{3, 40, 40}.with(13).in_clusters(2, 3));
+    Case many{2, 130, 3};
+    many.waves = 2;
+    cases.push_back(many.with(15).in_clusters(16, 2));
+    cases.push_back(many.with(12).in_clusters(16, 1, false));  // which would be three waves
+    cases.push_back(Case{2, 3, 20}.with(11).in_clusters(16, 0, false));
+    Case small{3, 3, 20};
+    small.persistent = false;
+    cases.push_back(small.with(9).in_clusters(16));
+    return cases;
+}
+
+// The largest H of blocks of 16 and of 32 units.
+inline const Case kLargest[] = {Case{4, 2, 250}.with(6).in_clusters(16),
+                                Case{4, 2, 510}.with(15).in_clusters(16)};
+
+}  // namespace cuda
+}  // namespace rnnfast
