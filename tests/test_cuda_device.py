@@ -17,9 +17,9 @@ from rnnfast.torch import cuda  # noqa: E402
 pytestmark = cuda_devices.MARKS
 
 # Units, by what the plan of a pass (csrc/cuda) makes of them: less than a block has, and no whole
-# number of blocks; on Hopper clusters of blocks of 8 units up to 64, of 16 up to 256, of 32 at 512; in
-# float32 and above all processors, their weights in groups of registers or, by cell and dtype, read in
-# each step; last, more blocks than there are processors.
+# number of blocks; on Hopper clusters of blocks of 8 units up to 64, of 16 up to 256, of 32 at 512;
+# in float32 and above all processors, their weights in groups of registers or, by cell and dtype,
+# read in each step; last, more blocks than there are processors.
 HIDDEN = [8, 45, 64, 200, 256, 512, 768, 1024, 1040, 1500]
 # Rows: one, one tile, more than one, all that a block has, more than that.
 BATCHES = [1, 8, 17, 64, 130]

@@ -151,15 +151,13 @@ inline LowRows encode_rows(const Format& format, ptrdiff_t rows, const Operand<f
 template <int kWidth, int kGroup, class Epilogue>
 void low_product(const Format& format, ptrdiff_t rows, const LowRows& a, const LowRight& b,
                  const Epilogue& epilogue) {
-    const ptrdiff_t whole = format.leave ? rows / format.rows * format.rows : rows;
-    const Shard parts[] = {{0, whole}, {whole, rows}};
-    for (const Shard& some : parts) {
-        if (some.begin == some.end) continue;
+    ptrdiff_t end = rows;
+    if (format.leave && rows > format.rows) end -= rows % format.rows;
+    for (ptrdiff_t begin = 0; begin < rows; begin = end, end = rows)
         cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
             constexpr int W = decltype(w)::value;
-            low_column<W>(format, some, column, a, b.panel(format, column, W), epilogue);
+            low_column<W>(format, {begin, end}, column, a, b.panel(format, column, W), epilogue);
         });
-    }
 }
 
 }  // namespace
