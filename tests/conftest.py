@@ -136,6 +136,21 @@ def emulated_cupy(emulated_library, monkeypatch):
 
 
 @pytest.fixture
+def by_the_kernels(request, monkeypatch):
+    """A test of the CUDA kernels fails where all of it was run by others; with False, where not."""
+    calls = []
+    forward = _cuda.Library.forward
+
+    def counted(self, *args):
+        calls.append(args)
+        return forward(self, *args)
+
+    monkeypatch.setattr(_cuda.Library, "forward", counted)
+    yield
+    assert bool(calls) == getattr(request, "param", True)
+
+
+@pytest.fixture
 def fresh_compiler():
     """No test meets what another has compiled by torch."""
     torch = pytest.importorskip("torch")

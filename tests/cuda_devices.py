@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tolerances import REFERENCE
 
 import rnnfast.torch as rt
 from rnnfast.torch import cuda
@@ -17,18 +18,29 @@ MARKS = [
         torch.cuda.is_available() and cuda.library() is None,
         reason="rnnfast was built without its CUDA kernels",
     ),
+    pytest.mark.usefixtures("by_the_kernels"),
 ]
 
+# Enough for each of the two buffers of an exchange to be written several times.
+STEPS = 9
 KINDS = {
     "rnn_tanh": ("RNN", {}),
     "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
     "gru": ("GRU", {}),
     "lstm": ("LSTM", {}),
 }
-# ‖got − want‖ / ‖want‖ of results and of gradients.
-TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 4e-2)}
-# Rounded to 8 bits, a few in a thousand relus are on the other side of their kink.
-RELU = (2e-2, 0.15)
+# Of results and of gradients, against float64 at up to 200 steps: the API's promise in float32, and
+# some ten roundings to bfloat16's 8 bits. No device has confirmed them yet, the emulator alone has:
+# its sums round to nearest, where a tensor core's may cut off, which grows with H.
+TOLERANCES = {
+    torch.float32: (REFERENCE["float32", "forward"], REFERENCE["float32", "backward"]),
+    torch.bfloat16: (2e-2, 2e-2),
+}
+# bfloat16 cannot hold its tolerance where rounding puts the sum that a relu takes on the other side
+# of its kink, and a gradient is there or not: of a few units in a thousand, in float32 of one in
+# 10⁷. So many times the square root of their part in all is allowed on top, as one among few may
+# weigh more than the others, and goes on to other steps.
+RELU_KINK = 6.0
 
 
 def pair(kind, inputs, hidden, dtype=torch.float32, where=None, **options):
@@ -42,9 +54,9 @@ def pair(kind, inputs, hidden, dtype=torch.float32, where=None, **options):
     return ours, theirs
 
 
-def normal(*shape, dtype=torch.float32, where=None):
-    """The same for the same shape."""
-    torch.manual_seed(sum(shape))
+def normal(*shape, dtype=torch.float32, where=None, more=0):
+    """The same for the same shape, and another for more of it."""
+    torch.manual_seed(sum(shape) + more)
     return torch.randn(*shape).to(where or WHERE, dtype)
 
 
@@ -62,30 +74,54 @@ def weighted(results):
     return sum((r * w).sum() for r, w in zip(results, weights, strict=True))
 
 
-def step(module, x, lengths=None):
-    """Results, and the gradients of x and all parameters."""
+def states_of(module, batch, dtype=torch.float32, where=None):
+    """An initial h, or h and c, as a list."""
+    rows = module.num_layers * (1 + module.bidirectional)
+    count = 2 if module.mode == "LSTM" else 1
+    shapes = [(rows, batch, module.hidden_size)] * count
+    return [normal(*shape, dtype=dtype, where=where, more=k) for k, shape in enumerate(shapes)]
+
+
+def step(module, x, lengths=None, states=()):
+    """Results, and the gradients of x, the initial states and all parameters."""
     x = given = x.clone().requires_grad_()
+    states = [state.clone().requires_grad_() for state in states]
     if lengths is not None:
         given = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
-    results = flat(module(given))
-    return results, torch.autograd.grad(weighted(results), [x, *module.parameters()])
+    initial = (tuple(states) if module.mode == "LSTM" else states[0]) if states else None
+    results = flat(module(given, initial))
+    return results, torch.autograd.grad(weighted(results), [x, *states, *module.parameters()])
 
 
 def assert_near(found, wanted, tolerance):
-    """Each by the norm of the wanted, or by 1."""
+    """Each by the norm of the wanted."""
     for own, other in zip(found, wanted, strict=True):
         assert own.shape == other.shape
-        error = (own.double() - other).norm() / other.norm().clamp(min=1)
-        assert error < tolerance, error
+        norm = other.norm()
+        error = (own.double() - other).norm() / (norm if norm else 1)
+        assert error <= tolerance, f"relative error {error:.2e}, allowed {tolerance:.2e}"
 
 
-def assert_same_step(ours, theirs, x, lengths=None):
+def kinked(module, output, wanted):
+    """What gradients are allowed for relus on the other side of their kink.
+
+    Seen are those of the last layer; of a layer below there may be as many, and one more.
+    """
+    below = module.num_layers - 1
+    seen = ((output > 0) != (wanted > 0)).sum().item()
+    active = (wanted > 0).sum().item()
+    return RELU_KINK * ((seen * (1 + below) + below) / active) ** 0.5
+
+
+def assert_same_step(ours, theirs, x, lengths=None, states=()):
     """That of torch in float64, within what the dtype allows."""
-    is_rough = x.dtype is torch.bfloat16 and ours.mode == "RNN_RELU"
-    tolerances = RELU if is_rough else TOLERANCES[x.dtype]
-    found, wanted = step(ours, x, lengths), step(theirs, x.double(), lengths)
-    for own, other, tolerance in zip(found, wanted, tolerances, strict=True):
-        assert_near(own, other, tolerance)
+    forward, backward = TOLERANCES[x.dtype]
+    found = step(ours, x, lengths, states)
+    wanted = step(theirs, x.double(), lengths, [state.double() for state in states])
+    assert_near(found[0], wanted[0], forward)
+    if ours.mode == "RNN_RELU":
+        backward += kinked(ours, found[0][0], wanted[0][0])
+    assert_near(found[1], wanted[1], backward)
 
 
 def assert_same_bits(found, wanted):

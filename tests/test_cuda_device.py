@@ -10,9 +10,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import cuda_devices  # noqa: E402
-from cuda_devices import KINDS, TOLERANCES, assert_same_bits, normal, pair, step  # noqa: E402
-
-from rnnfast.torch import cuda  # noqa: E402
+from cuda_devices import (  # noqa: E402
+    KINDS,
+    STEPS,
+    TOLERANCES,
+    assert_same_bits,
+    normal,
+    pair,
+    states_of,
+    step,
+)
 
 pytestmark = cuda_devices.MARKS
 
@@ -23,17 +30,6 @@ pytestmark = cuda_devices.MARKS
 HIDDEN = [8, 45, 64, 200, 256, 512, 768, 1024, 1040, 1500]
 # Rows: one, one tile, more than one, all that a block has, more than that.
 BATCHES = [1, 8, 17, 64, 130]
-SMALL = HIDDEN[:4]
-
-
-@pytest.fixture(autouse=True)
-def by_the_kernels(monkeypatch):
-    """No test may pass by torch's own implementation."""
-    calls = []
-    forward = cuda._forward
-    monkeypatch.setattr(cuda, "_forward", lambda *a, **k: [calls.append(a), forward(*a, **k)][1])
-    yield
-    assert calls
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
@@ -42,20 +38,31 @@ def by_the_kernels(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
 def test_results_and_gradients(kind, dtype, batch, hidden, ragged):
-    steps = 9 if hidden in SMALL else 4
+    """From states of the caller's, whose gradients are taken as well."""
     ours, theirs = pair(kind, 5, hidden, dtype, bidirectional=True)
     lengths = None
     if ragged:
         torch.manual_seed(3)
-        lengths = torch.randint(1, steps + 1, (batch,))
-    cuda_devices.assert_same_step(ours, theirs, normal(steps, batch, 5, dtype=dtype), lengths)
+        lengths = torch.randint(1, STEPS + 1, (batch,))
+    x, states = normal(STEPS, batch, 5, dtype=dtype), states_of(ours, batch, dtype)
+    cuda_devices.assert_same_step(ours, theirs, x, lengths, states)
+
+
+@pytest.mark.parametrize("hidden", [256, 512, 768, 1500])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_sequences(kind, dtype, hidden):
+    """From states of zeros, which are none for the kernels."""
+    ours, theirs = pair(kind, 16, hidden, dtype)
+    cuda_devices.assert_same_step(ours, theirs, normal(200, 8, 16, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_long_sequences_in_layers(kind, dtype):
     ours, theirs = pair(kind, 16, 128, dtype, num_layers=2)
-    cuda_devices.assert_same_step(ours, theirs, normal(200, 16, 16, dtype=dtype))
+    x, states = normal(200, 16, 16, dtype=dtype), states_of(ours, 16, dtype)
+    cuda_devices.assert_same_step(ours, theirs, x, states=states)
 
 
 @pytest.mark.parametrize("hidden", [64, 256, 1040, 1500])
