@@ -38,9 +38,9 @@ TOLERANCES = {
 }
 # bfloat16 cannot hold its tolerance where rounding puts the sum that a relu takes on the other side
 # of its kink, and a gradient is there or not: of a few units in a thousand, in float32 of one in
-# 10⁷. So many times the square root of their part in all is allowed on top, as one among few may
-# weigh more than the others, and goes on to other steps.
-RELU_KINK = 6.0
+# 10⁷. Of n units, allowed on top are so many times √n, and the weight that one alone may have, over
+# √ of those that are active.
+RELU_KINK = 2.0, 3.0
 
 
 def pair(kind, inputs, hidden, dtype=torch.float32, where=None, **options):
@@ -69,9 +69,18 @@ def flat(result):
 
 
 def weighted(results):
-    """A number that every entry reaches with a weight of its own."""
-    weights = [torch.linspace(-1, 1, r.numel()).view(r.shape).to(r) for r in results]
-    return sum((r * w).sum() for r, w in zip(results, weights, strict=True))
+    """A number that every entry reaches with a weight of its own, the same in every dtype.
+
+    Squares modulo a prime are as random as is needed: of weights that change slowly, or turn, sums
+    over a batch's steps nearly vanish, and what is left is rounding. They are made on the device:
+    nothing may be copied from the host while a graph is captured.
+    """
+    total = 0
+    for r in results:
+        k = torch.arange(r.numel(), device=r.device)
+        weights = (k * k % 65521 / 32760 - 1).bfloat16()
+        total = total + (r * weights.view(r.shape).to(r.dtype)).sum()
+    return total
 
 
 def states_of(module, batch, dtype=torch.float32, where=None):
@@ -109,8 +118,9 @@ def kinked(module, output, wanted):
     """
     below = module.num_layers - 1
     seen = ((output > 0) != (wanted > 0)).sum().item()
-    active = (wanted > 0).sum().item()
-    return RELU_KINK * ((seen * (1 + below) + below) / active) ** 0.5
+    units, active = seen * (1 + below) + below, (wanted > 0).sum().item()
+    each, alone = RELU_KINK
+    return (each * units**0.5 + alone) / active**0.5 if units else 0.0
 
 
 def assert_same_step(ours, theirs, x, lengths=None, states=()):

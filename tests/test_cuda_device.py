@@ -99,5 +99,4 @@ def test_gradients_of_gradients(kind):
         )
         second = torch.autograd.grad(sum(g.square().sum() for g in first), at)
         found.append([*first, *second])
-    for own, other in zip(*found, strict=True):
-        assert (own - other).norm() / other.norm() < 1e-4
+    cuda_devices.assert_near(*found, 2 * TOLERANCES[torch.float32][1])  # of two passes backward

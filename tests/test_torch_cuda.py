@@ -11,12 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import cuda_devices  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 from torch_twins import normal, state_for, twins  # noqa: E402
 
 import rnnfast.torch as rt  # noqa: E402
 from rnnfast import _cuda  # noqa: E402
-from rnnfast.torch import cuda  # noqa: E402
+from rnnfast.torch import cuda, eager  # noqa: E402
 from rnnfast.torch.accelerating import _by_torch  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -99,6 +100,24 @@ def test_bfloat16(kind):
     ours, theirs = (module.bfloat16() for module in twins(kind))
     x = normal(STEPS, BATCH, ours.input_size, dtype=torch.bfloat16)
     assert_same_step(ours, theirs, x, tolerance=3e-3)
+
+
+@pytest.mark.usefixtures("by_the_kernels")
+@pytest.mark.parametrize("dtype", cuda_devices.TOLERANCES, ids=str)
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("lengths", [None, [4, 9, 1, 6]], ids=["even", "ragged"])
+def test_what_the_tests_on_a_device_compare(kind, dtype, lengths, monkeypatch):
+    """Which find a difference, and none where there is none."""
+    monkeypatch.setattr(cuda_devices, "WHERE", "cpu")
+    monkeypatch.setattr(eager, "layer", lambda *args: None)  # which runs tensors of the host
+    ours, theirs = cuda_devices.pair(kind, 5, 45, dtype, bidirectional=True)
+    x = cuda_devices.normal(cuda_devices.STEPS, BATCH + 1, 5, dtype=dtype)
+    states = cuda_devices.states_of(ours, BATCH + 1, dtype)
+    cuda_devices.assert_same_step(ours, theirs, x, lengths, states)
+    with torch.no_grad():
+        theirs.weight_hh_l0_reverse[7].add_(0.5)
+    with pytest.raises(AssertionError, match="relative error"):
+        cuda_devices.assert_same_step(ours, theirs, x, lengths, states)
 
 
 @pytest.mark.parametrize("kind", CELLS)
