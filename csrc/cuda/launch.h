@@ -41,11 +41,12 @@ inline Error count_processors(int* count) {
     return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
 }
 
-// Lets the kernel have so much shared memory. blocks: how many then run at once on a processor.
+// Lets the kernel have `most` bytes of shared memory, what any pass takes of it: another thread may be
+// about to launch it for more than this one. blocks: how many of `shared` run at once on a processor.
 template <class Args>
-Error prepare(void (*kernel)(Args, int, int), int shared, int* blocks) {
+Error prepare(void (*kernel)(Args, int, int), int most, int shared, int* blocks) {
     const Error error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != kFine) return error;
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kThreads, size_t(shared));
 }
@@ -75,14 +76,19 @@ struct Launch {
 };
 
 // The same of a kernel for clusters of `blocks`, which may be more than any device takes. clusters:
-// how many run at once on this one; none where the kernel is not made for it.
+// how many run at once on this one; none where the kernel is not made for it, or a block cannot have
+// kMostShared.
 template <class Args>
 Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, int* clusters) {
     *clusters = 0;
     cudaFuncAttributes made_for;
     Error error = cudaFuncGetAttributes(&made_for, kernel);
     if (error != kFine || made_for.ptxVersion < 90) return error;
-    // Whatever this pass takes: another thread may be about to launch the kernel for more.
+    int device = 0, allowed = 0;
+    error = cudaGetDevice(&device);
+    if (error == kFine)
+        error = cudaDeviceGetAttribute(&allowed, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error != kFine || allowed < kMostShared) return error;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
     if (error == kFine)
         error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -133,7 +139,7 @@ inline const char* text_of(Error) { return "an error of the emulator"; }
 Error count_devices(int* count);
 Error count_processors(int* count);
 template <class Args>
-Error prepare(void (*kernel)(Args, int, int), int shared, int* blocks);
+Error prepare(void (*kernel)(Args, int, int), int most, int shared, int* blocks);
 template <class Args>
 Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, int* clusters);
 template <class Args>

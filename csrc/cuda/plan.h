@@ -55,6 +55,11 @@ struct Plan {
     }
 };
 
+// Bytes of shared memory of a grid's block. Of most_rows(kColumns) rows: what its kernel may take.
+constexpr int grid_shared(int rows, int columns) {
+    return shared_floats_for(rows, columns, kWarps) * int(sizeof(float));
+}
+
 // Blocks of kColumns units. processors: streaming multiprocessors of the device, each with one
 // block; kept: registers of columns.
 template <class T>
@@ -67,7 +72,7 @@ Plan plan_grid(int batch, int hidden, int gates, bool backward, int processors, 
     p.blocks = whole(hidden, kColumns);
     const int fit = processors / p.blocks;
     p.cut(batch, fit, most_rows(kColumns));
-    p.shared = shared_floats_for(p.shard_rows, p.columns, kWarps) * int(sizeof(float));
+    p.shared = grid_shared(p.shard_rows, p.columns);
     const int groups = whole(p.depth / kGroup<T>, kWarps);
     p.meeting = fit >= 1 ? Meeting::kAll : Meeting::kNone;
     for (int choice : kGroupChoices)

@@ -146,9 +146,10 @@ private:
     template <class Args>
     int launches(Args args, const Plan& own, int steps, Stream stream) const {
         const auto kernel = grid_kernel<Cell, Args, T>(own.groups);
+        const int most = grid_shared(most_rows(kColumns), own.columns);
         int processors = 0, on_each = 0;
         if (const int failed = report(count_processors(&processors))) return failed;
-        if (const int failed = report(prepare(kernel, own.shared, &on_each))) return failed;
+        if (const int failed = report(prepare(kernel, most, own.shared, &on_each))) return failed;
         const bool fits = on_each * processors >= own.blocks * own.at_once;
         const auto meeting = fits ? own.meeting : Meeting::kNone;
         const int stride = meeting == Meeting::kAll ? steps : 1;
