@@ -55,7 +55,9 @@ RNNFAST_DEVICE Parts parts(uint32_t bits) {
     return {rounded, bits_of(float_of(bits) - float_of(rounded)) & kRead};
 }
 
-// Three products for each, small ones first: 2^-22 of the largest term is lost.
+// Three products for each, small ones first, which lose at most 2^-21 of a term. The tensor cores
+// round what they add towards zero, so that a long chain of them drifts there: each eight k have sums
+// of their own, which are added to the others as floats are.
 template <int kTiles>
 RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Quad& high,
                               const Quad* columns, float type) {
@@ -70,9 +72,12 @@ RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Q
             const Parts b0 = parts(made_here(columns[tile].word[half]));
             const Parts b1 = parts(made_here(columns[tile].word[half + 1]));
             const uint32_t b_large[2] = {b0.large, b1.large}, b_small[2] = {b0.small, b1.small};
-            mma(sums[tile], small, b_large, type);
-            mma(sums[tile], large, b_small, type);
-            mma(sums[tile], large, b_large, type);
+            float fresh[4] = {};
+            mma(fresh, small, b_large, type);
+            mma(fresh, large, b_small, type);
+            mma(fresh, large, b_large, type);
+            RNNFAST_UNROLL
+            for (int i = 0; i < 4; ++i) sums[tile][i] += fresh[i];
         }
     }
 }

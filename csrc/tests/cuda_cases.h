@@ -15,6 +15,7 @@ struct Case {
     int cluster = 0;         // blocks that a cluster may have; 0: no clusters
     int at_once = 0;         // clusters
     bool taken = false;      // whether the pass goes in clusters
+    bool exact = false;      // held to an error of 1e-6 of all of an array
 
     // The same on a device with clusters.
     Case in_clusters(int of, int so_many = 2, bool are_taken = true) const {
@@ -76,6 +77,13 @@ inline std::vector<Case> cluster_cases() {
 // The largest H of blocks of 16 and of 32 units.
 inline const Case kLargest[] = {Case{4, 2, 250}.with(6).in_clusters(16),
                                 Case{4, 2, 510}.with(15).in_clusters(16)};
+
+// Long products, in the grid and in a cluster.
+inline std::vector<Case> exact_cases() {
+    Case grid{2, 2, 400}, cluster = Case{2, 2, 256}.in_clusters(16);
+    grid.exact = cluster.exact = true;
+    return {grid, cluster};
+}
 
 }  // namespace cuda
 }  // namespace rnnfast

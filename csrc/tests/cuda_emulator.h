@@ -1,6 +1,7 @@
 // The device of cuda/device.h, cuda/cluster.h and cuda/launch.h on the host.
 #pragma once
 
+#include <cmath>
 #include <map>
 
 #include "cuda/launch.h"
@@ -18,6 +19,13 @@ inline int cluster_blocks = 0;    // that a cluster may have; 0: the device has 
 inline int clusters_at_once = 1;
 // Bytes of shared memory that kernels may have. Those of one never change, since threads may race.
 inline std::map<void (*)(), int> allowed;
+
+// Towards zero, as the tensor cores round what they add.
+inline float towards_zero(double sum) {
+    const float nearest = float(sum);
+    const bool beyond = std::isfinite(nearest) && std::fabs(double(nearest)) > std::fabs(sum);
+    return beyond ? float_of(bits_of(nearest) - 1) : nearest;
+}
 
 // One of the two numbers in a word.
 inline float element(uint32_t word, int half) { return float_of((word >> (16 * half)) << 16); }
@@ -127,24 +135,31 @@ void of_warp(const uint32_t* a, const uint32_t* b, const Product& product) {
 }
 
 // PTX ISA, "Matrix fragments for mma.m16n8k16": lane 4r + q holds of a the rows r and r + 8 at k =
-// 2q, 2q + 1 and those 8 further on, and of b the column r at the same k.
+// 2q, 2q + 1 and those 8 further on, and of b the column r at the same k. Each half of k is one sum.
 inline void mma(float* sums, const uint32_t* a, const uint32_t* b, Bfloat16) {
     of_warp(a, b, [&](const emulator::Lanes& lanes, int i, int row, int column) {
-        for (int k = 0; k < 16; ++k) {
-            const int quad = k % 8 / 2;
-            const uint32_t left = lanes.a[row % 8 * 4 + quad][row / 8 + k / 8 * 2];
-            const uint32_t right = lanes.b[column * 4 + quad][k / 8];
-            sums[i] += emulator::element(left, k % 2) * emulator::element(right, k % 2);
+        for (int half = 0; half < 2; ++half) {
+            double sum = sums[i];
+            for (int k = 0; k < 8; ++k) {
+                const uint32_t left = lanes.a[row % 8 * 4 + k / 2][row / 8 + half * 2];
+                const uint32_t right = lanes.b[column * 4 + k / 2][half];
+                sum += double(emulator::element(left, k % 2)) * emulator::element(right, k % 2);
+            }
+            sums[i] = emulator::towards_zero(sum);
         }
     });
 }
 // "mma.m16n8k8", tf32: the rows r and r + 8 at k = q and 4 further on.
 inline void mma(float* sums, const uint32_t* a, const uint32_t* b, float) {
     of_warp(a, b, [&](const emulator::Lanes& lanes, int i, int row, int column) {
-        for (int k = 0; k < 8; ++k) {
-            const uint32_t left = lanes.a[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2];
-            const uint32_t right = lanes.b[column * 4 + k % 4][k / 4];
-            sums[i] += float_of(left & 0xffffe000u) * float_of(right & 0xffffe000u);
+        for (int half = 0; half < 2; ++half) {
+            double sum = sums[i];
+            for (int k = 0; k < 4; ++k) {
+                const uint32_t left = lanes.a[row % 8 * 4 + k][row / 8 + half * 2];
+                const uint32_t right = lanes.b[column * 4 + k][half];
+                sum += double(float_of(left & 0xffffe000u)) * float_of(right & 0xffffe000u);
+            }
+            sums[i] = emulator::towards_zero(sum);
         }
     });
 }

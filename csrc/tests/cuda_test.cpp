@@ -189,6 +189,12 @@ private:
 
     void compare(const char* name, const naive::Array& got, const naive::Array& wanted) const {
         double worst = got.size() == wanted.size() ? 0 : INFINITY;
+        if (c_.exact && worst == 0) {
+            naive::Array error = got;
+            for (size_t i = 0; i < got.size(); ++i) error[i] -= wanted[i];
+            const double relative = std::sqrt(dot(error, error) / dot(wanted, wanted));
+            expect(relative < 1e-6, what_ + " " + name + ": " + std::to_string(relative));
+        }
         for (size_t i = 0; i < got.size() && i < wanted.size(); ++i) {
             const double error = std::fabs(got[i] - wanted[i]) / (1 + std::fabs(wanted[i]));
             worst = error <= worst ? worst : error;  // this way round NaN is the worst
@@ -212,7 +218,8 @@ private:
             at = before;
             const double scale = std::sqrt(dot(got, got)) + 1e-3;
             const double error = std::fabs(dot(got, direction) - wanted) / scale;
-            expect(error < 3 * tolerance(), what_ + " " + name + ": " + std::to_string(error));
+            expect(error < (c_.exact ? 1e-6 : 3 * tolerance()),
+                   what_ + " " + name + ": " + std::to_string(error));
         }
     }
 
@@ -232,6 +239,8 @@ void test(const char* name) {
             Tested<Cell, float>(name, c).run();
             Tested<Cell, Bfloat16>(name, c).run();
         }
+        if (Cell::kGates == 4)
+            for (const Case& c : exact_cases()) Tested<Cell, float>(name, c).run();
         // bfloat16 rounds sums over relu's corner, where gradients are not continuous.
         const bool corner = std::string(name) == "rnn_relu";
         for (const Case& c : cluster_cases()) {
@@ -241,6 +250,39 @@ void test(const char* name) {
         Tested<Cell, float>(name, kLargest[Cell::kGates == 1]).run();
         if (!corner)
             for (const Case& c : kLargest) Tested<Cell, Bfloat16>(name, c).run();
+    }
+}
+
+// A block's rows, as they lie.
+struct OwnRows {
+    static Quad load(const Quad* p) { return *p; }
+    static constexpr bool kNear = false;
+};
+
+// As many k as a step of an LSTM of 1024 units has backward.
+void test_long_product() {
+    constexpr int kDepth = 4096;
+    using Product = Columns<float, 1, 1, 0>;
+    for (bool positive : {false, true}) {
+        Values<float> rows(size_t(kRows) * kDepth, 1), columns(size_t(kColumns) * kDepth, 1);
+        if (positive)
+            for (Values<float>* values : {&rows, &columns})
+                for (size_t i = 0; i < values->exact.size(); ++i)
+                    values->exact[i] = values->narrowed[i] = std::fabs(values->narrowed[i]);
+        naive::Array error(size_t(kRows) * kColumns), wanted(error.size());
+        emulator::run({1, 1, Product::floats(kRows) * int(sizeof(float))}, false, [&] {
+            const Product product(columns.data(), kDepth);
+            product.multiply(rows.data(), kDepth, kRows, OwnRows{});
+            meet();
+            for (size_t i = size_t(thread()); i < error.size(); i += kThreads) {
+                const size_t row = i / kColumns, column = i % kColumns;
+                for (size_t k = 0; k < kDepth; ++k)
+                    wanted[i] += rows.exact[row * kDepth + k] * columns.exact[column * kDepth + k];
+                error[i] = Product::sum(int(row), int(column), kRows) - wanted[i];
+            }
+        });
+        const double relative = std::sqrt(dot(error, error) / dot(wanted, wanted));
+        expect(relative < 5e-7, "a product of 4096 k: " + std::to_string(relative));
     }
 }
 
@@ -278,6 +320,7 @@ int main() {
 #define CELL(name, type) test<type>(#name);
 #include "core/cells.inc"
 #undef CELL
+    test_long_product();
     std::printf("%d checks, %d failed\n", checked, failures);
     return failures != 0;
 }
