@@ -42,6 +42,11 @@ RNNFAST_INLINE Bfloat16 narrow<Bfloat16>(float x) {
     return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+// NaN with the first bit of its fraction: tensor cores read no more than 10, which may be all zeros,
+// as those of infinity are. A caller's NaN may lack it; one that is computed does not.
+RNNFAST_INLINE float quiet(float x) { return x != x ? float_of(bits_of(x) | 0x400000u) : x; }
+RNNFAST_INLINE Bfloat16 quiet(Bfloat16 x) { return x; }
+
 // 16 bytes of a row: what a thread reads at once.
 struct alignas(16) Quad {
     uint32_t word[4];

@@ -28,7 +28,7 @@ struct Packing {
         const int gate = backward ? k / gate_depth : row, other = k % gate_depth;
         const int from = backward ? other : unit, to = backward ? unit : other;
         columns[i] = unit < hidden && other < hidden
-                         ? weights[(size_t(gate) * hidden + from) * hidden + to]
+                         ? quiet(weights[(size_t(gate) * hidden + from) * hidden + to])
                          : narrow<T>(0);
     }
 };
@@ -51,7 +51,7 @@ struct Starting {
         if (k < layer.hidden) {
             const size_t at = size_t(row) * layer.hidden + k;
             const T* const from = is_c ? c : h;
-            if (from) value = widen(from[at]);
+            if (from) value = quiet(widen(from[at]));
             work.state[(is_c ? size_t(layer.batch) * layer.hidden : 0) + at] = value;
         }
         work.exchange[i] = narrow<T>(publishes && !is_c ? value : 0);

@@ -44,7 +44,7 @@ RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Q
 }
 
 // The 19 bits of a float that the tensor cores read, rounded to the nearest, and those of the rest;
-// of what is not finite, all in the first.
+// of what is not finite, all in the first. NaN is one that `quiet` or arithmetic made.
 struct Parts {
     uint32_t large, small;
 };

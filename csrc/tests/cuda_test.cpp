@@ -253,6 +253,48 @@ void test(const char* name) {
     }
 }
 
+// NaN and infinity stay what they are, and other floats lose at most their last bit.
+void test_parts() {
+    for (uint32_t sign : {0u, 0x80000000u}) {
+        for (uint32_t nan : {0x7f800001u, 0x7f801fffu, 0x7fc00000u, 0x7fffefffu, 0x7fffffffu}) {
+            const Parts p = parts(bits_of(quiet(float_of(nan | sign))));
+            expect(std::isnan(float_of(p.large) + float_of(p.small)), "parts of NaN");
+        }
+        const Parts infinite = parts(bits_of(quiet(float_of(0x7f800000u | sign))));
+        expect(infinite.large == (0x7f800000u | sign) && infinite.small == 0, "parts of infinity");
+        for (uint32_t bits : {0u, 0x3f800000u, 0x3f801fffu, 0x3fffffffu, 0x40490fdbu}) {
+            const Parts p = parts(bits_of(quiet(float_of(bits | sign))));
+            const double x = float_of(bits | sign);
+            const double lost = x - float_of(p.large) - float_of(p.small);
+            expect(std::fabs(lost) <= std::ldexp(std::fabs(x), -23), "parts of a float");
+        }
+    }
+}
+
+// NaN of few bits that a caller gives, in R or in h0, reaches all that follows of it.
+void test_nan() {
+    constexpr int H = 8;
+    // The other has no part that is zero, and by which infinity would be NaN.
+    const float nan = float_of(0x7f800001u), other = 1 + 0x1p-20f;
+    emulator::processors = 1, emulator::cluster_blocks = 0;
+    for (bool of_weights : {false, true}) {
+        std::vector<float> weights(H * H, other), h0(H, other), wx(H, 1), y(H), hn(H);
+        (of_weights ? weights : h0)[0] = nan;
+        rnnfast_cuda_pass pass{};
+        pass.cell = "rnn_tanh", pass.dtype = "float32";
+        pass.steps = pass.batch = 1, pass.hidden = H;
+        pass.weight_hh = weights.data(), pass.h0 = h0.data();
+        size_t bytes = 0;
+        expect(rnnfast_cuda_workspace(&pass, false, &bytes) == 0, "NaN: workspace");
+        std::vector<Quad> memory(bytes / sizeof(Quad));
+        pass.workspace = memory.data();
+        const rnnfast_cuda_outputs out{wx.data(), y.data(), hn.data(), nullptr, nullptr};
+        expect(rnnfast_cuda_forward(&pass, &out) == 0, "NaN: forward");
+        for (int unit = 0; unit < H; ++unit)
+            expect(std::isnan(y[unit]) == (unit == 0 || !of_weights), "NaN of few bits");
+    }
+}
+
 // A block's rows, as they lie.
 struct OwnRows {
     static Quad load(const Quad* p) { return *p; }
@@ -320,6 +362,8 @@ int main() {
 #define CELL(name, type) test<type>(#name);
 #include "core/cells.inc"
 #undef CELL
+    test_parts();
+    test_nan();
     test_long_product();
     std::printf("%d checks, %d failed\n", checked, failures);
     return failures != 0;
