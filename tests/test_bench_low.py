@@ -148,7 +148,7 @@ def test_the_demos_bits_by_format():
 
 def test_the_probe_counts_its_products():
     native = pytest.importorskip("rnnfast._native")
-    # Products of words: in four tiles of 16 rows, columns and words, or in as many chains of vectors.
+    # Products of words: in four tiles of 16 rows, columns and words, or in chains of vectors.
     words = 4 * 16**3 if native.active_amx() else 12 * native.vector_bytes() // 4
     assert native.probe_dot("bfloat16", 7) == 7 * words * 2 * 2
     assert native.probe_dot("int8", 7) == 7 * words * 4 * 2
