@@ -1,4 +1,5 @@
-// Compiled once per ISA, as kernel_tu.cpp, also for those that have another's kernels of float32.
+// Compiled once per ISA, as kernel_tu.cpp, also for those that have another's kernels of float32, and for
+// CPUs with AMX.
 #include "kernels/bfloat16.h"
 #include "kernels/int8.h"
 #include "kernels/kernel_table.h"
