@@ -32,7 +32,7 @@ struct RnnTanh : Rnn {
 struct RnnRelu : Rnn {
     template <class V>
     RNNFAST_INLINE static void forward(const V* a, V, V, V* saved, V& h, V&) {
-        h = a[A] < 0 ? V{} : a[A];  // this way round NaN stays NaN
+        h = at_least(V{}, a[A]);
         saved[kH] = h;
     }
     template <class V>

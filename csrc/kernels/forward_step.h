@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/pack.h"
+#include "simd/pair.h"
 
 namespace rnnfast {
 namespace {
@@ -45,7 +46,7 @@ struct ForwardStep {
         if constexpr (M == 1) {
 #pragma GCC unroll 4
             for (int u = 0; u < W / kGatesHere; ++u)
-                unit_block(first, column / kGatesHere + u, &acc[0][u * kGatesHere]);
+                units<V>(first, column / kGatesHere + u, &acc[0][u * kGatesHere]);
             return;
         }
         // Through L1 to one function for all tiles: with the equations in each the code is six times
@@ -62,41 +63,65 @@ struct ForwardStep {
     template <int W>
     RNNFAST_OUTLINE void finish_rows(ptrdiff_t first, ptrdiff_t n, ptrdiff_t column,
                                      const T* sums) const {
-        for (ptrdiff_t r = 0; r < n; ++r)
-            for (int u = 0; u < W / kGatesHere; ++u, sums += kGatesHere * L) {
-                V a[kGatesHere];
-                for (int g = 0; g < kGatesHere; ++g) a[g] = load(sums + g * L);
-                unit_block(first + r, column / kGatesHere + u, a);
-            }
+        ptrdiff_t r = 0;
+        for (; r + 2 <= n; r += 2, sums += 2 * W * L)
+            units_from<Pair<V>, W>(first + r, column, sums);
+        if (r < n) units_from<V, W>(first + r, column, sums);
     }
 
-    // Equations of one row and block of units, from the sums of this product's gates.
-    RNNFAST_INLINE void unit_block(ptrdiff_t p, ptrdiff_t b, const V* sums) const {
-        V a[Cell::kSlots], kept[Cell::kSaved] = {}, next{}, c{};
+    // Equations of one row, or of a pair of them.
+    template <class Values, int W>
+    RNNFAST_INLINE void units_from(ptrdiff_t p, ptrdiff_t column, const T* sums) const {
+        for (int u = 0; u < W / kGatesHere; ++u, sums += kGatesHere * L) {
+            Values a[kGatesHere];
+            for (int g = 0; g < kGatesHere; ++g) a[g] = load_rows<Values>(sums + g * L, W * L);
+            units(p, column / kGatesHere + u, a);
+        }
+    }
+
+    // The same of a block of units, from the sums of this product's gates.
+    template <class Values>
+    RNNFAST_INLINE void units(ptrdiff_t p, ptrdiff_t b, const Values* sums) const {
+        Values a[Cell::kSlots], kept[Cell::kSaved] = {}, next{}, c{};
         if constexpr (kApart<Cell> > 0)
-            for (int slot = 0; slot < kApart<Cell>; ++slot) a[slot] = load(pre_at(p, b) + slot * L);
+            for (int slot = 0; slot < kApart<Cell>; ++slot)
+                a[slot] = load_rows<Values>(pre_at(p, b) + slot * L, pass->pre_ld);
 #pragma GCC unroll 4
         for (int g = 0; g < kGatesHere; ++g) a[kFirst + g] = sums[g];
-        const V h_prev = Cell::kDirect ? load(pass->h + p * pass->h_ld + b * L) : V{};
+        Values h_prev{};
+        if constexpr (Cell::kDirect)
+            h_prev = load_rows<Values>(pass->h + p * pass->h_ld + b * L, pass->h_ld);
         T* keep = saved ? saved + p * pass->saved_ld + b * Cell::kSaved * L : nullptr;
         if constexpr (Cell::kTwoProducts && kFirst == 0) {
-            V rh;
+            Values rh;
             Cell::forward_reset(a, h_prev, kept, rh);
-            store(pass->reset_h + p * pass->unit_ld + b * L, rh);
+            store_rows<T>(pass->reset_h + p * pass->unit_ld + b * L, pass->unit_ld, rh);
         } else {
             if constexpr (Cell::kTwoProducts) {
-                for (int s = 0; s < Cell::kSaved; ++s) kept[s] = load(keep + s * L);
+                for (int s = 0; s < Cell::kSaved; ++s)
+                    kept[s] = load_rows<Values>(keep + s * L, pass->saved_ld);
                 Cell::forward(a[kFirst], h_prev, kept, next);
+            } else if constexpr (Cell::kHasC) {
+                T* const c_at = pass->c + p * pass->unit_ld + b * L;
+                Cell::forward(a, h_prev, load_rows<Values>(c_at, pass->unit_ld), kept, next, c);
+                store_rows<T>(c_at, pass->unit_ld, c);
             } else {
-                T* c_at = Cell::kHasC ? pass->c + p * pass->unit_ld + b * L : nullptr;
-                Cell::forward(a, h_prev, Cell::kHasC ? load(c_at) : V{}, kept, next, c);
-                if (Cell::kHasC) store(c_at, c);
+                Cell::forward(a, h_prev, c, kept, next, c);
             }
-            pass->put_h(p, b, next, y);
+            put_h(p, b, next);
         }
         if (keep)
 #pragma GCC unroll 8
-            for (int s = 0; s < Cell::kSaved; ++s) store(keep + s * L, kept[s]);
+            for (int s = 0; s < Cell::kSaved; ++s)
+                store_rows<T>(keep + s * L, pass->saved_ld, kept[s]);
+    }
+
+    RNNFAST_INLINE void put_h(ptrdiff_t p, ptrdiff_t b, V next) const {
+        pass->put_h(p, b, next, y);
+    }
+    RNNFAST_INLINE void put_h(ptrdiff_t p, ptrdiff_t b, Pair<V> next) const {
+        pass->put_h(p, b, next.first, y);
+        pass->put_h(p + 1, b, next.second, y);
     }
 
     RNNFAST_INLINE const T* pre_at(ptrdiff_t p, ptrdiff_t b) const {

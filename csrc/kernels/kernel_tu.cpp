@@ -101,8 +101,8 @@ constexpr DtypeKernels<T> dtype_kernels() {
 #include "core/cells.inc"
 #undef CELL
         },
-        map<T, sigmoid_of<T>>,
-        map<T, tanh_of<T>>,
+        map<T, sigmoid_of<Vec<T>>>,
+        map<T, tanh_of<Vec<T>>>,
         probe_fma<T>,
         probe_read<T>,
     };

@@ -5,7 +5,7 @@
 #if defined(RNNFAST_SCALAR)
 #include "simd/scalar.h"
 #else
-#include "simd/math.h"
+#include "simd/pair.h"
 #endif
 
 namespace rnnfast {

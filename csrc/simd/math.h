@@ -44,54 +44,80 @@ struct ExpConstants<double> {
         1. / 5040,       1. / 720,       1. / 120,      1. / 24,      1. / 6,      1. / 2};
 };
 
-template <class T>
+template <class V>
+struct ElementOfVector;
+template <>
+struct ElementOfVector<Floats> {
+    using T = float;
+};
+template <>
+struct ElementOfVector<Doubles> {
+    using T = double;
+};
+template <class V>
+using ElementOf = typename ElementOfVector<V>::T;
+
+// What follows is for vectors and for pairs of them (simd/pair.h).
+
+// 2^n of n + kRound.
+template <class V>
+RNNFAST_INLINE V power_of_two(V shifted) {
+    using K = ExpConstants<ElementOf<V>>;
+    return (V)(((typename K::Ints)shifted + K::kBias) << K::kMantissa);
+}
+
+// |x| with the sign of the other.
+template <class V>
+RNNFAST_INLINE V with_sign_of(V x, V sign) {
+    using I = typename ExpConstants<ElementOf<V>>::Ints;
+    const I bit = (I)broadcast(ElementOf<V>(-0.0));
+    return (V)(((I)x & ~bit) | ((I)sign & bit));
+}
+
+template <class V>
 struct Exponential {
-    Vec<T> power;  // 2^n
-    Vec<T> q;      // expm1 of the remainder
+    V power;  // 2^n
+    V q;      // expm1 of the remainder
 };
 
-template <class T>
-RNNFAST_INLINE Exponential<T> exponential(Vec<T> x) {
-    using K = ExpConstants<T>;
-    using I = typename K::Ints;
-    x = at_most(broadcast(K::kHighest), at_least(broadcast(K::kLowest), x));
-    const Vec<T> shifted = fma(x, broadcast(K::kLog2e), broadcast(K::kRound));
-    const Vec<T> n = shifted - K::kRound;
-    Vec<T> r = fma(n, broadcast(-K::kLn2High), x);
-    r = fma(n, broadcast(-K::kLn2Low), r);
-    Vec<T> p = broadcast(K::kSeries[0]);
+template <class V>
+RNNFAST_INLINE Exponential<V> exponential(V x) {
+    using K = ExpConstants<ElementOf<V>>;
+    x = at_most(V(broadcast(K::kHighest)), at_least(V(broadcast(K::kLowest)), x));
+    const V shifted = fma(x, V(broadcast(K::kLog2e)), V(broadcast(K::kRound)));
+    const V n = shifted - K::kRound;
+    V r = fma(n, V(broadcast(-K::kLn2High)), x);
+    r = fma(n, V(broadcast(-K::kLn2Low)), r);
+    V p = broadcast(K::kSeries[0]);
 #pragma GCC unroll 16
-    for (int i = 1; i < K::kTerms; ++i) p = fma(p, r, broadcast(K::kSeries[i]));
+    for (int i = 1; i < K::kTerms; ++i) p = fma(p, r, V(broadcast(K::kSeries[i])));
     // q = r + r^2 p: the leading term is added last, so that its rounding is the only large one.
-    const Vec<T> q = fma(r * r, p, r);
-    const I exponent = ((I)shifted + K::kBias) << K::kMantissa;
-    return {(Vec<T>)exponent, q};
+    return {power_of_two(shifted), fma(r * r, p, r)};
 }
 
 // 1 / (1 + exp(-x)), summed as (1 + 2^n q) + 2^n: in this order at most 1.999 ULP off over every
 // float32; as 1 + (2^n + 2^n q), 2.48, and as (1 + 2^n) + 2^n q, 2.41.
-template <class T>
-RNNFAST_INLINE Vec<T> sigmoid_of(Vec<T> x) {
-    const Exponential<T> e = exponential<T>(-x);
-    return T(1) / (fma(e.power, e.q, broadcast(T(1))) + e.power);
+template <class V>
+RNNFAST_INLINE V sigmoid_of(V x) {
+    using T = ElementOf<V>;
+    const Exponential<V> e = exponential(-x);
+    return T(1) / (fma(e.power, e.q, V(broadcast(T(1)))) + e.power);
 }
 
 // |tanh x| = (1 - e) / (1 + e) with e = exp(-2|x|) = 2^n (1 + q), each sum rounded once; near 0,
 // where n = 0, the numerator is -q itself. Then the sign of x.
-template <class T>
-RNNFAST_INLINE Vec<T> tanh_of(Vec<T> x) {
-    using I = typename ExpConstants<T>::Ints;
-    const I sign = (I)x & (I)broadcast(T(-0.0));
-    const Vec<T> magnitude = (Vec<T>)((I)x ^ sign);
-    const Exponential<T> e = exponential<T>(magnitude * T(-2));
-    const Vec<T> t = fma(-e.power, e.q, T(1) - e.power) / fma(e.power, e.q, e.power + T(1));
-    return (Vec<T>)(((I)t & ~(I)broadcast(T(-0.0))) | sign);
+template <class V>
+RNNFAST_INLINE V tanh_of(V x) {
+    using T = ElementOf<V>;
+    const Exponential<V> e = exponential(with_sign_of(x, V(broadcast(T(1)))) * T(-2));
+    const V t = fma(-e.power, e.q, T(1) - e.power) / fma(e.power, e.q, e.power + T(1));
+    return with_sign_of(t, x);
 }
 
-RNNFAST_INLINE Floats sigmoid(Floats x) { return sigmoid_of<float>(x); }
-RNNFAST_INLINE Doubles sigmoid(Doubles x) { return sigmoid_of<double>(x); }
-RNNFAST_INLINE Floats tanh(Floats x) { return tanh_of<float>(x); }
-RNNFAST_INLINE Doubles tanh(Doubles x) { return tanh_of<double>(x); }
+RNNFAST_INLINE Floats sigmoid(Floats x) { return sigmoid_of(x); }
+RNNFAST_INLINE Doubles sigmoid(Doubles x) { return sigmoid_of(x); }
+RNNFAST_INLINE Floats tanh(Floats x) { return tanh_of(x); }
+RNNFAST_INLINE Doubles tanh(Doubles x) { return tanh_of(x); }
 
 }  // namespace
 }  // namespace rnnfast

@@ -23,6 +23,9 @@ RNNFAST_INLINE float with_sign_of(float magnitude, float x) {
 }
 #endif
 
+// x, but at least the limit; NaN stays NaN.
+RNNFAST_INLINE float at_least(float limit, float x) { return x < limit ? limit : x; }
+
 // Of a large -x the exponential is infinite, and a quotient by more than 2^126 need not be 0.
 RNNFAST_INLINE float sigmoid(float x) {
     const float e = exponential(x < 0 ? x : -x);
