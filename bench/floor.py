@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench import records
 from bench.records import Row
 
-# A figure, and what it is of.
-Figures = list[tuple[str, float]]
+
+class Figure(NamedTuple):
+    """One figure.
+
+    what : it is of. bound : what it would be at best on this machine, by what was measured in the
+    same process; None where nothing was.
+    """
+
+    what: str
+    value: float
+    bound: float | None = None
+
+
+Figures = list[Figure]
 
 
 @dataclass(frozen=True)
@@ -29,12 +41,26 @@ class Floor:
     at_most: bool = False
 
 
+def at_bound(figure: Callable[[Row], float | None]) -> Callable[[Row], float | None]:
+    """What a figure that is some time over ours would be, did ours take no more than the bound."""
+
+    def best(row: Row) -> float | None:
+        value, fraction = figure(row), row.fraction
+        return None if value is None or fraction is None else value / min(1.0, fraction)
+
+    return best
+
+
 def of_rows(
-    figure: Callable[[Row], float | None], section: str = "results", **wanted: Any
+    figure: Callable[[Row], float | None],
+    section: str = "results",
+    bound: Callable[[Row], float | None] | None = None,
+    **wanted: Any,
 ) -> Callable[[dict[str, Any]], Figures]:
     """The figures of the float32 rows that have one and whose cell, mode and threads are wanted.
 
     section : of the record, as `records.rows` has it.
+    bound : what the figure of a row would be at best.
     """
 
     def figures(record: dict[str, Any]) -> Figures:
@@ -52,7 +78,8 @@ def of_rows(
                 and row.case.dtype == "float32"
                 and all(is_about[name] == value for name, value in wanted.items())
             ):
-                found.append((f"{row.case.cell} {row.case.shape.name} {row.mode}", value))
+                what = f"{row.case.cell} {row.case.shape.name} {row.mode}"
+                found.append(Figure(what, value, bound and bound(row)))
         return found
 
     return figures

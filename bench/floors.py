@@ -7,29 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import low_floors, peers, records
-from bench.floor import Figures, Floor, of_rows
+from bench.floor import Figure, Figures, Floor, at_bound, of_rows
 from bench.markdown import table
 from bench.records import Row, memory_ratios
-from bench.shapes import CELL_LOOPS, CELLS, PACKED
-
-# The shape that shows what a call costs by itself.
-SHORTEST = "1-1-64-64"
+from bench.shapes import CELL_LOOPS, CELLS, PACKED, SHORTEST
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What a record says of a floor.
 
-    mean : the geometric mean of the figures, None where one is not positive; worst : the figure
-    nearest to failing, or furthest beyond; both None where nothing was measured.
+    mean : the geometric mean of the figures, None where one is not positive; bound : that of what
+    they would be at best, None where one is not known; worst : the figure nearest to failing, or
+    furthest beyond; all None where nothing was measured.
     failures : a sentence for each thing that fails.
     """
 
     floor: Floor
     count: int
     mean: float | None
-    worst: tuple[str, float] | None
+    worst: Figure | None
     failures: list[str]
+    bound: float | None = None
 
 
 def _fastest(row: Row) -> float | None:
@@ -38,6 +37,10 @@ def _fastest(row: Row) -> float | None:
 
 def _against(peer: str) -> Callable[[Row], float | None]:
     return lambda row: row.ratio(peer)
+
+
+def _function(row: Row) -> float | None:
+    return row.function
 
 
 def _scales(row: Row) -> bool:
@@ -56,7 +59,7 @@ def _fraction(row: Row) -> float | None:
 
 def _memory(contender: str) -> Callable[[dict[str, Any]], Figures]:
     return lambda record: [
-        (" ".join(key), ratio) for key, ratio in memory_ratios(record, contender).items()
+        Figure(" ".join(key), ratio) for key, ratio in memory_ratios(record, contender).items()
     ]
 
 
@@ -103,7 +106,7 @@ def _of_dropin(threads: int) -> Iterator[Floor]:
     for mode, most in (("inference", 8.0), ("training", 45.0)):
         yield Floor(
             f"{name}: µs of its own, {mode}",
-            of_rows(_dropin_cost, mode=mode, threads=threads),
+            of_rows(_dropin_cost, bound=_function, mode=mode, threads=threads),
             each=most,
             at_most=True,
         )
@@ -112,7 +115,12 @@ def _of_dropin(threads: int) -> Iterator[Floor]:
 # Of a library that only --yardstick names.
 AGAINST_YARDSTICK = Floor(
     "LSTM, against the yardstick",
-    of_rows(_against(peers.YARDSTICK), cell="lstm", threads=1),
+    of_rows(
+        _against(peers.YARDSTICK),
+        bound=at_bound(_against(peers.YARDSTICK)),
+        cell="lstm",
+        threads=1,
+    ),
     each=0.97,
     mean=1.05,
 )
@@ -121,7 +129,7 @@ FLOORS = (
     *(
         Floor(
             f"{cell.upper()} inference, against the fastest peer",
-            of_rows(_fastest, cell=cell, mode="inference", threads=1),
+            of_rows(_fastest, bound=at_bound(_fastest), cell=cell, mode="inference", threads=1),
             each=1.0,
             mean=1.3,
         )
@@ -130,7 +138,13 @@ FLOORS = (
     *(
         Floor(
             f"{cell.upper()} training, against torch",
-            of_rows(_against("torch"), cell=cell, mode="training", threads=1),
+            of_rows(
+                _against("torch"),
+                bound=at_bound(_against("torch")),
+                cell=cell,
+                mode="training",
+                threads=1,
+            ),
             each=each,
             mean=mean,
         )
@@ -160,7 +174,13 @@ FLOORS = (
     ),
     Floor(
         "ragged, training, against torch with PackedSequence",
-        of_rows(_against("torch"), mode="training", threads=1, ragged=True),
+        of_rows(
+            _against("torch"),
+            bound=at_bound(_against("torch")),
+            mode="training",
+            threads=1,
+            ragged=True,
+        ),
         each=4.0,
     ),
     Floor(
@@ -200,17 +220,27 @@ def judge(floor: Floor, record: dict[str, Any]) -> Verdict:
     figures = floor.figures(record)
     if not figures:
         return Verdict(floor, 0, None, None, [])
-    values = [value for _, value in figures]
+    values = [figure.value for figure in figures]
+    bounds = [figure.bound for figure in figures if figure.bound is not None]
     mean = records.geometric_mean(values) if min(values) > 0 else None
-    worst = (max if floor.at_most else min)(figures, key=lambda figure: figure[1])
+    bound = records.geometric_mean(bounds) if len(bounds) == len(figures) else None
+    ordered = sorted(figures, key=lambda figure: figure.value, reverse=floor.at_most)
     failures = []
-    for what, value in sorted(figures, key=lambda figure: figure[1], reverse=floor.at_most):
+    for what, value, best in ordered:
         if floor.each is not None and (value > floor.each if floor.at_most else value < floor.each):
             limit = "at most" if floor.at_most else "at least"
-            failures.append(f"{what}: {brief(value, 3)}, expected {limit} {floor.each:g}")
+            failures.append(
+                f"{what}: {brief(value, 3)}, expected {limit} {floor.each:g}{_at(best)}"
+            )
     if floor.mean is not None and mean is not None and mean < floor.mean:
-        failures.append(f"geometric mean: {mean:.3f}, expected at least {floor.mean:g}")
-    return Verdict(floor, len(figures), mean, worst, failures)
+        expected = f"expected at least {floor.mean:g}"
+        failures.append(f"geometric mean: {mean:.3f}, {expected}{_at(bound)}")
+    return Verdict(floor, len(figures), mean, ordered[0], failures, bound)
+
+
+def _at(bound: float | None) -> str:
+    """How a figure goes on that has a bound."""
+    return "" if bound is None else f"; {brief(bound)} at the bound"
 
 
 def check(record: dict[str, Any]) -> tuple[list[Verdict], list[str]]:
@@ -239,10 +269,14 @@ def describe(verdicts: list[Verdict], problems: list[str]) -> Iterator[str]:
         mean = "" if verdict.mean is None else f"geometric mean {brief(verdict.mean)}, "
         yield (
             f"{state:12}  {verdict.floor.name}: {verdict.count} figures, {mean}"
-            f"worst {brief(verdict.worst[1])} ({verdict.worst[0]})"
+            f"worst {_worst(verdict.worst)}"
         )
         yield from (f"{'':14}  {failure}" for failure in verdict.failures)
     yield from (f"ERROR         {problem}" for problem in problems)
+
+
+def _worst(figure: Figure) -> str:
+    return f"{brief(figure.value)} ({figure.what}{_at(figure.bound)})"
 
 
 def lines(verdicts: list[Verdict]) -> Iterator[str]:
@@ -255,7 +289,7 @@ def lines(verdicts: list[Verdict]) -> Iterator[str]:
             [
                 floor.name,
                 "not measured" if worst is None else "**fails**" if verdict.failures else "holds",
-                "" if worst is None else f"{brief(worst[1])} ({worst[0]})",
+                "" if worst is None else _worst(worst),
                 "" if floor.each is None else f"{sign} {floor.each:g}",
                 "" if verdict.mean is None else brief(verdict.mean),
                 "" if floor.mean is None else f"≥ {floor.mean:g}",

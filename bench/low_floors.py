@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench import low_precision, peers
-from bench.floor import Figures, Floor, of_rows
+from bench.floor import Figure, Figures, Floor, at_bound, of_rows
 from bench.peers import BASELINE, OURS_IN, TORCH_IN
 from bench.records import Row
 from bench.shapes import MODES, PRECISION, STREAMS
@@ -16,10 +16,10 @@ LARGE = (256, 512)
 # A call's own time is what a step takes from Python beyond one in C, seen where both are short.
 SHORT = 64
 
-Figure = Callable[[Row], float | None]
+Measure = Callable[[Row], float | None]
 
 
-def _where(holds: Callable[[Row], bool], figure: Figure) -> Figure:
+def _where(holds: Callable[[Row], bool], figure: Measure) -> Measure:
     return lambda row: figure(row) if holds(row) else None
 
 
@@ -31,12 +31,12 @@ def _has_256(row: Row) -> bool:
     return row.case.shape.H >= 256
 
 
-def over_float32(contender: str) -> Figure:
+def over_float32(contender: str) -> Measure:
     """How many times as fast as ours in float32."""
     return lambda row: row.over(BASELINE, contender)
 
 
-def bytes_ratio(weights: str) -> Figure:
+def bytes_ratio(weights: str) -> Measure:
     """The bytes of a stream's weights over those in float32."""
     return lambda row: row.bytes[weights] / row.bytes["float32"] if row.bytes else None
 
@@ -49,16 +49,24 @@ def overhead(row: Row) -> float | None:
 
 def over_rtneural(row: Row) -> float | None:
     """RTNeural's time for a step over ours in C."""
-    shape, in_c = row.case.shape, row.times.get(peers.IN_C)
-    theirs = low_precision.RTNEURAL.get((row.case.cell, shape.I, shape.H))
+    in_c, theirs = row.times.get(peers.IN_C), _rtneural(row)
     return None if in_c is None or theirs is None else theirs / in_c["median"]
 
 
-def _error(weights: str) -> Figure:
+def _rtneural(row: Row) -> float | None:
+    return low_precision.RTNEURAL.get((row.case.cell, row.case.shape.I, row.case.shape.H))
+
+
+def _over_rtneural_at_bound(row: Row) -> float | None:
+    theirs = _rtneural(row)
+    return None if row.bound is None or theirs is None else theirs / row.bound
+
+
+def _error(weights: str) -> Measure:
     return lambda row: row.relative_error[weights] if row.relative_error else None
 
 
-def _over_torch(kind: str) -> Figure:
+def _over_torch(kind: str) -> Measure:
     return lambda row: row.over(TORCH_IN[kind], OURS_IN[kind])
 
 
@@ -77,7 +85,10 @@ def fraction_of_peak(row: Row) -> float | None:
 def tail(record: dict[str, Any]) -> Figures:
     """The 99.9th percentile of single steps over their median."""
     return [
-        (f"{entry['case']['cell']} {entry['case']['shape']['name']} {entry['weights']}", p99 / p50)
+        Figure(
+            f"{entry['case']['cell']} {entry['case']['shape']['name']} {entry['weights']}",
+            p99 / p50,
+        )
         for entry in record.get("latency", [])
         for p50, _, p99 in [entry["percentiles_us"].values()]
     ]
@@ -86,7 +97,10 @@ def tail(record: dict[str, Any]) -> Figures:
 def _lost(weights: str) -> Callable[[dict[str, Any]], Figures]:
     """Bits per character that the demo's model loses."""
     return lambda record: [
-        (f"{entry['cell']} {entry['hidden']}", entry["bits"][weights] - entry["bits"]["float32"])
+        Figure(
+            f"{entry['cell']} {entry['hidden']}",
+            entry["bits"][weights] - entry["bits"]["float32"],
+        )
         for entry in record.get("characters", [])
     ]
 
@@ -94,34 +108,33 @@ def _lost(weights: str) -> Callable[[dict[str, Any]], Figures]:
 def _lost_in_training(record: dict[str, Any]) -> Figures:
     """Bits per character that a model is worse by if it is trained, and run, in bfloat16."""
     return [
-        (f"{entry['cell']} {entry['hidden']}", bits - entry["bits"]["float32"])
+        Figure(f"{entry['cell']} {entry['hidden']}", bits - entry["bits"]["float32"])
         for entry in record.get("characters", [])
         for bits in entry.get("trained_in", {}).values()
     ]
 
 
-def _step(name: str, figure: Figure, each: float, at_most: bool = False) -> Floor:
-    return Floor(f"streams: {name}", of_rows(figure, STREAMS), each, at_most=at_most)
+def _step(
+    name: str, figure: Measure, each: float, at_most: bool = False, bound: Measure | None = None
+) -> Floor:
+    return Floor(f"streams: {name}", of_rows(figure, STREAMS, bound), each, at_most=at_most)
+
+
+def _against_run(name: str, is_about: Callable[[Row], bool], each: float) -> Floor:
+    figure = _where(is_about, lambda row: row.ratio(peers.RUN))
+    return _step(f"a step against ONNX Runtime's run, {name}", figure, each, bound=at_bound(figure))
 
 
 def _sequence(
-    name: str, figure: Figure, each: float, mode: str = "inference", **wanted: Any
+    name: str, figure: Measure, each: float, mode: str = "inference", **wanted: Any
 ) -> Floor:
     return Floor(f"sequences, {name}", of_rows(figure, PRECISION, mode=mode, **wanted), each)
 
 
 FLOORS = (
-    _step(
-        "a step against ONNX Runtime's run, H ≤ 128",
-        _where(lambda row: row.case.shape.H <= 128, lambda row: row.ratio(peers.RUN)),
-        8.0,
-    ),
-    _step(
-        "a step against ONNX Runtime's run, H = 512",
-        _where(lambda row: row.case.shape.H == 512, lambda row: row.ratio(peers.RUN)),
-        1.8,
-    ),
-    _step("in C against RTNeural", over_rtneural, 1.2),
+    _against_run("H ≤ 128", lambda row: row.case.shape.H <= 128, 8.0),
+    _against_run("H = 512", lambda row: row.case.shape.H == 512, 1.8),
+    _step("in C against RTNeural", over_rtneural, 1.2, bound=_over_rtneural_at_bound),
     # Of longer steps it is a small difference of times that vary by more.
     _step(
         f"µs of a call from Python, H ≤ {SHORT}",

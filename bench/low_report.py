@@ -14,10 +14,11 @@ from rnnfast._low_precision import FORMATS
 
 STEPS = """\
 `stream.step(x, out)` from Python, B = 1, one thread, in µs; *in C* is `rnnfast_run` of the C
-library over many steps, a loop without Python. ONNX Runtime takes one step with its state passed,
-by `run` and, *bound*, by `run_with_iobinding`: their times over the step from Python. bfloat16 and
-int8: how many times as fast as float32 their steps are, and the bytes of their weights over
-float32's.
+library over many steps, a loop without Python. *At best* is what reading the weights once or their
+arithmetic takes, and the activations, as in the bound of layers. ONNX Runtime takes one step with
+its state passed, by `run` and, *bound*, by `run_with_iobinding`: their times over the step from
+Python. bfloat16 and int8: how many times as fast as float32 their steps are, and the bytes of their
+weights over float32's.
 
 RTNeural's time stands over that of the step in C. Its times are no part of this run: a library in
 C++, its sizes fixed at compile time (-march=native -ffast-math), timed on one core of an AMD EPYC
@@ -87,6 +88,7 @@ def _steps(rows: list[Row]) -> Iterator[str]:
                 *_sizes(row),
                 f"{row.ours:.3g}",
                 _number(in_c and in_c["median"], ".3g"),
+                _number(row.bound, ".3g"),
                 _number(low_floors.over_rtneural(row)),
                 _number(row.ratio(peers.RUN)),
                 _number(row.ratio(peers.BOUND_RUN)),
@@ -96,7 +98,7 @@ def _steps(rows: list[Row]) -> Iterator[str]:
         )
     against = ["× RTNeural", "× ONNX Runtime", "× bound"]
     low = [f"{name} {what}" for what in ("×", "bytes") for name in FORMATS]
-    yield from table(["cell", "I → H", "µs", "in C", *against, *low], found)
+    yield from table(["cell", "I → H", "µs", "in C", "at best", *against, *low], found)
 
 
 def _latency(entries: list[dict[str, Any]]) -> Iterator[str]:

@@ -56,7 +56,8 @@ class Row:
     times : microseconds by contender; ratios : a contender's time over ours. Each is a mapping of
     median, q1 and q3. bound : microseconds; dropin_speedup : torch.nn's time over rnnfast.torch's,
     a mapping like those; peak : GFLOP/s of the core in bfloat16; bytes and relative_error : by how
-    a stream keeps its weights. All these are None where they were not measured.
+    a stream keeps its weights; function : microseconds of torch's autograd, called for nothing.
+    All these are None where they were not measured.
     """
 
     case: Case
@@ -69,6 +70,7 @@ class Row:
     peak: float | None = None
     bytes: dict[str, int] | None = None
     relative_error: dict[str, float] | None = None
+    function: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -128,6 +130,7 @@ def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
             entry.get("peak_gflops"),
             entry.get("bytes"),
             entry.get("relative_error"),
+            entry.get("function_us"),
         )
         for entry in record.get(section, [])
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from bench import floors, low_pictures, low_report, memory, peers, pictures, records
 from bench.markdown import table
 from bench.records import Row
-from bench.shapes import CELLS, MODES, SHAPES, WAYS, Case
+from bench.shapes import CELLS, MODES, SHAPES, SHORTEST, WAYS, Case
 
 PAGE = "BENCHMARKS.md"
 PICTURES = {
@@ -45,7 +45,7 @@ BOUND = """\
 The bound is what the core could do at best, from the peak of its arithmetic, the bandwidth of
 reading the weights from the cache they lie in and of writing their gradients, and the cost of the
 activations, all measured in the same process; [`bench/roofline.py`](../bench/roofline.py) has the
-formula.
+formula. What a floor's figure would be if we took no more than the bound stands beside it.
 """
 DROPIN = """\
 Modules of [`rnnfast.torch`](../rnnfast/torch) beside those of `torch.nn`, with the same weights and
@@ -59,7 +59,8 @@ above are part of the step. The layer is rnnfast's, from NumPy, over the same st
 """
 COST = """\
 What rnnfast.torch takes beyond rnnfast's layer, which takes and gives NumPy's arrays, where nearly
-nothing is to be computed.
+nothing is to be computed. *Autograd's* is what torch takes of a training step of a layer that
+computes nothing, and so the least of ours.
 """
 
 
@@ -178,10 +179,18 @@ def _dropin(record: dict[str, Any]) -> Iterator[str]:
         yield from ["### Loops of cells and PackedSequences", "", IN_OTHER_WAYS]
         header = ["cell", "shape", "threads", "torch.nn µs", "rnnfast.torch µs", "×", "layer µs"]
         yield from table(header, [_in_other_way(row) for row in in_other_ways])
-    shortest = [row for row in rows if row.case.shape.name == floors.SHORTEST]
+    shortest = [row for row in rows if row.case.shape.name == SHORTEST]
     if shortest:
         yield from ["### Its own cost", "", COST]
-        header = ["cell", "mode", "threads", "layer µs", "rnnfast.torch µs", "µs of its own"]
+        header = [
+            "cell",
+            "mode",
+            "threads",
+            "layer µs",
+            "rnnfast.torch µs",
+            "µs of its own",
+            "autograd's",
+        ]
         yield from table(header, [_own_cost(row) for row in shortest])
 
 
@@ -212,7 +221,8 @@ def _in_other_way(row: Row) -> list[str]:
 def _own_cost(row: Row) -> list[str]:
     own, cost = row.times[peers.DROPIN]["median"], row.dropin_cost
     sizes = [row.case.cell.upper(), row.mode, str(row.case.threads)]
-    return [*sizes, f"{row.ours:.4g}", f"{own:.4g}", f"{cost:.4g}"]
+    function = "" if row.function is None else f"{row.function:.4g}"
+    return [*sizes, f"{row.ours:.4g}", f"{own:.4g}", f"{cost:.4g}", function]
 
 
 def _double(record: dict[str, Any]) -> Iterator[str]:

@@ -25,6 +25,10 @@ the backward pass, reads what forward saved and the gradients of the gates once:
 bytes, at the bandwidth of an array of that size. Its arithmetic, and all other writing, are left
 out: this is a bound, and a kernel that hides them comes nearer to it.
 
+A step of a stream reads both matrices, from a state that is not zeros:
+
+    step = max(2 G H (I + H) / peak, s G H (I + H) / reading(all weights)) + elementwise
+
 Arithmetic, activations and memory are added up as a program without any overlap between them would
 have it; one that overlaps them can exceed 1.
 """
@@ -159,6 +163,20 @@ def measure_levels(native: ModuleType, dtype: str) -> dict[str, float]:
     return {"peak": roof.peak / 1e9, **levels}
 
 
+def step_bound(case: Case, roof: Roof) -> float:
+    """Seconds that a step of a stream of the case's layer takes at best, for one row."""
+    cell, shape = case.cell, case.shape
+    numbers = GATES[cell] * shape.H * (shape.I + shape.H)
+    size = numbers * np.dtype(case.dtype).itemsize
+    return max(2 * numbers / roof.peak, size / roof.reading(size)) + _elementwise(case, roof)
+
+
+def _elementwise(case: Case, roof: Roof) -> float:
+    """Seconds of one row's activations."""
+    cell = case.cell
+    return case.shape.H * (SIGMOIDS[cell] * roof.sigmoid + TANHS[cell] * roof.tanh)
+
+
 def bound(case: Case, roof: Roof) -> dict[str, float]:
     """Seconds that the case takes at best, for each mode; see the module's docstring."""
     shape, cell = case.shape, case.cell
@@ -170,7 +188,7 @@ def bound(case: Case, roof: Roof) -> dict[str, float]:
     read = np.full(shape.T, size * recurrent / roof.reading(size * recurrent))
     read[0] = size * recurrent / roof.reading(weights)
     steps = np.maximum(2 * recurrent * rows / roof.peak, read)
-    elementwise = shape.H * total * (SIGMOIDS[cell] * roof.sigmoid + TANHS[cell] * roof.tanh)
+    elementwise = total * _elementwise(case, roof)
     kept = size * shape.H * total * (SAVED[cell] + GATES[cell])
     written = roof.writing(weights)
     saved = kept / roof.reading(min(kept, LEVELS["memory"]))

@@ -13,8 +13,10 @@ from bench import low_precision, memory, peers, roofline, timing, validation
 from bench.peers.ours import Ours
 from bench.peers.streams import Steps, StepsInC
 from bench.problem import Problem, make_problem
-from bench.shapes import MODES, STEP, Case
+from bench.shapes import MODES, SHORTEST, STEP, Case
 from rnnfast._low_precision import FORMATS
+
+AUTOGRAD_SECONDS = 0.3
 
 # What makes each contender's peer, which may fail to be imported.
 Makers = dict[str, Callable[[], peers.Peer]]
@@ -85,7 +87,19 @@ def _time_mode(problem: Problem, mode: str, makers: Makers, seconds: float) -> d
     if {"torch", peers.DROPIN} <= rounds.times.keys():
         speedup = rounds.times["torch"] / rounds.times[peers.DROPIN]
         entry["dropin_speedup"] = timing.spread_of(speedup).as_dict()
+    if peers.DROPIN in rounds.times and mode == "training" and case.shape.name == SHORTEST:
+        entry["function_us"] = _of_autograd(problem)
     return entry
+
+
+def _of_autograd(problem: Problem) -> float:
+    """Microseconds of torch's own part in a training step of a layer that computes nothing."""
+    from bench.peers.torch import Nothing
+
+    runner = Nothing(problem)
+    contender = timing.Contender(runner.run, runner.ready, len(problem.inputs))
+    rounds = timing.interleave({"": contender}, AUTOGRAD_SECONDS, problem.case.threads)
+    return float(f"{timing.spread_of(rounds.times['']).median * 1e6:.5g}")
 
 
 def _validated(runner: peers.Runner, want: dict[str, NDArray], dtype: str) -> peers.Runner:
@@ -133,10 +147,14 @@ def time_steps(
     makers |= {name: partial(Steps, name) for name in FORMATS}
     if "onnxruntime" in contenders:
         makers |= {name: partial(peers.load, name) for name in (peers.RUN, peers.BOUND_RUN)}
+    native = roofline.native_module()
+    roof = None if native is None else roofline.measure_roof(native, "float32")
     entries = []
     for fields in cases:
         case = Case.from_dict(fields)
         entry = _time_mode(make_problem(case), STEP, makers, seconds)
+        if roof is not None:
+            entry["bound_us"] = float(f"{roofline.step_bound(case, roof) * 1e6:.5g}")
         entry["times_us"] = {
             name: {part: float(f"{value / case.shape.T:.5g}") for part, value in spread.items()}
             for name, spread in entry["times_us"].items()

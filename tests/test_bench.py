@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("bench", reason="the tests run without bench")
 
 import bench
-from bench import cli, machine, peers, problem, records, roofline, runs, tasks, timing
+from bench import cli, machine, peers, records, runs, tasks, timing
 from bench.peers.ours import Ours
 from bench.shapes import (
     CELLS,
@@ -34,6 +34,7 @@ from bench.shapes import (
     PRECISION_SHAPES,
     PRESETS,
     SHAPES,
+    SHORTEST,
     STREAM_SHAPES,
     WAYS,
     Case,
@@ -105,6 +106,17 @@ def test_modules_in_other_ways_beside_the_layer(way):
         theirs, ours = (entry["times_us"][name] for name in peers.MODULES)
         assert theirs["q1"] / ours["q3"] <= entry["dropin_speedup"]["q3"]
         assert entry["dropin_speedup"]["q1"] <= theirs["q3"] / ours["q1"]
+
+
+@pytest.mark.skipif(peers.DROPIN not in INSTALLED, reason="torch is not installed")
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_autograd_takes_of_the_shortest_step(cell):
+    cases = [asdict(Case(cell, SHAPES[SHORTEST])), asdict(Case(cell, TINY))]
+    fields = {"contenders": [peers.BASELINE, *peers.MODULES], "seconds": MOMENT}
+    inference, training, *others = work(kind="sweep", cases=cases, **fields)
+    # It computes less than the module that has autograd's part in its time.
+    assert 0 < training["function_us"] < training["times_us"]["torch"]["q3"]
+    assert not any("function_us" in entry for entry in (inference, *others))
 
 
 @pytest.mark.skipif(peers.DROPIN not in INSTALLED, reason="torch is not installed")
@@ -180,57 +192,6 @@ def test_a_worker_that_fails_or_hangs_is_recorded(monkeypatch, capsys):
     monkeypatch.setattr(runs, "TASK_LIMIT", 0.001)
     with pytest.raises(runs.WorkerFailed, match=r"no answer in 0\.001 s"):
         work(kind="levels", dtypes=[])
-
-
-# ---- Bounds -------------------------------------------------------------------------------------
-
-
-class Ideal(roofline.Roof):
-    """A core whose memory and activations cost nothing."""
-
-    def __init__(self):
-        super().__init__(None, "float32", peak=1.0, sigmoid=0.0, tanh=0.0)
-
-    def reading(self, size):
-        return np.inf
-
-    def writing(self, size):
-        return np.inf
-
-
-def flops_of_zeros(cell, shape):
-    """Of the first step's product with R, which forward leaves out."""
-    return 2 * shape.L * shape.D * GATES[cell] * shape.H**2 * shape.B
-
-
-@pytest.mark.parametrize("shape", [TINY, DEEP], ids=["tiny", "deep"])
-@pytest.mark.parametrize("cell", CELLS)
-def test_without_memory_the_bound_is_the_flops(cell, shape):
-    limit = roofline.bound(Case(cell, shape), Ideal())
-    left_out = flops_of_zeros(cell, shape)
-    assert limit["inference"] == pytest.approx(shape.flops(cell) - left_out)
-    assert limit["training"] == pytest.approx(3 * shape.flops(cell) - left_out)
-
-
-def test_the_bound_of_ragged_lengths_is_that_of_the_real_steps():
-    lengths = problem.lengths_of(RAGGED)
-    assert (problem.active_rows(RAGGED) == [(lengths > t).sum() for t in range(RAGGED.T)]).all()
-    part = lengths.sum() / (RAGGED.T * RAGGED.B)
-    assert part < 1
-    limit = roofline.bound(Case("gru", RAGGED), Ideal())
-    wanted = part * RAGGED.flops("gru") - flops_of_zeros("gru", RAGGED)
-    assert limit["inference"] == pytest.approx(wanted)
-
-
-def test_probes_do_what_they_say(native, dtype):
-    lanes = native.vector_bytes() // np.dtype(dtype).itemsize
-    one, ten = (native.probe_fma(dtype, rounds) for rounds in (1, 10))
-    assert one % (2 * lanes) == 0 and ten == 10 * one
-    numbers = np.arange(40 * lanes, dtype=dtype)
-    assert native.probe_read(numbers, 3) == 3 * numbers.sum()
-    assert native.probe_read(numbers[: lanes - 1], 3) == 0
-    with pytest.raises(ValueError, match="dtype: expected"):
-        native.probe_fma("float16", 1)
 
 
 # ---- The command line ---------------------------------------------------------------------------

@@ -142,6 +142,8 @@ def test_a_floor_that_fails_names_its_shape(what, record, tmp_path, capsys):
     assert sum(line.startswith("FAILS") for line in lines) == 1
     (failure,) = (line for line in lines if "expected" in line)
     assert f"{cell} {shape} {mode}: {ratio:.3f}, expected at least" in failure
+    at_best = f"; {ratio / 0.95:.2f} at the bound"  # which is known of one thread
+    assert failure.endswith(at_best) == (threads == 1)
 
 
 DOCTORED_DROPIN = {
@@ -172,8 +174,8 @@ DOCTORED_DROPIN = {
     ),
     "2 threads: µs of its own, training": (
         ("gru", "1-1-64-64", "training", 2, "results"),
-        {"times_us": {"ours": spread(10.0), peers.DROPIN: spread(56.0)}},
-        "46.000, expected at most 45",
+        {"times_us": {"ours": spread(10.0), peers.DROPIN: spread(56.0)}, "function_us": 45.5},
+        "46.000, expected at most 45; 45.50 at the bound",
     ),
 }
 
@@ -207,7 +209,7 @@ def test_a_dropin_that_costs_nothing_holds(record):
         v for v in verdicts if v.floor.name.endswith("one thread: µs of its own, training")
     )
     assert verdict.failures == [] and verdict.mean is None
-    assert verdict.worst[1] == DROPIN_COST
+    assert verdict.worst.value == DROPIN_COST
     assert any(
         f"{verdict.floor.name}: 3 figures, worst 5.00" in t for t in floors.describe(verdicts, [])
     )
@@ -246,7 +248,9 @@ def test_means_bounds_memory_and_errors_fail_too(record):
     verdicts, problems = floors.check(record)
     failing = {v.floor.name: v.failures for v in verdicts if v.failures}
     assert failing == {
-        "RNN inference, against the fastest peer": ["geometric mean: 1.100, expected at least 1.3"],
+        "RNN inference, against the fastest peer": [
+            "geometric mean: 1.100, expected at least 1.3; 1.16 at the bound"
+        ],
         "fraction of the bound, training, H ≥ 128": [
             "gru 100-1-128-128 training: 0.790, expected at least 0.8"
         ],
@@ -288,6 +292,7 @@ def test_the_report(record, tmp_path):
 
     spoilt = find(record, "rnn", "25-64-1024-1024", "training")
     spoilt.update(errors={"torch": "Mismatch: output"}, disturbed=0.6)
+    find(record, "rnn", "1-1-64-64", "training")["function_us"] = 4.5
     source = saved(record, tmp_path / "record.json")
     assert cli.main(["--load", source, "--report", str(tmp_path)]) == 1
     page = (tmp_path / "BENCHMARKS.md").read_text()
@@ -303,7 +308,8 @@ def test_the_report(record, tmp_path):
     assert f"{step}{' 12.00 |' * len(MODES) * len(CELLS)}" in page
     assert "| LSTM | 100-16-64-64-cells | 2 | 500 | 105 | 12.00 | 100 |" in page
     assert "| RNN | 200-32-256-256-packed | 1 | 500 | 105 | 12.00 | 100 |" in page
-    assert "| GRU | training | 1 | 100 | 105 | 5 |" in page
+    assert "| RNN | training | 1 | 100 | 105 | 5 | 4.5 |" in page
+    assert "5.00 (rnn 1-1-64-64 training; 4.50 at the bound)" in page
     assert "Mismatch: output" in page
     measured = sum(len(record[section]) for section in records.SECTIONS)
     assert f"1 of {measured} measurements shared their core" in page

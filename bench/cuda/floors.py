@@ -7,7 +7,7 @@ from typing import Any
 
 from bench import floors
 from bench.cuda.cases import CUDNN, GOAL, OURS, Case, cases
-from bench.floor import Figures, Floor
+from bench.floor import Figure, Figures, Floor
 from bench.floors import Verdict
 from bench.shapes import MODES
 
@@ -22,7 +22,10 @@ def against_cudnn(mode: str | None = None) -> Callable[[dict[str, Any]], Figures
 
     def figures(record: dict[str, Any]) -> Figures:
         return [
-            (f"{Case.from_dict(entry['case'])} {entry['mode']}", entry["ratios"][CUDNN]["median"])
+            Figure(
+                f"{Case.from_dict(entry['case'])} {entry['mode']}",
+                entry["ratios"][CUDNN]["median"],
+            )
             for entry in record["results"]
             if CUDNN in entry["ratios"]
             and mode in (None, entry["mode"])
@@ -39,7 +42,7 @@ def milliseconds_of_the_goal(mode: str) -> Callable[[dict[str, Any]], Figures]:
         if GOAL_DEVICE not in record["device"]["name"]:
             return []
         return [
-            (f"{Case(*GOAL)} {mode}", entry["times_us"][OURS]["median"] / 1e3)
+            Figure(f"{Case(*GOAL)} {mode}", entry["times_us"][OURS]["median"] / 1e3)
             for entry in record["results"]
             if entry["mode"] == mode
             and Case.from_dict(entry["case"]) == Case(*GOAL)

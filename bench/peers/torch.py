@@ -100,6 +100,32 @@ class _Training(_Inference):
         return {"output": output.detach().numpy(), "input": x.grad.numpy(), **gradients}
 
 
+class _EmptyStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, states: int, size: int, *parameters: Any) -> Any:
+        ctx.save_for_backward(x, *parameters)
+        steps, batch, _ = x.shape
+        return x.new_empty(steps, batch, size), *(x.new_empty(batch, size) for _ in range(states))
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        of_x, *of_parameters = map(torch.empty_like, ctx.saved_tensors)
+        return of_x, None, None, *of_parameters
+
+
+class Nothing(_Training):
+    """A layer that computes nothing: what torch's autograd takes of a training step by itself."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem, torch.nn)
+        self._tensors = list(self._parameters.values())
+        self._states = 2 if problem.case.cell == "lstm" else 1
+        self._size = problem.case.shape.H
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _EmptyStep.apply(x, self._states, self._size, *self._tensors)[0]
+
+
 class _Loop(_Training):
     """A cell over the steps of a sequence, from states of zeros."""
 

@@ -1,0 +1,83 @@
+"""The bounds that the benchmark compares times with, and the probes that they are made of."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# At the end of the path: the package that is tested stays the installed one.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+pytest.importorskip("bench", reason="the tests run without bench")
+
+from bench import problem, roofline
+from bench.shapes import CELLS, GATES, Case, Shape
+
+pytestmark = pytest.mark.slow
+
+TINY = Shape("tiny", "test", T=5, B=3, I=4, H=6)
+DEEP = replace(TINY, name="deep", L=2, D=2)
+RAGGED = replace(TINY, name="ragged", ragged=True)
+
+
+class Ideal(roofline.Roof):
+    """A core whose memory and activations cost nothing."""
+
+    def __init__(self):
+        super().__init__(None, "float32", peak=1.0, sigmoid=0.0, tanh=0.0)
+
+    def reading(self, size):
+        return np.inf
+
+    def writing(self, size):
+        return np.inf
+
+
+def flops_of_zeros(cell, shape):
+    """Of the first step's product with R, which forward leaves out."""
+    return 2 * shape.L * shape.D * GATES[cell] * shape.H**2 * shape.B
+
+
+@pytest.mark.parametrize("shape", [TINY, DEEP], ids=["tiny", "deep"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_without_memory_the_bound_is_the_flops(cell, shape):
+    limit = roofline.bound(Case(cell, shape), Ideal())
+    left_out = flops_of_zeros(cell, shape)
+    assert limit["inference"] == pytest.approx(shape.flops(cell) - left_out)
+    assert limit["training"] == pytest.approx(3 * shape.flops(cell) - left_out)
+
+
+def test_the_bound_of_ragged_lengths_is_that_of_the_real_steps():
+    lengths = problem.lengths_of(RAGGED)
+    assert (problem.active_rows(RAGGED) == [(lengths > t).sum() for t in range(RAGGED.T)]).all()
+    part = lengths.sum() / (RAGGED.T * RAGGED.B)
+    assert part < 1
+    limit = roofline.bound(Case("gru", RAGGED), Ideal())
+    wanted = part * RAGGED.flops("gru") - flops_of_zeros("gru", RAGGED)
+    assert limit["inference"] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_bound_of_a_step_has_both_products(cell):
+    case, roof = Case(cell, TINY), Ideal()
+    numbers = GATES[cell] * TINY.H * (TINY.I + TINY.H)
+    assert roofline.step_bound(case, roof) == pytest.approx(2 * numbers)
+    roof.reading = lambda size: size / 100 if size == 4 * numbers else 0
+    assert roofline.step_bound(case, roof) == pytest.approx(max(100, 2 * numbers))
+    roof.tanh = 1.0
+    wanted = max(100, 2 * numbers) + roofline.TANHS[cell] * TINY.H
+    assert roofline.step_bound(case, roof) == pytest.approx(wanted)
+
+
+def test_probes_do_what_they_say(native, dtype):
+    lanes = native.vector_bytes() // np.dtype(dtype).itemsize
+    one, ten = (native.probe_fma(dtype, rounds) for rounds in (1, 10))
+    assert one % (2 * lanes) == 0 and ten == 10 * one
+    numbers = np.arange(40 * lanes, dtype=dtype)
+    assert native.probe_read(numbers, 3) == 3 * numbers.sum()
+    assert native.probe_read(numbers[: lanes - 1], 3) == 0
+    with pytest.raises(ValueError, match="dtype: expected"):
+        native.probe_fma("float16", 1)
