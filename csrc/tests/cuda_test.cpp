@@ -8,6 +8,7 @@
 
 #include "cuda/rnnfast_cuda.cu"
 #include "tests/cuda_cases.h"
+#include "tests/cuda_graph_test.h"
 #include "tests/cuda_tested.h"
 #include "tests/expect.h"
 
@@ -141,6 +142,7 @@ void test_plans() {
 }  // namespace
 
 int main() {
+    test_graphs();
     test_plans<float>();
     test_plans<Bfloat16>();
 #define CELL(name, type) test<type>(#name);
