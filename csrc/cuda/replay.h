@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "cuda/backward.h"
+#include "cuda/facts.h"
 #include "cuda/forward.h"
 #include "cuda/graph.h"
 

@@ -9,6 +9,7 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cuda/facts.h"
 #include "cuda/kernels.h"
 #include "cuda/pack.h"
 #include "cuda/replay.h"
@@ -206,6 +207,8 @@ int rnnfast_cuda_devices(void) {
     int count = 0;
     return report(count_devices(&count)) ? -1 : count;
 }
+
+int rnnfast_cuda_runs(void) { return report(find_code(begin_steps<Forward<float>>)); }
 
 int32_t rnnfast_cuda_saved(const char* cell) {
 #define CELL(name, type)               \

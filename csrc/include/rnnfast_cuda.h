@@ -69,6 +69,9 @@ RNNFAST_CUDA_API const char* rnnfast_cuda_version(void);
 /* How many devices there are; -1: the driver does not say, or there is none. */
 RNNFAST_CUDA_API int rnnfast_cuda_devices(void);
 
+/* 0: there is code for the current device; or else why passes do not run there. */
+RNNFAST_CUDA_API int rnnfast_cuda_runs(void);
+
 /* Numbers a step that are saved for each unit, S: 0 for a cell that is not known. */
 RNNFAST_CUDA_API int32_t rnnfast_cuda_saved(const char* cell);
 

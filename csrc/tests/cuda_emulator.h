@@ -11,13 +11,22 @@ namespace cuda {
 namespace emulator {
 
 inline int device = 0;            // the current one
-inline int processors = 8;        // of it; tests change it
+inline bool has_code = true;      // whether there are kernels for it
+inline int questions = 0;         // that it was asked
+inline int processors = 8;        // that it has
 inline int shared = 227 << 10;    // bytes that a block may have
 inline int kept = 1 << 20;        // registers that a thread has for columns, at most
 inline int launches = 0;          // of passes, not of `launch_each` or graphs
 inline int cluster_launches = 0;  // of these, those of clusters
 inline int cluster_blocks = 0;    // that a cluster may have; 0: the device has none
 inline int clusters_at_once = 1;
+
+// Makes another device the current one: what one has said stays true of it.
+inline void use(int its_processors, int its_cluster_blocks = 0, int its_clusters = 1) {
+    ++device;
+    processors = its_processors;
+    cluster_blocks = its_cluster_blocks, clusters_at_once = its_clusters;
+}
 
 // Towards zero, as the tensor cores round what they add.
 inline float towards_zero(double sum) {
@@ -92,24 +101,36 @@ inline Error find_device(int* device) {
     *device = emulator::device;
     return kFine;
 }
+template <class Kernel>
+Error find_code(Kernel*) {
+    return emulator::has_code ? kFine : 1;
+}
+namespace asked {
+
 inline Error count_processors(int* count) {
+    ++emulator::questions;
     *count = emulator::processors;
     return kFine;
 }
 inline Error most_shared(int* bytes) {
+    ++emulator::questions;
     *bytes = emulator::shared;
     return kFine;
 }
 template <class Kernel>
 Error prepare(Kernel*, int shared, int* blocks) {
+    ++emulator::questions;
     *blocks = shared <= emulator::shared;
-    return kFine;
+    return emulator::has_code ? kFine : 1;
 }
-template <class Args>
-Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int, int* clusters) {
+template <class Kernel>
+Error prepare_clusters(Kernel* kernel, int blocks, int, int* clusters) {
+    ++emulator::questions;
     *clusters = kernel && blocks <= emulator::cluster_blocks ? emulator::clusters_at_once : 0;
-    return kFine;
+    return emulator::has_code ? kFine : 1;
 }
+
+}  // namespace asked
 // Not together: in any order, so one after the other.
 template <class Args>
 Error launch(void (*kernel)(Args, int, int), Args args, int first, int last, const Grid& grid,

@@ -1,6 +1,6 @@
-// Passes of a launch a step on the emulator, by graphs: on several streams and devices, captured by
-// the caller, where there are too many graphs, and where none can be made. For a file that has
-// included the kernels.
+// What the host keeps from pass to pass, on the emulator: what devices have said, and graphs of steps,
+// on several streams and devices, captured by the caller, where there are too many, and where none
+// can be made. For a file that has included the kernels.
 #pragma once
 
 #include <cstring>
@@ -38,7 +38,7 @@ public:
         pass.weight_hh = weights_.data(), pass.h0 = h0_.data();
         pass.stream = reinterpret_cast<void*>(intptr_t(stream));
         size_t bytes = 0;
-        expect(rnnfast_cuda_workspace(&pass, false, &bytes) == 0, "graphs: workspace");
+        if (rnnfast_cuda_workspace(&pass, false, &bytes) != 0) return false;
         memory_.resize(bytes / sizeof(Quad));
         pass.workspace = memory_.data();
         const rnnfast_cuda_outputs out{wx_.data(), y_.data(), hn_.data(), nullptr, nullptr};
@@ -72,7 +72,7 @@ inline void expect_counts(const Counts& wanted, const std::string& what) {
 }
 
 inline void test_graphs() {
-    emulator::processors = 0, emulator::cluster_blocks = 0;
+    emulator::use(0);
     graphs.count = 0;
     counts();
 
@@ -100,10 +100,11 @@ inline void test_graphs() {
         for (const Put& put : all) expect(put.pass.y() == put.wanted, "graphs: results");
     }
 
-    emulator::device = 1;
+    const int device = emulator::device;
+    emulator::use(0);
     expect(all[0].pass.put(all[0].stream) && all[0].pass.y() == all[0].wanted, "another device");
     expect_counts({1, 1, 1}, "another device");
-    emulator::device = 0;
+    emulator::device = device;
 
     emulator::makes_graphs = false;
     expect(!all[0].pass.put(4), "a graph that cannot be made");
@@ -119,6 +120,34 @@ inline void test_graphs() {
     expect_counts({33, 0, 0}, "too many graphs");
     expect(all[0].pass.put(4) && all[0].pass.y() == all[0].wanted, "too many graphs, one of them");
     expect_counts({1, 1, 0}, "too many graphs, one of them");
+}
+
+// A device is asked by its first pass of a shape alone, which others may follow on other devices.
+inline void test_facts() {
+    Inference small(3, 2, 9), large(3, 2, 40);
+    emulator::use(2, 3);
+    const int first = emulator::device;
+    const auto questions = [](Inference& pass) {
+        emulator::questions = 0;
+        expect(pass.put(0), "facts: a pass");
+        return emulator::questions;
+    };
+    counts();
+    expect(questions(small) > 0 && questions(small) == 0, "facts: asked again");
+    expect(questions(large) > 0 && questions(large) == 0, "facts: of another shape");
+    expect_counts({4, 0, 0}, "facts");
+    emulator::use(5);
+    expect(questions(large) > 0 && questions(large) == 0, "facts: of another device");
+    expect_counts({2, 0, 0}, "facts of another device");
+    emulator::device = first, emulator::processors = 2, emulator::cluster_blocks = 3;
+    expect(questions(small) == 0 && questions(large) == 0, "facts: of the first device");
+
+    // Errors are no answers.
+    emulator::use(2);
+    emulator::has_code = false;
+    expect(!small.put(0) && rnnfast_cuda_runs() != 0, "facts: no code");
+    emulator::has_code = true;
+    expect(small.put(0) && rnnfast_cuda_runs() == 0, "facts: after an error");
 }
 
 }  // namespace cuda

@@ -98,9 +98,9 @@ private:
     template <class Function, class Arrays>
     void call(Function function, bool backward, const Arrays& arrays) {
         const int blocks = (c_.H + kColumns - 1) / kColumns;
-        emulator::processors = c_.persistent ? 2 * blocks : blocks - 1;
+        emulator::use(c_.persistent ? 2 * blocks : blocks - 1, c_.cluster, c_.at_once);
         emulator::kept = c_.kept;
-        emulator::cluster_blocks = c_.cluster, emulator::clusters_at_once = c_.at_once;
+        graphs.count = 0;  // those of the devices before
         emulator::launches = emulator::cluster_launches = emulator::graph_launches = 0;
         rnnfast_cuda_pass pass{};
         pass.cell = naive_.cell.c_str(), pass.dtype = sizeof(T) == 2 ? "bfloat16" : "float32";
