@@ -27,6 +27,7 @@ def c_library(tmp_path, monkeypatch, *, version: str, devices: int) -> None:
 const char* rnnfast_cuda_version(void) {{ return "{version}"; }}
 const char* rnnfast_cuda_error(void) {{ return "CUDA: no driver"; }}
 int rnnfast_cuda_devices(void) {{ return {devices}; }}
+int rnnfast_cuda_runs(void) {{ return 1; }}
 int rnnfast_cuda_saved(const char* cell) {{ return cell[0] == 'l' ? 5 : 0; }}
 int rnnfast_cuda_workspace(void) {{ return 1; }}
 int rnnfast_cuda_forward(void) {{ return 1; }}
@@ -47,6 +48,7 @@ def test_none_is_no_error(monkeypatch):
 def test_a_device_is_found(tmp_path, monkeypatch):
     c_library(tmp_path, monkeypatch, version="1", devices=2)
     assert _cuda.library("1").saved("lstm") == 5
+    assert _cuda.library("1").lacks() == "CUDA: no driver"
     assert _cuda.describe("1") == f"found: 2 devices, {tmp_path / _cuda.FILE}"
 
 
