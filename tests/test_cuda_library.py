@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 
 import pytest
 from c_programs import find_source, find_tool, run
 
 import rnnfast
-from rnnfast import _cuda
+from rnnfast import _config, _cuda, _cupy
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +103,10 @@ def test_structures_are_those_of_the_header():
             for field in fields.split(",")
         ]
         assert [(field, kind.__name__) for field, kind in own._fields_] == declared
+
+
+def test_a_call_reads_no_metadata(monkeypatch):
+    """Which takes half a millisecond, and each pass asks for the library."""
+    _config.version()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: pytest.fail("read again"))
+    _cupy.library()
