@@ -21,9 +21,10 @@ inline int cluster_launches = 0;  // of these, those of clusters
 inline int cluster_blocks = 0;    // that a cluster may have; 0: the device has none
 inline int clusters_at_once = 1;
 
-// Makes another device the current one: what one has said stays true of it.
+// Makes a new device the current one: what one has said stays true of it.
 inline void use(int its_processors, int its_cluster_blocks = 0, int its_clusters = 1) {
-    ++device;
+    static int used = 0;
+    device = ++used;
     processors = its_processors;
     cluster_blocks = its_cluster_blocks, clusters_at_once = its_clusters;
 }
@@ -120,13 +121,14 @@ inline Error most_shared(int* bytes) {
 template <class Kernel>
 Error prepare(Kernel*, int shared, int* blocks) {
     ++emulator::questions;
-    *blocks = shared <= emulator::shared;
+    *blocks = emulator::has_code && shared <= emulator::shared;
     return emulator::has_code ? kFine : 1;
 }
 template <class Kernel>
 Error prepare_clusters(Kernel* kernel, int blocks, int, int* clusters) {
     ++emulator::questions;
-    *clusters = kernel && blocks <= emulator::cluster_blocks ? emulator::clusters_at_once : 0;
+    const bool fits = emulator::has_code && kernel && blocks <= emulator::cluster_blocks;
+    *clusters = fits ? emulator::clusters_at_once : 0;
     return emulator::has_code ? kFine : 1;
 }
 

@@ -106,15 +106,18 @@ inline void test_graphs() {
     expect_counts({1, 1, 1}, "another device");
     emulator::device = device;
 
+    const int places = graphs.count;
     emulator::makes_graphs = false;
     expect(!all[0].pass.put(4), "a graph that cannot be made");
     expect(std::string(rnnfast_cuda_error()).find("an error of") != std::string::npos, "its error");
+    expect(graphs.count == places, "a graph that cannot be made takes no place");
     emulator::makes_graphs = true;
     counts();
     expect(all[0].pass.put(4) && all[0].pass.y() == all[0].wanted, "after an error");
     expect_counts({1, 1, 1}, "after an error");
 
-    while (graphs.count < kMostGraphs) all[0].pass.put(100 + graphs.count);
+    for (int stream = 100; stream < 100 + kMostGraphs; ++stream) all[0].pass.put(stream);
+    expect(graphs.count == kMostGraphs, "as many graphs as there may be");
     counts();
     expect(all[0].pass.put(5) && all[0].pass.y() == all[0].wanted, "too many graphs");
     expect_counts({33, 0, 0}, "too many graphs");
@@ -143,11 +146,19 @@ inline void test_facts() {
     expect(questions(small) == 0 && questions(large) == 0, "facts: of the first device");
 
     // Errors are no answers.
-    emulator::use(2);
+    int answer = 0;
+    const auto ask = [&](int says, Error error) {
+        return known({Fact::kBlocks, &answer}, &answer, [=](int* said) {
+            *said = says;
+            return error;
+        });
+    };
+    expect(ask(7, 1) == 1 && ask(8, kFine) == kFine && answer == 8, "facts: an error is kept");
+    expect(ask(9, 1) == kFine && answer == 8, "facts: an answer is not kept");
     emulator::has_code = false;
-    expect(!small.put(0) && rnnfast_cuda_runs() != 0, "facts: no code");
+    expect(rnnfast_cuda_runs() != 0, "facts: no code");
     emulator::has_code = true;
-    expect(small.put(0) && rnnfast_cuda_runs() == 0, "facts: after an error");
+    expect(rnnfast_cuda_runs() == 0, "facts: code");
 }
 
 }  // namespace cuda
