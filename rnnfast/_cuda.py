@@ -15,7 +15,6 @@ from pathlib import Path
 
 FILE = "librnnfast_cuda.so"
 PACKAGES = ("rnnfast", "rnnfast_cuda13")  # that may carry it, under lib/
-LEAST_CAPABILITY = (8, 0)  # of a device: the kernels are compiled for the A100 and what came after
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 
@@ -62,6 +61,7 @@ class Library:
         dll.rnnfast_cuda_error.restype = ctypes.c_char_p
         dll.rnnfast_cuda_version.restype = ctypes.c_char_p
         dll.rnnfast_cuda_saved.argtypes = [ctypes.c_char_p]
+        dll.rnnfast_cuda_runs.argtypes = []
         for function, arrays in (("forward", Outputs), ("backward", Gradients)):
             getattr(dll, f"rnnfast_cuda_{function}").argtypes = [
                 ctypes.POINTER(Pass),
@@ -80,6 +80,10 @@ class Library:
     def error(self) -> str:
         """Why the last call of this thread failed."""
         return self._dll.rnnfast_cuda_error().decode(errors="replace")
+
+    def lacks(self) -> str:
+        """Why passes do not run on the current device, such as no code for it; empty: they do."""
+        return self.error() if self._dll.rnnfast_cuda_runs() else ""
 
     def saved(self, cell: str) -> int:
         """The numbers that a forward pass saves of a unit and step; 0: a cell it does not run."""

@@ -11,6 +11,7 @@ CuPy is imported once such an array is met, and needed then.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,14 +35,14 @@ def backend_for(arrays: Mapping[str, Any]) -> CudaBackend | None:
 
     Raises
     ------
-    MissingBackendError : there is no CuPy, no library, or the device is too old for it.
+    MissingBackendError : there is no CuPy, no library, or that has no code for the device.
     TypeError : one that CuPy cannot take.
     """
     name = next((n for n, value in arrays.items() if cuda_interface(n, value) is not None), None)
     if name is None:
         return None
     try:
-        import cupy
+        importlib.import_module("cupy")
     except ImportError as error:
         raise MissingBackendError(
             f"{name}: lies on a CUDA device, and needs CuPy: {error}"
@@ -51,13 +52,14 @@ def backend_for(arrays: Mapping[str, Any]) -> CudaBackend | None:
         why = _cuda.describe(_config.version())
         raise MissingBackendError(f"{name}: lies on a CUDA device, and rnnfast's kernels: {why}")
     _, index = _taken(name, arrays[name])
-    capability = cupy.cuda.Device(index).compute_capability  # such as "90"
-    least = "".join(map(str, _cuda.LEAST_CAPABILITY))
-    if int(capability) < int(least):
+    device = Device(index)
+    with device.current():
+        lacks = found.lacks()
+    if lacks:
         raise MissingBackendError(
-            f"{name}: expected a device of compute capability {least} or more, got {capability}"
+            f"{name}: lies on CUDA device {index}, and rnnfast's kernels do not run there: {lacks}"
         )
-    return CudaBackend(Device(index), found)
+    return CudaBackend(device, found)
 
 
 def _taken(name: str, value: Any) -> tuple[Array, int]:

@@ -13,6 +13,7 @@ import fake_cupy
 import numpy as np
 import pytest
 from c_programs import find_source, find_tool, project_version, run
+from emulated_cuda import Emulator
 from oracle import KINDS, use_or_skip
 
 import rnnfast
@@ -124,6 +125,16 @@ def emulated_library(tmp_path_factory) -> _cuda.Library:
     version = f'-DRNNFAST_VERSION="{project_version()}"'
     run(find_tool("c++", "g++"), *flags, version, csrc / "tests/cuda_emulated.cpp", "-o", file)
     return _cuda.Library(file)
+
+
+@pytest.fixture
+def emulator(emulated_library):
+    """The device of that library, to be changed for the test."""
+    emulator = Emulator(emulated_library)
+    emulator.use()
+    yield emulator
+    emulator.capture(False)
+    emulator.use()
 
 
 @pytest.fixture

@@ -172,8 +172,6 @@ def asarray(value):
 
 
 class _Device:
-    compute_capability = "90"
-
     def __init__(self, device: int = 0) -> None:
         self.id = device
 

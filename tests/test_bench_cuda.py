@@ -1,66 +1,29 @@
-"""`python -m bench --device cuda`: all of it but the device, which is emulated or left out."""
+"""`python -m bench --device cuda` measures: all of it but the device, which is emulated."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from c_programs import find_source, find_tool, run
 
 # At the end of the path: the package that is tested stays the installed one.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("bench", reason="the tests run without bench")
 torch = pytest.importorskip("torch")
 
+from cuda_records import LATENCIES, Emulated, record_of  # noqa: E402
+
 from bench import cli, records  # noqa: E402
 from bench.cuda import cases, contenders, device, floors, latencies, report, runs  # noqa: E402
 from bench.cuda.cases import CUDNN, FLASHRNN, GOAL, OURS, TF32, Case  # noqa: E402
 from bench.shapes import CELLS, MODES  # noqa: E402
-from rnnfast import _cuda  # noqa: E402
 from rnnfast.torch import cuda, eager  # noqa: E402
 
 pytestmark = pytest.mark.slow
-
-LATENCIES = {
-    "processors": 132,
-    "grid_sync": 1100.4,
-    "l2_exchange": 900.0,
-    "cluster": 16,
-    "cluster_sync": 480.0,
-    "ring": 190.0,
-}
-
-
-class Emulated(device.Device):
-    """The host, in whose memory the emulated device's lies."""
-
-    where = "cpu"
-
-    def time_block(self, run, calls):
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        return (time.perf_counter() - start) / calls
-
-    def describe(self):
-        return {
-            "kind": "cuda",
-            "name": "Emulated",
-            "capability": "9.0",
-            "processors": 4,
-            "memory_gib": 1,
-            "driver": None,
-        }
-
-    def versions(self):
-        return {"cuda": "none"}
 
 
 @pytest.fixture
@@ -76,43 +39,6 @@ def emulated(emulated_library, monkeypatch):
         monkeypatch.setattr(cases, name, value)
     monkeypatch.setattr(runs, "BLOCK_SECONDS", 1e-4)
     monkeypatch.setattr(runs, "MIN_ROUNDS", 3)
-
-
-def entry(case, mode, ratio, ours=1000.0, absent=None):
-    """As a run writes it."""
-    spread = {"median": 1.0, "q1": 1.0, "q3": 1.0}
-    return {
-        "case": vars(case),
-        "mode": mode,
-        "times_us": {OURS: {**spread, "median": ours}, CUDNN: spread},
-        "ratios": {CUDNN: {**spread, "median": ratio}},
-        "errors": {},
-        "absent": absent or {},
-    }
-
-
-def record_of(results, name="NVIDIA H200", shapes=("64-1-64",), **changed):
-    return {
-        "format": records.FORMAT,
-        "device": {**Emulated().describe(), "name": name},
-        "date": "2026-01-02T03:04:05",
-        "commit": "abc",
-        "versions": {"torch": "2.13.0"},
-        "options": {"cells": CELLS, "shapes": shapes},
-        "latencies_ns": LATENCIES,
-        "results": results,
-        "errors": [],
-        "absent": {FLASHRNN: "not installed"},
-        **changed,
-    }
-
-
-def test_what_is_measured():
-    assert len(cases.cases()) == 3 * 2 * 2 * 3 * 5 == len(set(cases.cases()))
-    assert Case(*GOAL) in cases.cases()
-    assert {case.cell for case in cases.cases(("gru",))} == {"gru"}
-    assert {case.shape for case in cases.cases(shapes=("64-1-64",))} == {"64-1-64"}
-    assert Case.from_dict(vars(Case(*GOAL))) == Case(*GOAL)
 
 
 def test_a_run_from_the_command_line(emulated, tmp_path, capsys, monkeypatch):
@@ -227,118 +153,6 @@ def test_contenders_take_turns():
     np.testing.assert_array_equal(found["b"], np.full(11, 4e-3))
     few = runs.interleave({"a": lambda: "a"}, lambda run, calls: 1.0, 0.05)
     assert len(few["a"]) == runs.MIN_ROUNDS
-
-
-def test_floors_hold_and_fail():
-    goal, other = Case(*GOAL), Case("gru", "float32", 64, 1, 64)
-    good = [entry(goal, "inference", 1.6, 1199.0), entry(goal, "training", 1.6, 3399.0)]
-    verdicts, problems = floors.check(record_of(good))
-    assert not problems and not any(v.failures for v in verdicts)
-    assert all(v.count for v in verdicts)
-    bad = [
-        entry(goal, "inference", 1.6, 1201.0),
-        entry(goal, "training", 1.6, 3401.0),
-        entry(other, "inference", 0.99),
-        entry(other, "training", 1.3),
-    ]
-    verdicts, _ = floors.check(record_of(bad))
-    texts = [failure for verdict in verdicts for failure in verdict.failures]
-    assert texts == [
-        "gru float32 64-1-64 inference: 0.990, expected at least 1",
-        "geometric mean: 1.259, expected at least 1.5",
-        "geometric mean: 1.442, expected at least 1.5",
-        f"{goal} inference: 1.201, expected at most 1.2",
-        f"{goal} training: 3.401, expected at most 3.4",
-    ]
-    elsewhere, _ = floors.check(record_of(bad, name="NVIDIA A100"))
-    assert [v.count for v in elsewhere] == [4, 2, 2, 0, 0]
-
-
-def test_a_check_wants_all_cases_measured():
-    _, problems = floors.check(record_of([], shapes=()))
-    assert "no floor was measured" in problems and f"not measured: {Case(*GOAL)}" in problems
-    assert len(problems) == 1 + len(cases.cases())
-    failed = {"task": "x", "error": "y"}
-    _, problems = floors.check(record_of([], errors=[failed]))
-    assert problems == ["x: y", "no floor was measured"]
-
-
-def test_the_page():
-    goal = Case(*GOAL)
-    absent = {FLASHRNN: "ImportError: nothing compiles"}
-    results = [entry(goal, "inference", 1.63, 2048.0), entry(goal, "training", 1.2, absent=absent)]
-    text = "\n".join(report.lines(record_of(results)))
-    assert "## LSTM, bfloat16, inference" in text and "GRU" not in text
-    assert "| 1024-16-768 |  | 2048 | 2 | 1.63 |" in text
-    assert "no FlashRNN: not installed" in text and "driver unknown" in text
-    assert "132 processors, 16 blocks to a cluster." in text
-    assert f"* {goal} training: FlashRNN: ImportError: nothing compiles" in text
-    assert "**fails**" in text and "## Errors" not in text
-    without = record_of(results, latencies_ns={"error": "not measured: there is no nvcc"})
-    assert "not measured: there is no nvcc" in "\n".join(report.lines(without))
-
-
-def test_without_a_device(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert usage_error(["--device", "cuda"], capsys).startswith("there is no CUDA device (torch ")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(_cuda, "library", lambda version: None)
-    monkeypatch.setattr(_cuda, "describe", lambda version: "not built: as it happens")
-    text = usage_error(["--device", "cuda"], capsys)
-    assert text == "the CUDA kernels: not built: as it happens"
-
-
-def usage_error(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
-    return capsys.readouterr().err.rpartition("error: ")[2].strip()
-
-
-def test_records_of_devices_and_of_the_cpu_are_apart(tmp_path, capsys):
-    path = tmp_path / "record.json"
-    records.save(record_of([]), path)
-    assert usage_error(["--load", str(path)], capsys) == f"{path}: is a record of --device cuda"
-    path.write_text(json.dumps({"format": records.FORMAT}))
-    text = usage_error(["--device", "cuda", "--load", str(path)], capsys)
-    assert text == f"{path}: is a record of --device cpu"
-    text = usage_error(["--device", "cuda", "--shapes", "1-2-3"], capsys)
-    assert text.startswith("argument --shapes: expected some of 64-1-64, ")
-
-
-def test_the_program_of_latencies_compiles(tmp_path, monkeypatch):
-    find_source("bench/cuda_latencies.cu")
-    find_tool("nvcc")
-    assert latencies.architecture("9.0") == "sm_90a" and latencies.architecture("8.0") == "sm_80"
-    for capability in ("9.0", "8.0"):
-        assert latencies.build(tmp_path / "program", capability) is None
-    done = run(tmp_path / "program", status=None)
-    if done.returncode:  # without a device, or without a driver
-        assert done.returncode == 1 and done.stderr.startswith("cudaGetDevice(&device): ")
-    else:
-        assert json.loads(done.stdout).keys() <= LATENCIES.keys()
-
-
-def test_latencies_that_cannot_be_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert latencies.measure("9.0") == {"error": "not measured: there is no nvcc"}
-    compiler = tmp_path / "nvcc"
-    monkeypatch.setattr(shutil, "which", lambda name: str(compiler))
-    for program, error in {
-        "#!/bin/sh\necho first >&2; echo no such architecture >&2; exit 1\n": (
-            "not measured: nvcc: no such architecture"
-        ),
-        "#!/bin/sh\nprintf '#!/bin/sh\\necho no device >&2; exit 1\\n' > $6; chmod +x $6\n": (
-            "not measured: no device"
-        ),
-    }.items():
-        compiler.write_text(program)
-        compiler.chmod(0o755)
-        assert latencies.measure("9.0") == {"error": error}
-    compiler.write_text(
-        "#!/bin/sh\nprintf '#!/bin/sh\\necho {\\\\\"ring\\\\\": 190.5}\\n' > $6; chmod +x $6\n"
-    )
-    assert latencies.measure("9.0") == {"ring": 190.5}
 
 
 def test_flashrnn_is_timed_at_the_goal_alone(monkeypatch):

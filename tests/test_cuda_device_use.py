@@ -76,9 +76,13 @@ def test_training_in_a_graph(kind):
     assert_same_bits((results, gradients), step(module, x.detach()))
 
 
-def test_on_streams_of_the_callers_at_once():
-    """Passes whose blocks wait for each other must not keep each other from the processors."""
-    modules = [pair("lstm", 16, hidden)[0] for hidden in (256, 768)]
+@pytest.mark.parametrize("hidden", [(256, 768), (1500, 1500)], ids=str)
+def test_on_streams_of_the_callers_at_once(hidden):
+    """Passes whose blocks wait for each other must not keep each other from the processors.
+
+    Those of a launch a step go by graphs, which passes share.
+    """
+    modules = [pair("lstm", 16, size)[0] for size in hidden]
     inputs = [normal(200, 16, 16), normal(200, 8, 16)]
     wanted = [step(m, x) for m, x in zip(modules, inputs, strict=True)]
     streams = [torch.cuda.Stream() for _ in modules]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 
 import pytest
 from c_programs import find_source, find_tool, run
 
 import rnnfast
-from rnnfast import _cuda
+from rnnfast import _config, _cuda, _cupy
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,7 @@ def c_library(tmp_path, monkeypatch, *, version: str, devices: int) -> None:
 const char* rnnfast_cuda_version(void) {{ return "{version}"; }}
 const char* rnnfast_cuda_error(void) {{ return "CUDA: no driver"; }}
 int rnnfast_cuda_devices(void) {{ return {devices}; }}
+int rnnfast_cuda_runs(void) {{ return 1; }}
 int rnnfast_cuda_saved(const char* cell) {{ return cell[0] == 'l' ? 5 : 0; }}
 int rnnfast_cuda_workspace(void) {{ return 1; }}
 int rnnfast_cuda_forward(void) {{ return 1; }}
@@ -47,6 +49,7 @@ def test_none_is_no_error(monkeypatch):
 def test_a_device_is_found(tmp_path, monkeypatch):
     c_library(tmp_path, monkeypatch, version="1", devices=2)
     assert _cuda.library("1").saved("lstm") == 5
+    assert _cuda.library("1").lacks() == "CUDA: no driver"
     assert _cuda.describe("1") == f"found: 2 devices, {tmp_path / _cuda.FILE}"
 
 
@@ -100,3 +103,10 @@ def test_structures_are_those_of_the_header():
             for field in fields.split(",")
         ]
         assert [(field, kind.__name__) for field, kind in own._fields_] == declared
+
+
+def test_a_call_reads_no_metadata(monkeypatch):
+    """Which takes half a millisecond, and each pass asks for the library."""
+    _config.version()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: pytest.fail("read again"))
+    _cupy.library()

@@ -204,12 +204,12 @@ def test_without_the_library(monkeypatch):
         functional.pack("lstm", W_IH, HERE(W_HH))
 
 
-def test_an_old_device(monkeypatch):
-    monkeypatch.setattr(fake_cupy._Device, "compute_capability", "75")
-    text = r"^weight_ih: expected a device of compute capability 80 or more, got 75"
+def test_a_device_that_there_is_no_code_for(emulator):
+    emulator.use(has_code=False)
+    text = r"^weight_ih: lies on CUDA device 1, and rnnfast's kernels do not run there: CUDA: an er"
     with pytest.raises(RuntimeError, match=text):
-        functional.pack("lstm", HERE(W_IH), HERE(W_HH))
-    monkeypatch.setattr(fake_cupy._Device, "compute_capability", "120")
+        functional.pack("lstm", THERE(W_IH), THERE(W_HH))
+    emulator.use()
     functional.pack("lstm", HERE(W_IH), HERE(W_HH))
 
 

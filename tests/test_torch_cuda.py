@@ -34,6 +34,15 @@ def emulated(emulated_library, monkeypatch):
     monkeypatch.setattr(cuda, "_on_stream", lambda x: (contextlib.nullcontext(), 0))
 
 
+@pytest.fixture(params=[0, 16], ids=["grid", "clusters"])
+def by_each_way(request, emulator):
+    """On a device without clusters and on one that has them, which then run all passes."""
+    emulator.use(cluster_blocks=request.param)
+    yield
+    launched = emulator.launches()
+    assert launched.kernels and launched.clusters == (launched.kernels if request.param else 0)
+
+
 def on_device(module, x, state=None):
     """The module's results as on a device; by the kernels, and not by torch."""
     states = None if state is None else state if isinstance(state, tuple) else (state,)
@@ -70,6 +79,7 @@ def assert_same_step(ours, theirs, x, state=None, tolerance=1e-5):
         torch.testing.assert_close(own, other, rtol=10 * tolerance, atol=10 * tolerance)
 
 
+@pytest.mark.usefixtures("by_each_way")
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize(
     "options",
@@ -95,6 +105,7 @@ def test_unbatched(kind):
     assert_same_step(ours, theirs, normal(STEPS, ours.input_size), state_for(ours, None))
 
 
+@pytest.mark.usefixtures("by_each_way")
 @pytest.mark.parametrize("kind", CELLS)
 def test_bfloat16(kind):
     ours, theirs = (module.bfloat16() for module in twins(kind))
@@ -102,7 +113,7 @@ def test_bfloat16(kind):
     assert_same_step(ours, theirs, x, tolerance=3e-3)
 
 
-@pytest.mark.usefixtures("by_the_kernels")
+@pytest.mark.usefixtures("by_the_kernels", "by_each_way")
 @pytest.mark.parametrize("dtype", cuda_devices.TOLERANCES, ids=str)
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("lengths", [None, [4, 9, 1, 6]], ids=["even", "ragged"])
@@ -120,6 +131,7 @@ def test_what_the_tests_on_a_device_compare(kind, dtype, lengths, monkeypatch):
         cuda_devices.assert_same_step(ours, theirs, x, lengths, states)
 
 
+@pytest.mark.usefixtures("by_each_way")
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("is_sorted", [True, False])
 def test_packed_sequences(kind, is_sorted):

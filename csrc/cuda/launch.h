@@ -33,22 +33,13 @@ inline const char* text_of(Error error) {
 }
 inline Error count_devices(int* count) { return cudaGetDeviceCount(count); }
 
-// Streaming multiprocessors of the caller's device.
-inline Error count_processors(int* count) {
-    int device = 0;
-    const Error error = cudaGetDevice(&device);
-    if (error != kFine) return error;
-    return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
-}
+inline Error find_device(int* device) { return cudaGetDevice(device); }
 
-// Lets the kernel have `most` bytes of shared memory, what any pass takes of it: another thread may be
-// about to launch it for more than this one. blocks: how many of `shared` run at once on a processor.
-template <class Args>
-Error prepare(void (*kernel)(Args, int, int), int most, int shared, int* blocks) {
-    const Error error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-    if (error != kFine) return error;
-    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kThreads, size_t(shared));
+// Whether there is code for the caller's device: kFine, or why not.
+template <class Kernel>
+Error find_code(Kernel* kernel) {
+    cudaFuncAttributes made_for;
+    return cudaFuncGetAttributes(&made_for, kernel);
 }
 
 // A launch, with what it asks for beside its size.
@@ -75,19 +66,48 @@ struct Launch {
     Launch(const Launch&) = delete;  // config has the attribute's address
 };
 
+// What facts.h asks the caller's device once.
+namespace asked {
+
+// Streaming multiprocessors.
+inline Error count_processors(int* count) {
+    int device = 0;
+    const Error error = cudaGetDevice(&device);
+    if (error != kFine) return error;
+    return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+}
+
+// Bytes of shared memory that a block may have.
+inline Error most_shared(int* bytes) {
+    int device = 0;
+    const Error error = cudaGetDevice(&device);
+    if (error != kFine) return error;
+    return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+// Lets the kernel have all the shared memory that a block may have: another thread may be about to
+// launch it for more than this one. blocks: how many of `shared` bytes run at once on a processor.
+template <class Kernel>
+Error prepare(Kernel* kernel, int shared, int* blocks) {
+    int most = 0;
+    Error error = most_shared(&most);
+    if (error == kFine)
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (error != kFine) return error;
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kThreads, size_t(shared));
+}
+
 // The same of a kernel for clusters of `blocks`, which may be more than any device takes. clusters:
 // how many run at once on this one; none where the kernel is not made for it, or a block cannot have
 // kMostShared.
-template <class Args>
-Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, int* clusters) {
+template <class Kernel>
+Error prepare_clusters(Kernel* kernel, int blocks, int shared, int* clusters) {
     *clusters = 0;
     cudaFuncAttributes made_for;
     Error error = cudaFuncGetAttributes(&made_for, kernel);
     if (error != kFine || made_for.ptxVersion < 90) return error;
-    int device = 0, allowed = 0;
-    error = cudaGetDevice(&device);
-    if (error == kFine)
-        error = cudaDeviceGetAttribute(&allowed, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    int allowed = 0;
+    error = most_shared(&allowed);
     if (error != kFine || allowed < kMostShared) return error;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
     if (error == kFine)
@@ -100,6 +120,8 @@ Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, i
     (void)cudaGetLastError();
     return kFine;
 }
+
+}  // namespace asked
 
 template <class Args>
 Error launch(void (*kernel)(Args, int, int), Args args, int first, int last, const Grid& grid,
@@ -137,11 +159,17 @@ constexpr Error kFine = 0;
 int most_kept(int registers);
 inline const char* text_of(Error) { return "an error of the emulator"; }
 Error count_devices(int* count);
+Error find_device(int* device);
+template <class Kernel>
+Error find_code(Kernel* kernel);
+namespace asked {
 Error count_processors(int* count);
-template <class Args>
-Error prepare(void (*kernel)(Args, int, int), int most, int shared, int* blocks);
-template <class Args>
-Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, int* clusters);
+Error most_shared(int* bytes);
+template <class Kernel>
+Error prepare(Kernel* kernel, int shared, int* blocks);
+template <class Kernel>
+Error prepare_clusters(Kernel* kernel, int blocks, int shared, int* clusters);
+}  // namespace asked
 template <class Args>
 Error launch(void (*kernel)(Args, int, int), Args args, int first, int last, const Grid& grid,
              Meeting meeting, Stream stream);

@@ -9,8 +9,10 @@
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
+#include "cuda/facts.h"
 #include "cuda/kernels.h"
 #include "cuda/pack.h"
+#include "cuda/replay.h"
 
 namespace rnnfast {
 namespace cuda {
@@ -142,14 +144,14 @@ private:
                              own.meeting, stream));
     }
 
-    // One launch for all steps, whose blocks wait for each other, or one for each step.
+    // One launch for all steps, whose blocks wait for each other, or one for each step, most of these
+    // in graphs.
     template <class Args>
     int launches(Args args, const Plan& own, int steps, Stream stream) const {
         const auto kernel = grid_kernel<Cell, Args, T>(own.groups);
-        const int most = grid_shared(most_rows(kColumns), own.columns);
         int processors = 0, on_each = 0;
         if (const int failed = report(count_processors(&processors))) return failed;
-        if (const int failed = report(prepare(kernel, most, own.shared, &on_each))) return failed;
+        if (const int failed = report(prepare(kernel, own.shared, &on_each))) return failed;
         const bool fits = on_each * processors >= own.blocks * own.at_once;
         const auto meeting = fits ? own.meeting : Meeting::kNone;
         const int stride = meeting == Meeting::kAll ? steps : 1;
@@ -157,7 +159,12 @@ private:
         for (shard = 0; shard < own.shards; shard += own.at_once) {
             const int left = own.shards - shard;
             const Grid grid{own.blocks, left < own.at_once ? left : own.at_once, own.shared};
-            for (int first = 0; first < steps; first += stride)
+            int first = 0;
+            if (meeting == Meeting::kNone && !own.groups)
+                if (const int failed =
+                        report(replay<Cell, Args, T>(args, grid, steps, stream, &first)))
+                    return failed;
+            for (; first < steps; first += stride)
                 if (const int failed =
                         report(launch(kernel, args, first, first + stride, grid, meeting, stream)))
                     return failed;
@@ -200,6 +207,8 @@ int rnnfast_cuda_devices(void) {
     int count = 0;
     return report(count_devices(&count)) ? -1 : count;
 }
+
+int rnnfast_cuda_runs(void) { return report(find_code(begin_steps<Forward<float>>)); }
 
 int32_t rnnfast_cuda_saved(const char* cell) {
 #define CELL(name, type)               \

@@ -7,8 +7,9 @@
  *
  * Letters: T steps, B batch, H hidden, G gates (RNN 1, GRU 3, LSTM 4; rows of weights in torch's
  * order). Arrays are contiguous, in the pass's dtype unless said, and lie on the current device,
- * like all else that is read or written. Calls only put work on the stream: they can be captured
- * in a graph, and results are the same from run to run. Functions return 0, or else
+ * like all else that is read or written: in its primary context, which is not reset as long as the
+ * library is used. Calls only put work on the stream: they can be captured in a graph, and results
+ * are the same from run to run. Any thread may call. Functions return 0, or else
  * rnnfast_cuda_error() says why. */
 #ifndef RNNFAST_CUDA_H
 #define RNNFAST_CUDA_H
@@ -67,6 +68,9 @@ RNNFAST_CUDA_API const char* rnnfast_cuda_version(void);
 
 /* How many devices there are; -1: the driver does not say, or there is none. */
 RNNFAST_CUDA_API int rnnfast_cuda_devices(void);
+
+/* 0: there is code for the current device; or else why passes do not run there. */
+RNNFAST_CUDA_API int rnnfast_cuda_runs(void);
 
 /* Numbers a step that are saved for each unit, S: 0 for a cell that is not known. */
 RNNFAST_CUDA_API int32_t rnnfast_cuda_saved(const char* cell);

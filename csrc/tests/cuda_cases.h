@@ -42,6 +42,8 @@ inline const Case kCases[] = {
     {5, 4, 11, true, true, true, true, true},
     {3, 3, 20, false, true, true, true, false, false},
     {3, 2, 20, true, true, true, false, true, false},
+    {32, 2, 9, false, true, true, false, false, false},
+    {70, 3, 20, true, true, true, true, true, false},
     {2, 2, 130},
     {2, 35, 16},
     {2, 130, 3, true, true, true, true, true, true, 2},

@@ -2,23 +2,32 @@
 #pragma once
 
 #include <cmath>
-#include <map>
 
-#include "cuda/launch.h"
-#include "tests/emulated_blocks.h"
+#include "cuda/graph.h"
+#include "tests/emulated_streams.h"
 
 namespace rnnfast {
 namespace cuda {
 namespace emulator {
 
-inline int processors = 8;        // of the device; tests change it
+inline int device = 0;            // the current one
+inline bool has_code = true;      // whether there are kernels for it
+inline int questions = 0;         // that it was asked
+inline int processors = 8;        // that it has
+inline int shared = 227 << 10;    // bytes that a block may have
 inline int kept = 1 << 20;        // registers that a thread has for columns, at most
-inline int launches = 0;          // of passes, not of `launch_each`
+inline int launches = 0;          // of passes, not of `launch_each` or graphs
 inline int cluster_launches = 0;  // of these, those of clusters
 inline int cluster_blocks = 0;    // that a cluster may have; 0: the device has none
 inline int clusters_at_once = 1;
-// Bytes of shared memory that kernels may have. Those of one never change, since threads may race.
-inline std::map<void (*)(), int> allowed;
+
+// Makes a new device the current one: what one has said stays true of it.
+inline void use(int its_processors, int its_cluster_blocks = 0, int its_clusters = 1) {
+    static int used = 0;
+    device = ++used;
+    processors = its_processors;
+    cluster_blocks = its_cluster_blocks, clusters_at_once = its_clusters;
+}
 
 // Towards zero, as the tensor cores round what they add.
 inline float towards_zero(double sum) {
@@ -89,36 +98,60 @@ inline Error count_devices(int* count) {
     *count = 1;
     return kFine;
 }
+inline Error find_device(int* device) {
+    *device = emulator::device;
+    return kFine;
+}
+template <class Kernel>
+Error find_code(Kernel*) {
+    return emulator::has_code ? kFine : 1;
+}
+namespace asked {
+
 inline Error count_processors(int* count) {
+    ++emulator::questions;
     *count = emulator::processors;
     return kFine;
 }
-template <class Args>
-Error prepare(void (*kernel)(Args, int, int), int most, int shared, int* blocks) {
-    const auto known = emulator::allowed.emplace(reinterpret_cast<void (*)()>(kernel), most).first;
-    *blocks = 1;
-    return known->second == most && shared <= most ? kFine : 1;
-}
-template <class Args>
-Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int, int* clusters) {
-    *clusters = kernel && blocks <= emulator::cluster_blocks ? emulator::clusters_at_once : 0;
+inline Error most_shared(int* bytes) {
+    ++emulator::questions;
+    *bytes = emulator::shared;
     return kFine;
 }
+template <class Kernel>
+Error prepare(Kernel*, int shared, int* blocks) {
+    ++emulator::questions;
+    *blocks = emulator::has_code && shared <= emulator::shared;
+    return emulator::has_code ? kFine : 1;
+}
+template <class Kernel>
+Error prepare_clusters(Kernel* kernel, int blocks, int, int* clusters) {
+    ++emulator::questions;
+    const bool fits = emulator::has_code && kernel && blocks <= emulator::cluster_blocks;
+    *clusters = fits ? emulator::clusters_at_once : 0;
+    return emulator::has_code ? kFine : 1;
+}
+
+}  // namespace asked
 // Not together: in any order, so one after the other.
 template <class Args>
 Error launch(void (*kernel)(Args, int, int), Args args, int first, int last, const Grid& grid,
-             Meeting meeting, Stream) {
+             Meeting meeting, Stream stream) {
     const bool clustered = meeting == Meeting::kCluster;
     if (meeting == Meeting::kAll && grid.x * grid.y > emulator::processors) return 1;
     if (clustered && grid.x > emulator::cluster_blocks) return 1;
+    if (grid.shared > emulator::shared) return 1;
     ++emulator::launches;
     emulator::cluster_launches += clustered;
-    emulator::run(grid, clustered, [&] { kernel(args, first, last); });
+    emulator::put(stream,
+                  {[=] { emulator::run(grid, clustered, [=] { kernel(args, first, last); }); }});
     return kFine;
 }
 template <class Task>
-Error launch_each(const Task& task, Stream) {
-    for (size_t i = 0; i < task.count(); ++i) task.run(i);
+Error launch_each(const Task& task, Stream stream) {
+    emulator::put(stream, {[=] {
+                      for (size_t i = 0; i < task.count(); ++i) task.run(i);
+                  }});
     return kFine;
 }
 

@@ -8,6 +8,7 @@
 
 #include "cuda/rnnfast_cuda.cu"
 #include "tests/cuda_cases.h"
+#include "tests/cuda_graph_test.h"
 #include "tests/cuda_tested.h"
 #include "tests/expect.h"
 
@@ -60,7 +61,7 @@ void test_nan() {
     constexpr int H = 8;
     // The other has no part that is zero, and by which infinity would be NaN.
     const float nan = float_of(0x7f800001u), other = 1 + 0x1p-20f;
-    emulator::processors = 1, emulator::cluster_blocks = 0;
+    emulator::use(1);
     for (bool of_weights : {false, true}) {
         std::vector<float> weights(H * H, other), h0(H, other), wx(H, 1), y(H), hn(H);
         (of_weights ? weights : h0)[0] = nan;
@@ -141,6 +142,8 @@ void test_plans() {
 }  // namespace
 
 int main() {
+    test_graphs();
+    test_facts();
     test_plans<float>();
     test_plans<Bfloat16>();
 #define CELL(name, type) test<type>(#name);

@@ -98,10 +98,10 @@ private:
     template <class Function, class Arrays>
     void call(Function function, bool backward, const Arrays& arrays) {
         const int blocks = (c_.H + kColumns - 1) / kColumns;
-        emulator::processors = c_.persistent ? 2 * blocks : blocks - 1;
+        emulator::use(c_.persistent ? 2 * blocks : blocks - 1, c_.cluster, c_.at_once);
         emulator::kept = c_.kept;
-        emulator::cluster_blocks = c_.cluster, emulator::clusters_at_once = c_.at_once;
-        emulator::launches = emulator::cluster_launches = 0;
+        graphs.count = 0;  // those of the devices before
+        emulator::launches = emulator::cluster_launches = emulator::graph_launches = 0;
         rnnfast_cuda_pass pass{};
         pass.cell = naive_.cell.c_str(), pass.dtype = sizeof(T) == 2 ? "bfloat16" : "float32";
         pass.steps = c_.T, pass.batch = c_.B, pass.hidden = c_.H, pass.reverse = c_.reverse;
@@ -119,9 +119,12 @@ private:
         // A cluster's blocks have at most 32 units, or as many as they have registers for.
         const int units = sizeof(T) == 2 || G == 1 ? 32 : 16;
         const bool clusters = c_.taken && c_.H <= units * c_.cluster;
-        const int grid_launches = c_.waves * (c_.persistent ? 1 : c_.T + backward);
+        const int steps = c_.T + backward,
+                  graphs = clusters || c_.persistent ? 0 : steps / kReplayed;
+        const int grid_launches = c_.waves * (c_.persistent ? 1 : steps - graphs * kReplayed);
         expect(emulator::launches == (clusters ? 1 : grid_launches), what_ + ": launches");
         expect(emulator::cluster_launches == clusters, what_ + ": clusters");
+        expect(emulator::graph_launches == graphs, what_ + ": graphs");
     }
 
     void forward() {

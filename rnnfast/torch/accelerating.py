@@ -174,10 +174,11 @@ def _by_torch(module: Layer | Cell) -> str:
     weight = next(module.parameters())
     if isinstance(module, Layer) and not module.proj_size and cuda.runs(weight):
         return ""
+    if weight.device.type != "cpu":
+        lacks = cuda.lacks(weight) if weight.is_cuda else ""
+        return f"runs by torch: on {weight.device}" + (f": {lacks}" if lacks else "")
     if native() is None:
         return "runs by torch: rnnfast's compiled kernels are not in use"
-    if weight.device.type != "cpu":
-        return f"runs by torch: on {weight.device}"
     if weight.dtype not in COMPUTED:
         return f"runs by torch: {str(weight.dtype).removeprefix('torch.')}"
     return ""

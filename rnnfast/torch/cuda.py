@@ -1,7 +1,8 @@
 """Layers on CUDA tensors: the recurrence by the library of CUDA kernels, products by torch.
 
 What returns None is left to torch's own implementation, which is cuDNN's: other dtypes than float32
-and bfloat16, projections, devices without the library, and whatever torch traces or transforms.
+and bfloat16, projections, devices that the library is missing or has no code for, and whatever
+torch traces or transforms.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def library() -> _cuda.Library | None:
 
 
 def _is_on_device(x: Tensor) -> bool:
-    """Whether it lies where the kernels run."""
-    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= _cuda.LEAST_CAPABILITY
+    """Whether it lies on a CUDA device."""
+    return x.is_cuda
 
 
 def _on_stream(x: Tensor) -> tuple[contextlib.AbstractContextManager[Any], int]:
@@ -45,9 +46,25 @@ def _on_stream(x: Tensor) -> tuple[contextlib.AbstractContextManager[Any], int]:
     return torch.cuda.device(x.device), torch.cuda.current_stream(x.device).cuda_stream
 
 
+# By the library and the device, which is asked once.
+_lacking: dict[tuple[_cuda.Library, torch.device], str] = {}
+
+
+def lacks(x: Tensor) -> str:
+    """Why the kernels do not run on the CUDA device where x lies; empty: they do."""
+    found = library()
+    if found is None:
+        return _cuda.describe(_config.version())
+    known = _lacking.get((found, x.device))
+    if known is None:
+        with _on_stream(x)[0]:
+            known = _lacking[found, x.device] = found.lacks()
+    return known
+
+
 def runs(weight: Tensor) -> bool:
     """Whether layers with such weights, and no projection, run here."""
-    return weight.dtype in DTYPES and _is_on_device(weight) and library() is not None
+    return weight.dtype in DTYPES and _is_on_device(weight) and not lacks(weight)
 
 
 def layer(
@@ -55,7 +72,7 @@ def layer(
 ) -> tuple[Tensor | PackedSequence, States] | None:
     """Output and last states (h,) or (h, c) of a layer, as its `forward` gives them."""
     x = input.data if isinstance(input, PackedSequence) else input
-    if type(x) not in TENSORS or not _is_on_device(x) or library() is None:
+    if type(x) not in TENSORS or not _is_on_device(x) or lacks(x):
         return None
     if _tracing_state() is not None or forward_ad._current_level >= 0:
         return None
