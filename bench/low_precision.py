@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.problem import layer_of
-from bench.roofline import measure_rate, native_module
+from bench.problem import active_rows, layer_of
+from bench.roofline import Roof, elementwise, measure_rate, native_module
 from bench.shapes import GATES, Case
 from bench.validation import relative_error
 from rnnfast import demo
@@ -146,6 +146,17 @@ def characters(cell: str, hidden: int = HIDDEN, updates: int = UPDATES) -> list[
 def peak(native: ModuleType) -> float:
     """Operations a second in bfloat16, two for each product that is added up."""
     return measure_rate(lambda rounds: native.probe_dot("bfloat16", 1000 * rounds))
+
+
+def bound(case: Case, roof: Roof, peak: float) -> dict[str, float]:
+    """Seconds of products at `peak` and of activations alone, of one layer in each mode.
+
+    Whatever products are computed in, activations are in float32. Backward has two products for
+    each of forward.
+    """
+    products = flops(case) / peak
+    activations = float(active_rows(case.shape).sum()) * elementwise(case, roof)
+    return {"inference": products + activations, "training": 3 * products + activations}
 
 
 def flops(case: Case) -> float:

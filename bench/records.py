@@ -56,7 +56,8 @@ class Row:
     times : microseconds by contender; ratios : a contender's time over ours. Each is a mapping of
     median, q1 and q3. bound : microseconds; dropin_speedup : torch.nn's time over rnnfast.torch's,
     a mapping like those; peak : GFLOP/s of the core in bfloat16; bytes and relative_error : by how
-    a stream keeps its weights; function : microseconds of torch's autograd, called for nothing.
+    a stream keeps its weights; function : microseconds of torch's autograd, called for nothing;
+    low_bound : microseconds, of the layer in bfloat16.
     All these are None where they were not measured.
     """
 
@@ -71,6 +72,7 @@ class Row:
     bytes: dict[str, int] | None = None
     relative_error: dict[str, float] | None = None
     function: float | None = None
+    low_bound: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -131,6 +133,7 @@ def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
             entry.get("bytes"),
             entry.get("relative_error"),
             entry.get("function_us"),
+            entry.get("low_bound_us"),
         )
         for entry in record.get(section, [])
     ]

@@ -168,10 +168,10 @@ def step_bound(case: Case, roof: Roof) -> float:
     cell, shape = case.cell, case.shape
     numbers = GATES[cell] * shape.H * (shape.I + shape.H)
     size = numbers * np.dtype(case.dtype).itemsize
-    return max(2 * numbers / roof.peak, size / roof.reading(size)) + _elementwise(case, roof)
+    return max(2 * numbers / roof.peak, size / roof.reading(size)) + elementwise(case, roof)
 
 
-def _elementwise(case: Case, roof: Roof) -> float:
+def elementwise(case: Case, roof: Roof) -> float:
     """Seconds of one row's activations."""
     cell = case.cell
     return case.shape.H * (SIGMOIDS[cell] * roof.sigmoid + TANHS[cell] * roof.tanh)
@@ -188,7 +188,7 @@ def bound(case: Case, roof: Roof) -> dict[str, float]:
     read = np.full(shape.T, size * recurrent / roof.reading(size * recurrent))
     read[0] = size * recurrent / roof.reading(weights)
     steps = np.maximum(2 * recurrent * rows / roof.peak, read)
-    elementwise = total * _elementwise(case, roof)
+    activations = total * elementwise(case, roof)
     kept = size * shape.H * total * (SAVED[cell] + GATES[cell])
     written = roof.writing(weights)
     saved = kept / roof.reading(min(kept, LEVELS["memory"]))
@@ -196,7 +196,7 @@ def bound(case: Case, roof: Roof) -> dict[str, float]:
     for inputs in shape.inputs:
         flops = 2 * width * inputs
         product = max(flops * total / roof.peak, size * width * inputs / roof.reading(weights))
-        forward = float(steps[1:].sum()) + product + elementwise
+        forward = float(steps[1:].sum()) + product + activations
         gradients = max(
             (flops + 2 * recurrent) * total / roof.peak,
             size * width * (inputs + shape.H) / written,

@@ -170,7 +170,8 @@ def time_precision(
 ) -> list[dict[str, Any]]:
     """One entry for each mode: our layer in float32 beside ours and torch's in low precision.
 
-    `peak_gflops` is the core's peak in bfloat16, as `low_precision.peak` has it.
+    `peak_gflops` is the core's peak in bfloat16, as `low_precision.peak` has it, and
+    `low_bound_us` what a layer in it takes at best.
     """
     parsed = Case.from_dict(case)
     problem = make_problem(parsed)
@@ -179,11 +180,16 @@ def time_precision(
     if "torch" in contenders:
         makers |= {name: partial(peers.load, name) for name in peers.TORCH_IN.values()}
     native = roofline.native_module()
-    peak = {} if native is None else {"peak_gflops": round(low_precision.peak(native) / 1e9, 2)}
-    return [
-        {"case": case, "mode": mode, **_time_mode(problem, mode, makers, seconds), **peak}
-        for mode in MODES
-    ]
+    entries = []
+    for mode in MODES:
+        entry = {"case": case, "mode": mode, **_time_mode(problem, mode, makers, seconds)}
+        if native is not None:
+            peak = low_precision.peak(native)
+            bounds = low_precision.bound(parsed, roofline.measure_roof(native, "float32"), peak)
+            entry["peak_gflops"] = round(peak / 1e9, 2)
+            entry["low_bound_us"] = float(f"{bounds[mode] * 1e6:.5g}")
+        entries.append(entry)
+    return entries
 
 
 def levels(dtypes: list[str]) -> dict[str, dict[str, float]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,8 +17,7 @@ import rnnfast
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("bench", reason="the tests run without bench")
 
-
-from bench import cli, low_precision, machine, peers, records, runs, tasks
+from bench import cli, low_precision, machine, peers, records, roofline, runs, tasks
 from bench.peers.streams import Steps
 from bench.shapes import (
     CELLS,
@@ -116,6 +116,18 @@ def test_sequences_in_low_precision():
             assert not HAS_PRECISION or entry["errors"] == {}
             if machine.describe()["backend"] == "native":
                 assert entry["peak_gflops"] > 0
+                low = entry["times_us"].get("ours, bfloat16", {"median": math.inf})
+                assert 0 < entry["low_bound_us"] < low["median"]
+
+
+def test_the_bound_in_low_precision():
+    case = Case("gru", replace(TINY, B=2))
+    roof = roofline.Roof(None, "float32", peak=1.0, sigmoid=3.0, tanh=5.0)
+    limit = low_precision.bound(case, roof, peak=10.0)
+    activations = case.shape.T * 2 * case.shape.H * (2 * 3.0 + 5.0)
+    products = low_precision.flops(case) / 10
+    assert limit["inference"] == pytest.approx(products + activations)
+    assert limit["training"] == pytest.approx(3 * products + activations)
 
 
 @pytest.mark.parametrize("weights", low_precision.WEIGHTS)

@@ -116,7 +116,8 @@ def test_a_call_from_python_that_costs(record):
 def test_steps_that_are_late_and_bits_that_are_lost(record):
     record["latency"][1]["percentiles_us"]["99.9"] = 31.0
     name = "streams: p99.9 of single steps over their p50"
-    assert_fails(record, name, "lstm 1-1-256-256-stream bfloat16: 3.100, expected at most 3")
+    sentence = "lstm 1-1-256-256-stream bfloat16: 3.100, expected at most 3; 1.50 at the bound"
+    assert_fails(record, name, sentence)
     record["latency"] = []
     record["characters"][0]["bits"]["bfloat16"] = 2.02
     name = "streams: bits per character lost in bfloat16"
@@ -143,6 +144,18 @@ def test_a_sequence_that_is_slow(name, record):
     ours = entry["times_us"]["ours, bfloat16"]["median"]
     entry["times_us"][other] = spread(ratio * ours)
     assert_fails(record, name, f"lstm {shape.name} {mode}: {ratio:.3f}, expected at least")
+
+
+def test_low_precision_stands_beside_its_bound(record):
+    entry = find(record, PRECISION, "gru", "100-32-256-256-low", "inference")
+    low = entry["times_us"]["ours, bfloat16"]["median"]
+    entry["times_us"]["torch, bfloat16"] = spread(1.05 * low)
+    name = "sequences, bfloat16 against torch's, H ≥ 256"
+    sentence = "gru 100-32-256-256-low inference: 1.050, expected at least 1.1"
+    assert_fails(record, name, sentence)
+    for bound, best in ((low / 2, "2.10"), (2 * low, "1.05")):
+        entry["low_bound_us"] = bound
+        assert_fails(record, name, f"{sentence}; {best} at the bound")
 
 
 def test_the_fraction_of_the_peak(record):
