@@ -41,12 +41,22 @@ inline Error count_processors(int* count) {
     return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
 }
 
-// Lets the kernel have `most` bytes of shared memory, what any pass takes of it: another thread may be
-// about to launch it for more than this one. blocks: how many of `shared` run at once on a processor.
+// Bytes of shared memory that a block may have there.
+inline Error most_shared(int* bytes) {
+    int device = 0;
+    const Error error = cudaGetDevice(&device);
+    if (error != kFine) return error;
+    return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+// Lets the kernel have all the shared memory that a block may have: another thread may be about to
+// launch it for more than this one. blocks: how many of `shared` bytes run at once on a processor.
 template <class Args>
-Error prepare(void (*kernel)(Args, int, int), int most, int shared, int* blocks) {
-    const Error error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+Error prepare(void (*kernel)(Args, int, int), int shared, int* blocks) {
+    int most = 0;
+    Error error = most_shared(&most);
+    if (error == kFine)
+        error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != kFine) return error;
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kThreads, size_t(shared));
 }
@@ -84,10 +94,8 @@ Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, i
     cudaFuncAttributes made_for;
     Error error = cudaFuncGetAttributes(&made_for, kernel);
     if (error != kFine || made_for.ptxVersion < 90) return error;
-    int device = 0, allowed = 0;
-    error = cudaGetDevice(&device);
-    if (error == kFine)
-        error = cudaDeviceGetAttribute(&allowed, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    int allowed = 0;
+    error = most_shared(&allowed);
     if (error != kFine || allowed < kMostShared) return error;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
     if (error == kFine)
@@ -138,8 +146,9 @@ int most_kept(int registers);
 inline const char* text_of(Error) { return "an error of the emulator"; }
 Error count_devices(int* count);
 Error count_processors(int* count);
+Error most_shared(int* bytes);
 template <class Args>
-Error prepare(void (*kernel)(Args, int, int), int most, int shared, int* blocks);
+Error prepare(void (*kernel)(Args, int, int), int shared, int* blocks);
 template <class Args>
 Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int shared, int* clusters);
 template <class Args>

@@ -76,10 +76,10 @@ private:
     // of the grid's.
     template <class Args>
     int choose(Plan* own) const {
-        int processors = 0;
-        if (const int failed = report(count_processors(&processors))) return failed;
-        *own = plan_grid<T>(given.batch, given.hidden, Cell::kGates, Args::kBackward, processors,
-                            most_kept(kKeptRegisters));
+        Room room{0, 0, most_kept(kKeptRegisters)};
+        if (const int failed = report(count_processors(&room.processors))) return failed;
+        if (const int failed = report(most_shared(&room.shared))) return failed;
+        *own = plan_grid<T>(given.batch, given.hidden, Cell::kGates, Args::kBackward, room);
         const int waves = whole(own->shards, own->at_once);
         for (int parts : kPartChoices) {
             const auto fitting = [&](int clusters) {
@@ -122,7 +122,8 @@ private:
                      reinterpret_cast<float*>(memory + at.state),
                      reinterpret_cast<uint32_t*>(memory + at.arrived),
                      own.shard_rows,
-                     0};
+                     0,
+                     own.kept};
         const auto stream = static_cast<Stream>(given.stream);
         const Packing<T> packing{typed<T>(given.weight_hh),
                                  given.hidden,
@@ -145,14 +146,14 @@ private:
     // One launch for all steps, whose blocks wait for each other, or one for each step.
     template <class Args>
     int launches(Args args, const Plan& own, int steps, Stream stream) const {
-        const auto kernel = grid_kernel<Cell, Args, T>(own.groups);
-        const int most = grid_shared(most_rows(kColumns), own.columns);
+        const auto kernel = grid_kernel<Cell, Args, T>(own.units, own.kept.registers);
         int processors = 0, on_each = 0;
         if (const int failed = report(count_processors(&processors))) return failed;
-        if (const int failed = report(prepare(kernel, most, own.shared, &on_each))) return failed;
+        if (const int failed = report(prepare(kernel, own.shared, &on_each))) return failed;
         const bool fits = on_each * processors >= own.blocks * own.at_once;
         const auto meeting = fits ? own.meeting : Meeting::kNone;
         const int stride = meeting == Meeting::kAll ? steps : 1;
+        if (stride == 1) args.work.kept.shared = 0;  // it would be copied in each step
         int& shard = args.work.first_shard;
         for (shard = 0; shard < own.shards; shard += own.at_once) {
             const int left = own.shards - shard;

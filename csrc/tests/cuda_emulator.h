@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <map>
 
 #include "cuda/launch.h"
 #include "tests/emulated_blocks.h"
@@ -12,13 +11,12 @@ namespace cuda {
 namespace emulator {
 
 inline int processors = 8;        // of the device; tests change it
+inline int shared = 227 << 10;    // bytes that a block may have
 inline int kept = 1 << 20;        // registers that a thread has for columns, at most
 inline int launches = 0;          // of passes, not of `launch_each`
 inline int cluster_launches = 0;  // of these, those of clusters
 inline int cluster_blocks = 0;    // that a cluster may have; 0: the device has none
 inline int clusters_at_once = 1;
-// Bytes of shared memory that kernels may have. Those of one never change, since threads may race.
-inline std::map<void (*)(), int> allowed;
 
 // Towards zero, as the tensor cores round what they add.
 inline float towards_zero(double sum) {
@@ -93,11 +91,14 @@ inline Error count_processors(int* count) {
     *count = emulator::processors;
     return kFine;
 }
+inline Error most_shared(int* bytes) {
+    *bytes = emulator::shared;
+    return kFine;
+}
 template <class Args>
-Error prepare(void (*kernel)(Args, int, int), int most, int shared, int* blocks) {
-    const auto known = emulator::allowed.emplace(reinterpret_cast<void (*)()>(kernel), most).first;
-    *blocks = 1;
-    return known->second == most && shared <= most ? kFine : 1;
+Error prepare(void (*)(Args, int, int), int shared, int* blocks) {
+    *blocks = shared <= emulator::shared;
+    return kFine;
 }
 template <class Args>
 Error prepare_clusters(void (*kernel)(Args, int, int), int blocks, int, int* clusters) {
@@ -111,6 +112,7 @@ Error launch(void (*kernel)(Args, int, int), Args args, int first, int last, con
     const bool clustered = meeting == Meeting::kCluster;
     if (meeting == Meeting::kAll && grid.x * grid.y > emulator::processors) return 1;
     if (clustered && grid.x > emulator::cluster_blocks) return 1;
+    if (grid.shared > emulator::shared) return 1;
     ++emulator::launches;
     emulator::cluster_launches += clustered;
     emulator::run(grid, clustered, [&] { kernel(args, first, last); });
