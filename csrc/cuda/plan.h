@@ -21,7 +21,7 @@ constexpr int kKeptRegisters = 128;
 // of 8 units keep fewer, and read further ahead instead.
 template <class T>
 constexpr int most_groups(int parts, int tiles) {
-    const int registers = sizeof(T) == 2 ? (parts == 1 ? 80 : 144) : (parts == 2 ? 96 : 80);
+    const int registers = parts == 1 ? 80 : sizeof(T) == 2 ? 144 : 96;
     const int groups = registers / registers_for(1, tiles) - 1;
     return groups < 16 ? groups : 16;
 }

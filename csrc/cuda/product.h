@@ -207,8 +207,13 @@ public:
 
 private:
     static constexpr int kPitch = pitch(kTiles * kUnits);
-    // Groups of rows under way, each 8 registers, beside those of columns and sums.
-    static constexpr int kAtOnce = (kGroups + 1) * kTiles * 4 > 80 ? 2 : kTiles > 1 ? 4 : 8;
+    // Groups of rows under way, each 8 registers, beside those of columns and sums; of floats their two
+    // parts take twice that, and so do those of a column.
+    static constexpr bool kFull = (kGroups + 1) * kTiles * 4 > 80;
+    static constexpr int kAtOnce = sizeof(T) == 4 && kTiles > 4 ? 1
+                                   : kFull                      ? 2
+                                   : kTiles > 1                 ? 4
+                                                                : 8;
 
     RNNFAST_DEVICE static int part() { return warp() % kParts; }
     RNNFAST_DEVICE static int split() { return warp() / kParts; }
