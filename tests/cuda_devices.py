@@ -23,6 +23,8 @@ MARKS = [
 
 # Enough for each of the two buffers of an exchange to be written several times.
 STEPS = 9
+# Units: more blocks of 32 than any device has processors, so that each step is a launch.
+HUGE = 6200
 KINDS = {
     "rnn_tanh": ("RNN", {}),
     "rnn_relu": ("RNN", {"nonlinearity": "relu"}),

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 import cuda_devices  # noqa: E402
 from cuda_devices import (  # noqa: E402
+    HUGE,
     KINDS,
     STEPS,
     TOLERANCES,
@@ -25,9 +26,9 @@ pytestmark = cuda_devices.MARKS
 
 # Units, by what the plan of a pass (csrc/cuda) makes of them: less than a block has, and no whole
 # number of blocks; on Hopper clusters of blocks of 8 units up to 64, of 16 up to 256, of 32 at 512;
-# in float32 and above all processors, their weights in groups of registers or, by cell and dtype,
-# read in each step; last, more blocks than there are processors.
-HIDDEN = [8, 45, 64, 200, 256, 512, 768, 1024, 1040, 1500]
+# in float32 and above all processors, in blocks of 8 units, at 1500 of 16, at 2200 of 32, their
+# weights in registers, shared memory or, by cell and dtype, in part read in each step.
+HIDDEN = [8, 45, 64, 200, 256, 512, 768, 1024, 1040, 1500, 2200]
 # Rows: one, one tile, more than one, all that a block has, more than that.
 BATCHES = [1, 8, 17, 64, 130]
 
@@ -48,7 +49,15 @@ def test_results_and_gradients(kind, dtype, batch, hidden, ragged):
     cuda_devices.assert_same_step(ours, theirs, x, lengths, states)
 
 
-@pytest.mark.parametrize("hidden", [256, 512, 768, 1500])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_launch_for_each_step(kind, dtype):
+    """Twice 32 of them in a graph, and some alone."""
+    ours, theirs = pair(kind, 5, HUGE, dtype)
+    cuda_devices.assert_same_step(ours, theirs, normal(70, 17, 5, dtype=dtype))
+
+
+@pytest.mark.parametrize("hidden", [256, 512, 768, 1500, 2200])
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_long_sequences(kind, dtype, hidden):
@@ -65,7 +74,7 @@ def test_long_sequences_in_layers(kind, dtype):
     cuda_devices.assert_same_step(ours, theirs, x, states=states)
 
 
-@pytest.mark.parametrize("hidden", [64, 256, 1040, 1500])
+@pytest.mark.parametrize("hidden", [64, 256, 1040, 1500, 2200, HUGE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bits_again(kind, hidden):
     ours, _ = pair(kind, 16, hidden)

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 import cuda_devices  # noqa: E402
 from cuda_devices import (  # noqa: E402
+    HUGE,
     KINDS,
     STEPS,
     TOLERANCES,
@@ -33,7 +34,7 @@ def on(stream):
     return torch.cuda.stream(stream)
 
 
-@pytest.mark.parametrize("hidden", [128, 1500])
+@pytest.mark.parametrize("hidden", [128, 1500, HUGE])
 @pytest.mark.parametrize("kind", KINDS)
 def test_inference_in_a_graph(kind, hidden):
     module, _ = pair(kind, 16, hidden)
@@ -76,7 +77,7 @@ def test_training_in_a_graph(kind):
     assert_same_bits((results, gradients), step(module, x.detach()))
 
 
-@pytest.mark.parametrize("hidden", [(256, 768), (1500, 1500)], ids=str)
+@pytest.mark.parametrize("hidden", [(256, 768), (1500, 2200), (HUGE, HUGE)], ids=str)
 def test_on_streams_of_the_callers_at_once(hidden):
     """Passes whose blocks wait for each other must not keep each other from the processors.
 

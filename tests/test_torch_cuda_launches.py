@@ -18,7 +18,7 @@ from rnnfast.torch import accelerating, cuda, eager  # noqa: E402
 pytestmark = pytest.mark.slow
 
 REPLAYED = 32  # steps of a graph
-STEPS, BATCH, HIDDEN = REPLAYED + 6, 3, 20
+STEPS, BATCH, HIDDEN = REPLAYED + 6, 3, 40
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def step_of(kind, dtype=torch.float32):
 def test_steps_go_by_graphs(kind, dtype, emulator):
     """Of more blocks than there are processors: forward, and backward with a step more."""
     ours, theirs, x, states = step_of(kind, dtype)
-    emulator.use(processors=2)
+    emulator.use(processors=1)
     cuda_devices.assert_same_step(ours, theirs, x, None, states)
     assert emulator.launches() == Launches(kernels=6 + 7, clusters=0, graphs=2)
 
@@ -51,7 +51,7 @@ def test_steps_go_by_graphs(kind, dtype, emulator):
 def test_graphs_are_used_again(emulator):
     """For other tensors and shorter sequences, and the results are those of launches alone."""
     ours, _, x, states = step_of("lstm")
-    emulator.use(processors=2)
+    emulator.use(processors=1)
     inputs = [(x, states), (x.flip(0) * 2, [s + 1 for s in states]), (x[:-3].clone(), states)]
     by_graphs = [cuda_devices.step(ours, given, None, own) for given, own in inputs * 2]
     assert emulator.launches().graphs == 2 * len(by_graphs)
@@ -65,7 +65,7 @@ def test_graphs_are_used_again(emulator):
 def test_a_stream_that_is_captured_gets_every_launch(emulator):
     """As a graph of torch's has them all."""
     ours, theirs, x, states = step_of("gru")
-    emulator.use(processors=2)
+    emulator.use(processors=1)
     emulator.capture(True)
     cuda_devices.assert_same_step(ours, theirs, x, None, states)
     assert emulator.launches() == Launches(kernels=STEPS + STEPS + 1, clusters=0, graphs=0)
@@ -73,7 +73,7 @@ def test_a_stream_that_is_captured_gets_every_launch(emulator):
 
 def test_short_sequences_go_by_launches(emulator):
     ours, _, x, _ = step_of("rnn_tanh")
-    emulator.use(processors=2)
+    emulator.use(processors=1)
     with torch.no_grad():
         ours(x[: REPLAYED - 1])
     assert emulator.launches() == Launches(kernels=REPLAYED - 1, clusters=0, graphs=0)

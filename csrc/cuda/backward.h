@@ -69,9 +69,10 @@ RNNFAST_DEVICE void run_backward(const Backward<T>& args, int first, int last) {
     const Layer& layer = args.layer;
     const Work<T>& work = args.work;
     const Shard<kUnits> own(layer, work);
-    const Product product(work.columns + size_t(block_x()) * kUnits * work.depth, work.depth);
-    const Exchange exchange(own, layer, work, first,
-                            shared_floats() + Product::floats(work.shard_rows));
+    float* const past_sums = shared_floats() + Product::floats(work.shard_rows);
+    const Product product(work.columns + size_t(block_x()) * kUnits * work.depth, work.depth,
+                          work.kept, past_sums);
+    const Exchange exchange(own, layer, work, first, past_sums);
     const int gate_depth = work.depth / kGates;
 
     State<Cell> state(own, layer, work);

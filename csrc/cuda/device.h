@@ -8,10 +8,12 @@
 #define RNNFAST_DEVICE __device__ __forceinline__
 #define RNNFAST_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define RNNFAST_UNROLL _Pragma("unroll")
+#define RNNFAST_ROLLED _Pragma("unroll 1")
 #else
 #define RNNFAST_DEVICE inline
 #define RNNFAST_KERNEL(threads) void
 #define RNNFAST_UNROLL
+#define RNNFAST_ROLLED
 #endif
 
 namespace rnnfast {
@@ -62,6 +64,8 @@ RNNFAST_DEVICE uint32_t made_here(uint32_t bits) {
     asm volatile("" : "+r"(bits));
     return bits;
 }
+// What is read or written after this the compiler does not move before it.
+RNNFAST_DEVICE void stay_in_order() { asm volatile("" ::: "memory"); }
 
 // Ends the kernel, and with it the process's use of the device: later calls report an error.
 RNNFAST_DEVICE void fail() { __trap(); }
@@ -99,6 +103,7 @@ void mma(float* sums, const uint32_t* a, const uint32_t* b, Bfloat16);
 void mma(float* sums, const uint32_t* a, const uint32_t* b, float);
 inline Quad load_fresh(const Quad* p) { return *p; }
 inline uint32_t made_here(uint32_t bits) { return bits; }
+inline void stay_in_order() {}
 
 #endif
 

@@ -24,16 +24,18 @@ struct Forward {
 // a shard run at the same time where there is more than one step.
 template <class Cell, class T, int kParts, int kGroups, class Exchange>
 RNNFAST_DEVICE void run_forward(const Forward<T>& args, int first, int last) {
-    constexpr int kGates = Cell::kGates;
-    using Product = Columns<T, kGates, kParts, kGroups>;
-    constexpr int kUnits = Product::kUnits;
+    constexpr int kGates = Cell::kGates, kUnits = kParts * kColumns;
+    // Where rows are far, most warps have all units, so that rows are read once.
+    constexpr int kTiles = kGates * kParts;
+    constexpr int kApart = Exchange::kNear ? kParts : grid_apart(kTiles);
+    using Product = Columns<T, kTiles / kApart, kApart, kGroups>;
     const Layer& layer = args.layer;
     const Work<T>& work = args.work;
     const Shard<kUnits> own(layer, work);
+    float* const past_sums = shared_floats() + Product::floats(work.shard_rows);
     const Product product(work.columns + size_t(block_x()) * kGates * kUnits * work.depth,
-                          work.depth);
-    const Exchange exchange(own, layer, work, first,
-                            shared_floats() + Product::floats(work.shard_rows));
+                          work.depth, work.kept, past_sums);
+    const Exchange exchange(own, layer, work, first, past_sums);
 
     State<Cell> state(own, layer, work);
     float bias[kGates] = {};

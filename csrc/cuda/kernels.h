@@ -8,15 +8,15 @@
 namespace rnnfast {
 namespace cuda {
 
-template <class Cell, class T, int kGroups>
+template <class Cell, class T, int kParts, int kGroups>
 RNNFAST_KERNEL(kThreads)
 run_grid(const Forward<T> args, int first, int last) {
-    run_forward<Cell, T, 1, kGroups, ThroughMemory<T>>(args, first, last);
+    run_forward<Cell, T, kParts, kGroups, ThroughMemory<T>>(args, first, last);
 }
-template <class Cell, class T, int kGroups>
+template <class Cell, class T, int kParts, int kGroups>
 RNNFAST_KERNEL(kThreads)
 run_grid(const Backward<T> args, int first, int last) {
-    run_backward<Cell, T, 1, kGroups, ThroughMemory<T>>(args, first, last);
+    run_backward<Cell, T, kParts, kGroups, ThroughMemory<T>>(args, first, last);
 }
 
 template <class Cell, class T, int kParts>
@@ -45,16 +45,19 @@ run_cluster(const Backward<T> args, int first, int last) {
 template <class Args>
 using Kernel = void (*)(const Args, int, int);
 
-// The kernel whose warps keep so many groups, or none, from choice `at` on.
-template <class Cell, class Args, class T, size_t at = 0>
-Kernel<Args> grid_kernel(int groups) {
-    constexpr int kTiles = Args::kBackward ? 1 : Cell::kGates;
-    if constexpr (at < sizeof kGroupChoices / sizeof(int))
-        if constexpr (registers_for(kGroupChoices[at], kTiles) <= kKeptRegisters) {
-            if (groups == kGroupChoices[at]) return run_grid<Cell, T, kGroupChoices[at]>;
-            return grid_kernel<Cell, Args, T, at + 1>(groups);
-        }
-    return run_grid<Cell, T, 0>;
+// The kernel for a grid's blocks of so many units, whose warps keep so many groups in registers, from
+// choice `at` of units and `wanted` of groups on.
+template <class Cell, class Args, class T, size_t at = 0, int wanted = 1>
+Kernel<Args> grid_kernel(int units, int groups) {
+    constexpr int kParts = kPartChoices[at];
+    constexpr int kWide = kParts * (Args::kBackward ? 1 : Cell::kGates);
+    constexpr int kTiles = kWide / grid_apart(kWide);
+    constexpr int kGroups = grid_groups<T>(kParts, kTiles, wanted);
+    if constexpr (at + 1 < sizeof kPartChoices / sizeof(int))
+        if (units > kParts * kColumns) return grid_kernel<Cell, Args, T, at + 1>(units, groups);
+    if constexpr (kGroups < most_groups<T>(kParts, kTiles))
+        if (groups > kGroups) return grid_kernel<Cell, Args, T, at, kGroups + 1>(units, groups);
+    return run_grid<Cell, T, kParts, kGroups>;
 }
 
 // The kernel for clusters whose blocks have so many units, from choice `at` on; null: none.

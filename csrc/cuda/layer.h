@@ -39,6 +39,7 @@ struct Work {
     uint32_t* arrived;  // (shards)  how many times a block has published
     int shard_rows;     // at most most_rows(units)
     int first_shard;    // of the launch
+    Kept kept;          // of the columns
 
     RNNFAST_INLINE T* published(int step, int batch) const {
         return exchange + size_t(step & 1) * batch * depth;

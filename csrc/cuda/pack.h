@@ -7,8 +7,8 @@
 namespace rnnfast {
 namespace cuda {
 
-// R (G*H, H) as columns of blocks. Forward, (blocks, gates, units, depth), its rows; backward,
-// (blocks, units, gates, depth of a gate), its columns. Zeros beyond H.
+// R (G*H, H) as columns of blocks, (blocks, depth / kGroup, columns, kGroup). Forward its rows, of all
+// gates of the block's units; backward its columns, of which each has all gates. Zeros beyond H.
 template <class T>
 struct Packing {
     const T* weights;
@@ -16,16 +16,17 @@ struct Packing {
     bool backward;
     T* columns;
 
-    RNNFAST_INLINE int rows() const { return backward ? 1 : gates; }  // of R, for each unit
+    RNNFAST_INLINE int of_block() const { return backward ? units : gates * units; }
     RNNFAST_INLINE size_t count() const {
-        return size_t(whole(hidden, units)) * rows() * units * depth;
+        return size_t(whole(hidden, units)) * of_block() * depth;
     }
     RNNFAST_INLINE void run(size_t i) const {
-        const int k = int(i % depth), column = int(i / depth % units);
-        const int row = int(i / depth / units % rows());
-        const int unit = int(i / depth / units / rows()) * units + column;
+        const size_t line = i / kGroup<T>;  // a group of a column
+        const int column = int(line % of_block()), groups = depth / kGroup<T>;
+        const int k = int(line / of_block() % groups) * kGroup<T> + int(i % kGroup<T>);
+        const int unit = int(line / of_block() / groups) * units + column % units;
         const int gate_depth = backward ? depth / gates : depth;
-        const int gate = backward ? k / gate_depth : row, other = k % gate_depth;
+        const int gate = backward ? k / gate_depth : column / units, other = k % gate_depth;
         const int from = backward ? other : unit, to = backward ? unit : other;
         columns[i] = unit < hidden && other < hidden
                          ? quiet(weights[(size_t(gate) * hidden + from) * hidden + to])

@@ -10,15 +10,31 @@ namespace cuda {
 // Registers that columns take: each group 4 a tile.
 constexpr int registers_for(int groups, int tiles) { return groups * tiles * 4; }
 
-// How many groups of its columns the warps of a grid's kernel may keep in registers, of which a
-// thread has room for so many beside what a step takes and reads ahead.
-constexpr int kGroupChoices[] = {2, 4, 8, 16};
-constexpr int kKeptRegisters = 64;
-
-// Tiles of units that a cluster's block may have, fewest first: as many blocks as there can be.
+// Tiles of units that a block may have, fewest first: as many blocks as there can be.
 constexpr int kPartChoices[] = {1, 2, 4};
-// So that a step, which reads from shared memory alone, has the rest.
-constexpr int kKeptRegistersOfClusters = 128;
+
+// Registers that a thread of a cluster has for columns: a step, which reads from shared memory alone,
+// takes the rest.
+constexpr int kKeptRegisters = 128;
+
+// Most groups of its columns that a warp of a grid's kernel has registers for, beside its sums. Blocks
+// of 8 units keep fewer, and read further ahead instead.
+template <class T>
+constexpr int most_groups(int parts, int tiles) {
+    const int registers = parts == 1 ? 80 : sizeof(T) == 2 ? 144 : 96;
+    const int groups = registers / registers_for(1, tiles) - 1;
+    return groups < 16 ? groups : 16;
+}
+
+// For how many it has registers where it is to keep `wanted`, or what it can of them. Blocks of 16 and
+// 32 units have long columns, for which one kernel is enough.
+template <class T>
+constexpr int grid_groups(int parts, int tiles, int wanted) {
+    const int most = most_groups<T>(parts, tiles);
+    for (int choice = 2; parts == 1 && choice < most; choice *= 2)
+        if (choice >= wanted) return choice;
+    return most;
+}
 
 // How many groups a warp has where a cluster's blocks are kMostBlocks.
 template <class T>
@@ -29,7 +45,7 @@ constexpr int cluster_groups(int parts, int gates, bool backward) {
 template <class T>
 constexpr bool keeps_columns(int parts, int gates, bool backward) {
     return registers_for(cluster_groups<T>(parts, gates, backward), backward ? parts : gates) <=
-           kKeptRegistersOfClusters;
+           kKeptRegisters;
 }
 
 struct Plan {
@@ -39,9 +55,9 @@ struct Plan {
     int blocks;       // of a shard
     int shards;       // of the batch
     int shard_rows;
-    int groups;   // of the grid's kernel; 0: the columns are read in each step
     int at_once;  // shards in a launch
     int columns;  // of a block
+    Kept kept;    // of these
     int shared;   // bytes
 
     size_t packed() const { return size_t(blocks) * columns * depth; }
@@ -55,30 +71,43 @@ struct Plan {
     }
 };
 
-// Bytes of shared memory of a grid's block. Of most_rows(kColumns) rows: what its kernel may take.
-constexpr int grid_shared(int rows, int columns) {
-    return shared_floats_for(rows, columns, kWarps) * int(sizeof(float));
-}
+// What a pass may take of a device.
+struct Room {
+    int processors;  // streaming multiprocessors, each with one block of a grid
+    int shared;      // bytes of shared memory of a block
+    int registers;   // of columns, of a thread
+};
 
-// Blocks of kColumns units. processors: streaming multiprocessors of the device, each with one
-// block; kept: registers of columns.
+// Blocks of the fewest units with which those of a shard run at the same time. Where they do with
+// none, each step is a launch, which keeps nothing in shared memory: it would be copied in each.
 template <class T>
-Plan plan_grid(int batch, int hidden, int gates, bool backward, int processors, int kept) {
+Plan plan_grid(int batch, int hidden, int gates, bool backward, const Room& room) {
+    const auto fitting = [&](int parts) {
+        return room.processors / whole(hidden, parts * kColumns);
+    };
+    int parts = 1;
+    for (int choice : kPartChoices)
+        if (!fitting(parts) && fitting(choice)) parts = choice;
+    const int fit = fitting(parts), wide = parts * (backward ? 1 : gates), apart = grid_apart(wide);
+    const int tiles = wide / apart, splits = kWarps / apart;
     Plan p{};
-    const int tiles = backward ? 1 : gates;
-    p.units = kColumns;
-    p.columns = tiles * kColumns;
+    p.meeting = fit ? Meeting::kAll : Meeting::kNone;
+    p.units = parts * kColumns;
+    p.columns = wide * kColumns;
     p.depth = round_up(hidden, kGroup<T>) * (backward ? gates : 1);
-    p.blocks = whole(hidden, kColumns);
-    const int fit = processors / p.blocks;
-    p.cut(batch, fit, most_rows(kColumns));
-    p.shared = grid_shared(p.shard_rows, p.columns);
-    const int groups = whole(p.depth / kGroup<T>, kWarps);
-    p.meeting = fit >= 1 ? Meeting::kAll : Meeting::kNone;
-    for (int choice : kGroupChoices)
-        if (fit >= 1 && !p.groups && choice >= groups && registers_for(choice, tiles) <= kept)
-            p.groups = choice;
-    p.at_once = fit >= 1 && fit < p.shards ? fit : p.shards;
+    p.blocks = whole(hidden, p.units);
+    p.cut(batch, fit, most_rows(p.units));
+    p.at_once = fit && fit < p.shards ? fit : p.shards;
+    p.shared = shared_floats_for(p.shard_rows, p.columns, splits) * int(sizeof(float));
+    const auto keep = [](int wanted, int room, int each) {
+        return room < each ? 0 : wanted < room / each ? wanted : room / each;
+    };
+    const int groups = whole(p.depth / kGroup<T>, splits), most = most_groups<T>(parts, tiles);
+    p.kept.registers = keep(groups < most ? groups : most, room.registers, registers_for(1, tiles));
+    if (fit)
+        p.kept.shared =
+            keep(groups - p.kept.registers, room.shared - p.shared, shared_columns(1, tiles));
+    p.shared += shared_columns(p.kept.shared, tiles);
     return p;
 }
 
@@ -102,6 +131,7 @@ Plan plan_cluster(int batch, int hidden, int gates, bool backward, int parts, in
     while (most > 0 && shared(most) > kMostShared) most -= kRows;
     if (most < kRows) return p;
     p.blocks = blocks;
+    p.kept.registers = cluster_groups<T>(parts, gates, backward);
     p.cut(batch, fit, most);
     p.shared = shared(p.shard_rows);
     p.at_once = p.shards;

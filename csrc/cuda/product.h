@@ -1,9 +1,10 @@
 // The product of a step on the tensor cores: rows of an operand that all blocks share by the
-// columns that this block owns, which stay in its registers from step to step.
+// columns that this block owns, which stay in its registers and shared memory from step to step.
 //
-// Both lie with k in order, rows of whole groups of kGroup. Of a group, the four lanes of a row
-// take 16 bytes each, and those are what they multiply, in two instructions: which k an instruction
-// thinks they are does not matter, as rows and columns agree on it.
+// k is cut into groups of kGroup: rows are whole groups, and columns lie group by group, so that a warp
+// reads them in one piece. Of a group, the four lanes of a row or a column take 16 bytes each, and
+// those are what they multiply, in two instructions: which k an instruction thinks they are does not
+// matter, as rows and columns agree on it.
 #pragma once
 
 #include "cuda/device.h"
@@ -29,17 +30,19 @@ RNNFAST_DEVICE int lane() { return thread() % 32; }
 RNNFAST_DEVICE int warp() { return thread() / 32; }
 
 // sums += rows by columns, over one group of k. `low`, `high`: of this lane's row, and of the row 8
-// below; `columns`: of its column, in each tile.
-template <int kTiles>
+// below; column_of(tile): of its column there, read when it is needed.
+template <int kTiles, class ColumnOf>
 RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Quad& high,
-                              const Quad* columns, Bfloat16 type) {
+                              const ColumnOf& column_of, Bfloat16 type) {
     RNNFAST_UNROLL
-    for (int half = 0; half < 4; half += 2) {
-        const uint32_t a[4] = {low.word[half], high.word[half], low.word[half + 1],
-                               high.word[half + 1]};
+    for (int tile = 0; tile < kTiles; ++tile) {
+        const Quad column = column_of(tile);
         RNNFAST_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile)
-            mma(sums[tile], a, columns[tile].word + half, type);
+        for (int half = 0; half < 4; half += 2) {
+            const uint32_t a[4] = {low.word[half], high.word[half], low.word[half + 1],
+                                   high.word[half + 1]};
+            mma(sums[tile], a, column.word + half, type);
+        }
     }
 }
 
@@ -58,47 +61,71 @@ RNNFAST_DEVICE Parts parts(uint32_t bits) {
 // Three products for each, small ones first, which lose at most 2^-21 of a term. The tensor cores
 // round what they add towards zero, so that a long chain of them drifts there: each eight k have sums
 // of their own, which are added to the others as floats are.
-template <int kTiles>
+template <int kTiles, class ColumnOf>
 RNNFAST_DEVICE void add_group(float (&sums)[kTiles][4], const Quad& low, const Quad& high,
-                              const Quad* columns, float type) {
+                              const ColumnOf& column_of, float type) {
+    uint32_t large[8], small[8];
     RNNFAST_UNROLL
-    for (int half = 0; half < 4; half += 2) {
-        const Parts in[4] = {parts(low.word[half]), parts(high.word[half]),
-                             parts(low.word[half + 1]), parts(high.word[half + 1])};
-        const uint32_t large[4] = {in[0].large, in[1].large, in[2].large, in[3].large};
-        const uint32_t small[4] = {in[0].small, in[1].small, in[2].small, in[3].small};
+    for (int i = 0; i < 8; ++i) {
+        const Parts in = parts((i % 2 ? high : low).word[i / 2]);
+        large[i] = in.large, small[i] = in.small;
+    }
+    RNNFAST_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+        const Quad column = column_of(tile);
         RNNFAST_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) {
-            const Parts b0 = parts(made_here(columns[tile].word[half]));
-            const Parts b1 = parts(made_here(columns[tile].word[half + 1]));
+        for (int half = 0; half < 4; half += 2) {
+            const Parts b0 = parts(made_here(column.word[half]));
+            const Parts b1 = parts(made_here(column.word[half + 1]));
             const uint32_t b_large[2] = {b0.large, b1.large}, b_small[2] = {b0.small, b1.small};
             float fresh[4] = {};
-            mma(fresh, small, b_large, type);
-            mma(fresh, large, b_small, type);
-            mma(fresh, large, b_large, type);
+            mma(fresh, small + 2 * half, b_large, type);
+            mma(fresh, large + 2 * half, b_small, type);
+            mma(fresh, large + 2 * half, b_large, type);
             RNNFAST_UNROLL
             for (int i = 0; i < 4; ++i) sums[tile][i] += fresh[i];
         }
     }
 }
 
+// Of so many tiles, those of a grid's block, into how many parts the warps cut them: a warp has
+// registers for the sums and the columns of 8.
+RNNFAST_INLINE constexpr int grid_apart(int tiles) { return tiles > 8 ? 2 : 1; }
+
+// How many groups of its columns a warp keeps from step to step, in registers and then in shared
+// memory; the others it reads in each step.
+struct Kept {
+    int registers, shared;
+};
+// Bytes of shared memory that so many groups of each warp take.
+RNNFAST_INLINE constexpr int shared_columns(int groups, int tiles) {
+    return groups * tiles * kThreads * int(sizeof(Quad));
+}
+
 // The columns of a block: kTiles times kUnits, of which a warp has a part, kColumns of each kUnits.
-// The warps of one part split k: each multiplies every kSplits-th group; it keeps kGroups of them, or
-// with kGroups = 0 reads them in each step.
+// The warps of one part split k: each has every kSplits-th group, and keeps at most kGroups of them in
+// registers. Those that are in shared memory a thread reads as it put them there, and nobody else.
 template <class T, int kTiles, int kParts, int kGroups>
 class Columns {
 public:
     static constexpr int kSplits = kWarps / kParts, kUnits = kParts * kColumns;
 
-    // packed: (kTiles * kUnits, depth); depth: a multiple of kGroup.
-    RNNFAST_DEVICE Columns(const T* packed, int depth) : groups_(depth / kGroup<T>) {
-        quads_ = reinterpret_cast<const Quad*>(packed) +
-                 size_t(part() * kColumns + lane_row()) * quads_in_row() + lane_quad();
+    // packed: (depth / kGroup, kTiles * kUnits, kGroup); shared: shared_columns().
+    RNNFAST_DEVICE Columns(const T* packed, int depth, const Kept& kept, float* shared)
+        : groups_(depth / kGroup<T>),
+          own_(whole(groups_ - split(), kSplits)),
+          in_registers_(least(kept.registers, own_)),
+          on_chip_(least(kept.registers + kept.shared, own_)) {
+        quads_ = reinterpret_cast<const Quad*>(packed) + (part() * kColumns + lane_row()) * 4 +
+                 lane_quad();
+        shared_ = reinterpret_cast<Quad*>(shared) + thread();
         RNNFAST_UNROLL
-        for (int i = 0; i < kGroups; ++i) {
-            const int group = split() + i * kSplits;
-            if (group < groups_) read(kept_[i], group);
-        }
+        for (int i = 0; i < kGroups; ++i)
+            for (int tile = 0; tile < kTiles; ++tile)
+                if (i < in_registers_) kept_[i][tile] = *in_memory(i, tile);
+        RNNFAST_ROLLED
+        for (int i = in_registers_; i < on_chip_; ++i)
+            for (int tile = 0; tile < kTiles; ++tile) *in_shared(i, tile) = *in_memory(i, tile);
     }
 
     // Of shared memory: rows of sums.
@@ -122,32 +149,48 @@ public:
             const Quad* const from_high = quads + high * quads_between;
             const auto low_of = [&](int group) { return Exchange::load(from_low + 4 * group); };
             const auto high_of = [&](int group) { return Exchange::load(from_high + 4 * group); };
-            if constexpr (kGroups > 0 && Exchange::kNear) {
+            if constexpr (Exchange::kNear) {
                 // The next group is under way while one is multiplied, and no more: the compiler
                 // would read all at once, into registers that are not there.
-                Quad low_quad = low_of(in_rows(split())), high_quad = high_of(in_rows(split()));
+                Quad low_quad = low_of(in_rows(0)), high_quad = high_of(in_rows(0));
                 RNNFAST_UNROLL
                 for (int i = 0; i < kGroups; ++i) {
-                    const int group = split() + i * kSplits;
-                    if (group >= groups_) continue;
-                    const int next = in_rows(group + kSplits);
+                    if (i >= in_registers_) continue;
+                    const int next = in_rows(i + 1);
                     const Quad low_next = low_of(next), high_next = high_of(next);
-                    add_group(sums, low_quad, high_quad, kept_[i], T{});
+                    add_group(
+                        sums, low_quad, high_quad, [&](int tile) { return kept_[i][tile]; }, T{});
                     low_quad = low_next, high_quad = high_next;
                 }
-            } else if constexpr (kGroups > 0) {
-                RNNFAST_UNROLL
-                for (int i = 0; i < kGroups; ++i) {
-                    const int group = split() + i * kSplits;
-                    if (group < groups_)
-                        add_group(sums, low_of(group), high_of(group), kept_[i], T{});
-                }
             } else {
-                for (int group = split(); group < groups_; group += kSplits) {
-                    Quad columns[kTiles];
-                    read(columns, group);
-                    add_group(sums, low_of(group), high_of(group), columns, T{});
-                }
+                // kAtOnce groups are under way at a time, for the same reason.
+                const auto add_some = [&](int from, int end, const auto& column_of) {
+                    Quad low_quads[kAtOnce], high_quads[kAtOnce];
+                    RNNFAST_UNROLL
+                    for (int i = 0; i < kAtOnce; ++i)
+                        if (from + i < end) {
+                            low_quads[i] = low_of(group(from + i));
+                            high_quads[i] = high_of(group(from + i));
+                        }
+                    RNNFAST_UNROLL
+                    for (int i = 0; i < kAtOnce; ++i)
+                        if (from + i < end)
+                            add_group(
+                                sums, low_quads[i], high_quads[i],
+                                [&](int tile) { return column_of(from + i, tile); }, T{});
+                    stay_in_order();
+                };
+                RNNFAST_UNROLL
+                for (int i = 0; i < kGroups; i += kAtOnce)
+                    if (i < in_registers_)
+                        add_some(i, in_registers_,
+                                 [&](int at, int tile) { return kept_[at % kGroups][tile]; });
+                RNNFAST_ROLLED
+                for (int i = in_registers_; i < on_chip_; i += kAtOnce)
+                    add_some(i, on_chip_, [&](int at, int tile) { return *in_shared(at, tile); });
+                RNNFAST_ROLLED
+                for (int i = on_chip_; i < own_; i += kAtOnce)
+                    add_some(i, own_, [&](int at, int tile) { return *in_memory(at, tile); });
             }
             store(sums, first, rows);
         }
@@ -164,17 +207,26 @@ public:
 
 private:
     static constexpr int kPitch = pitch(kTiles * kUnits);
+    // Groups of rows under way, each 8 registers, beside those of columns and sums; of floats their two
+    // parts take twice that, and so do those of a column.
+    static constexpr bool kFull = (kGroups + 1) * kTiles * 4 > 80;
+    static constexpr int kAtOnce = sizeof(T) == 4 && kTiles > 4 ? 1
+                                   : kFull                      ? 2
+                                   : kTiles > 1                 ? 4
+                                                                : 8;
 
     RNNFAST_DEVICE static int part() { return warp() % kParts; }
     RNNFAST_DEVICE static int split() { return warp() / kParts; }
-    RNNFAST_DEVICE int quads_in_row() const { return groups_ * 4; }
-    // A group, or the last.
-    RNNFAST_DEVICE int in_rows(int group) const { return group < groups_ ? group : groups_ - 1; }
+    RNNFAST_DEVICE static int least(int a, int b) { return a < b ? a : b; }
+    RNNFAST_DEVICE static int group(int i) { return split() + i * kSplits; }  // i-th of this warp's
+    RNNFAST_DEVICE int in_rows(int i) const { return least(group(i), groups_ - 1); }
 
-    RNNFAST_DEVICE void read(Quad* columns, int group) const {
-        RNNFAST_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile)
-            columns[tile] = quads_[size_t(tile) * kUnits * quads_in_row() + 4 * group];
+    // The i-th group of this thread's column in a tile.
+    RNNFAST_DEVICE const Quad* in_memory(int i, int tile) const {
+        return quads_ + (group(i) * kTiles + tile) * (4 * kUnits);
+    }
+    RNNFAST_DEVICE Quad* in_shared(int i, int tile) const {
+        return shared_ + ((i - in_registers_) * kTiles + tile) * kThreads;
     }
 
     RNNFAST_DEVICE static void store(const float (&sums)[kTiles][4], int first, int rows) {
@@ -188,9 +240,10 @@ private:
         }
     }
 
-    int groups_;
+    int groups_, own_, in_registers_, on_chip_;  // groups: of a column, of those this warp's
     const Quad* quads_;
-    Quad kept_[kGroups > 0 ? kGroups : 1][kTiles];
+    Quad* shared_;
+    Quad kept_[kGroups][kTiles];
 };
 
 }  // namespace cuda

@@ -46,16 +46,16 @@ begin_steps(const Args args, int first, int place) {
     if (thread() == 0) *Passing<Args>::at(place) = {args, first};
 }
 
-// The columns are read once in a launch, so none are kept.
+// In blocks of 8 units. The columns are read once in a launch, so none are kept.
 template <class Cell, class Args, class T>
 RNNFAST_KERNEL(kThreads)
 run_step(int place, int before) {
     const Passing<Args> own = *Passing<Args>::at(place);
     const int step = own.first + before;
     if constexpr (Args::kBackward)
-        run_backward<Cell, T, 1, 0, ThroughMemory<T>>(own.args, step, step + 1);
+        run_backward<Cell, T, 1, 1, ThroughMemory<T>>(own.args, step, step + 1);
     else
-        run_forward<Cell, T, 1, 0, ThroughMemory<T>>(own.args, step, step + 1);
+        run_forward<Cell, T, 1, 1, ThroughMemory<T>>(own.args, step, step + 1);
 }
 
 // A stream has graphs of its own: no pass waits for one of another stream.
@@ -81,8 +81,9 @@ inline KnownGraphs graphs;
 // Puts as many of the steps on the stream as graphs have: `done`. None where the caller captures the
 // stream, since they go into the caller's graph, which may run at the same time as passes here.
 template <class Cell, class Args, class T>
-Error replay(const Args& args, const Grid& grid, int steps, Stream stream, int* done) {
+Error replay(Args args, const Grid& grid, int steps, Stream stream, int* done) {
     *done = 0;
+    args.work.kept = {};
     if (steps < kReplayed) return kFine;
     bool captured = false;
     int device = 0, on_each = 0;

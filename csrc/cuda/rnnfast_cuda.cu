@@ -78,10 +78,10 @@ private:
     // of the grid's.
     template <class Args>
     int choose(Plan* own) const {
-        int processors = 0;
-        if (const int failed = report(count_processors(&processors))) return failed;
-        *own = plan_grid<T>(given.batch, given.hidden, Cell::kGates, Args::kBackward, processors,
-                            most_kept(kKeptRegisters));
+        Room room{0, 0, most_kept(kKeptRegisters)};
+        if (const int failed = report(count_processors(&room.processors))) return failed;
+        if (const int failed = report(most_shared(&room.shared))) return failed;
+        if (const int failed = choose_grid<Args>(room, own)) return failed;
         const int waves = whole(own->shards, own->at_once);
         for (int parts : kPartChoices) {
             const auto fitting = [&](int clusters) {
@@ -105,6 +105,20 @@ private:
         return 0;
     }
 
+    // The grid's plan, for which its kernel has been prepared: if the blocks of a launch cannot all run
+    // at the same time, whatever the processors are, each step is a launch.
+    template <class Args>
+    int choose_grid(Room room, Plan* own) const {
+        for (;; room.processors = 0) {
+            *own = plan_grid<T>(given.batch, given.hidden, Cell::kGates, Args::kBackward, room);
+            const auto kernel = grid_kernel<Cell, Args, T>(own->units, own->kept.registers);
+            int on_each = 0;
+            if (const int failed = report(prepare(kernel, own->shared, &on_each))) return failed;
+            const bool fits = on_each * room.processors >= own->blocks * own->at_once;
+            if (fits || own->meeting == Meeting::kNone) return 0;
+        }
+    }
+
     // h, c: the states that it starts from. steps: with that for the initial states, backward.
     template <class Args>
     int run(Args args, const void* h, const void* c, int steps) const {
@@ -124,7 +138,8 @@ private:
                      reinterpret_cast<float*>(memory + at.state),
                      reinterpret_cast<uint32_t*>(memory + at.arrived),
                      own.shard_rows,
-                     0};
+                     0,
+                     own.kept};
         const auto stream = static_cast<Stream>(given.stream);
         const Packing<T> packing{typed<T>(given.weight_hh),
                                  given.hidden,
@@ -148,25 +163,20 @@ private:
     // in graphs.
     template <class Args>
     int launches(Args args, const Plan& own, int steps, Stream stream) const {
-        const auto kernel = grid_kernel<Cell, Args, T>(own.groups);
-        int processors = 0, on_each = 0;
-        if (const int failed = report(count_processors(&processors))) return failed;
-        if (const int failed = report(prepare(kernel, own.shared, &on_each))) return failed;
-        const bool fits = on_each * processors >= own.blocks * own.at_once;
-        const auto meeting = fits ? own.meeting : Meeting::kNone;
-        const int stride = meeting == Meeting::kAll ? steps : 1;
+        const auto kernel = grid_kernel<Cell, Args, T>(own.units, own.kept.registers);
+        const int stride = own.meeting == Meeting::kAll ? steps : 1;
         int& shard = args.work.first_shard;
         for (shard = 0; shard < own.shards; shard += own.at_once) {
             const int left = own.shards - shard;
             const Grid grid{own.blocks, left < own.at_once ? left : own.at_once, own.shared};
             int first = 0;
-            if (meeting == Meeting::kNone && !own.groups)
+            if (own.meeting == Meeting::kNone)
                 if (const int failed =
                         report(replay<Cell, Args, T>(args, grid, steps, stream, &first)))
                     return failed;
             for (; first < steps; first += stride)
-                if (const int failed =
-                        report(launch(kernel, args, first, first + stride, grid, meeting, stream)))
+                if (const int failed = report(
+                        launch(kernel, args, first, first + stride, grid, own.meeting, stream)))
                     return failed;
         }
         return 0;

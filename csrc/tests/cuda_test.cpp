@@ -28,10 +28,11 @@ void test(const char* name) {
             for (const Case& c : exact_cases()) Tested<Cell, float>(name, c).run();
         // bfloat16 rounds sums over relu's corner, where gradients are not continuous.
         const bool corner = std::string(name) == "rnn_relu";
-        for (const Case& c : cluster_cases()) {
-            Tested<Cell, float>(name, c).run();
-            if (!corner) Tested<Cell, Bfloat16>(name, c).run();
-        }
+        for (const auto& cases : {grid_cases(), cluster_cases()})
+            for (const Case& c : cases) {
+                Tested<Cell, float>(name, c).run();
+                if (!corner) Tested<Cell, Bfloat16>(name, c).run();
+            }
         Tested<Cell, float>(name, kLargest[Cell::kGates == 1]).run();
         if (!corner)
             for (const Case& c : kLargest) Tested<Cell, Bfloat16>(name, c).run();
@@ -86,31 +87,66 @@ struct OwnRows {
     static constexpr bool kNear = false;
 };
 
+// A product of a block, which keeps some of its columns: the error of all of it, relative.
+template <class T, int kTiles, int kParts, int kGroups>
+double error_of_product(const Values<T>& rows, const Values<T>& columns, int depth,
+                        const Kept& kept) {
+    using Product = Columns<T, kTiles, kParts, kGroups>;
+    constexpr int kWide = kTiles * Product::kUnits;
+    const int count = int(rows.exact.size()) / depth;
+    std::vector<T> packed;
+    for (int group = 0; group < depth; group += kGroup<T>)
+        for (int column = 0; column < kWide; ++column)
+            for (int k = group; k < group + kGroup<T>; ++k)
+                packed.push_back(columns.narrowed[size_t(column) * depth + k]);
+    naive::Array error(size_t(count) * kWide), wanted(error.size());
+    const int bytes = Product::floats(count) * int(sizeof(float));
+    emulator::run({1, 1, bytes + shared_columns(kept.shared, kTiles)}, false, [&] {
+        const Product product(packed.data(), depth, kept, shared_floats() + bytes / sizeof(float));
+        product.multiply(rows.data(), depth, count, OwnRows{});
+        meet();
+        for (size_t i = size_t(thread()); i < error.size(); i += kThreads) {
+            const size_t row = i / kWide, column = i % kWide;
+            for (int k = 0; k < depth; ++k)
+                wanted[i] += rows.exact[row * depth + k] * columns.exact[column * depth + k];
+            error[i] = Product::sum(int(row), int(column), count) - wanted[i];
+        }
+    });
+    return std::sqrt(dot(error, error) / dot(wanted, wanted));
+}
+
 // As many k as a step of an LSTM of 1024 units has backward.
 void test_long_product() {
     constexpr int kDepth = 4096;
-    using Product = Columns<float, 1, 1, 0>;
     for (bool positive : {false, true}) {
         Values<float> rows(size_t(kRows) * kDepth, 1), columns(size_t(kColumns) * kDepth, 1);
         if (positive)
             for (Values<float>* values : {&rows, &columns})
                 for (size_t i = 0; i < values->exact.size(); ++i)
                     values->exact[i] = values->narrowed[i] = std::fabs(values->narrowed[i]);
-        naive::Array error(size_t(kRows) * kColumns), wanted(error.size());
-        emulator::run({1, 1, Product::floats(kRows) * int(sizeof(float))}, false, [&] {
-            const Product product(columns.data(), kDepth);
-            product.multiply(rows.data(), kDepth, kRows, OwnRows{});
-            meet();
-            for (size_t i = size_t(thread()); i < error.size(); i += kThreads) {
-                const size_t row = i / kColumns, column = i % kColumns;
-                for (size_t k = 0; k < kDepth; ++k)
-                    wanted[i] += rows.exact[row * kDepth + k] * columns.exact[column * kDepth + k];
-                error[i] = Product::sum(int(row), int(column), kRows) - wanted[i];
-            }
-        });
-        const double relative = std::sqrt(dot(error, error) / dot(wanted, wanted));
-        expect(relative < 5e-7, "a product of 4096 k: " + std::to_string(relative));
+        const double error = error_of_product<float, 1, 1, 1>(rows, columns, kDepth, {0, 0});
+        expect(error < 5e-7, "a product of 4096 k: " + std::to_string(error));
     }
+}
+
+// Columns in registers, in shared memory and in memory, of warps that have as many groups and of
+// others.
+template <class T, int kTiles, int kParts, int kGroups>
+void test_kept() {
+    for (int groups : {1, 15, 40, 45})
+        for (int rows : {3, 20})
+            for (const Kept kept :
+                 {Kept{0, 0}, {1, 0}, {kGroups, 0}, {0, 2}, {1, 1}, {kGroups, 2}}) {
+                const int depth = groups * kGroup<T>;
+                const Values<T> left(size_t(rows) * depth, 1);
+                const Values<T> right(size_t(depth) * kTiles * kParts * kColumns, 1);
+                const double error =
+                    error_of_product<T, kTiles, kParts, kGroups>(left, right, depth, kept);
+                expect(error < 1e-6, "a product of " + std::to_string(groups) + " groups, kept " +
+                                         std::to_string(kept.registers) + " and " +
+                                         std::to_string(kept.shared) + ": " +
+                                         std::to_string(error));
+            }
 }
 
 // What each cluster takes of registers and shared memory, and which H have one at all.
@@ -139,6 +175,44 @@ void test_plans() {
             }
 }
 
+// What a grid takes of a device, and of which blocks it is.
+template <class T>
+void test_grid(int batch, int H, int gates, bool backward, const Room& room) {
+    const auto p = plan_grid<T>(batch, H, gates, backward, room);
+    const bool together = p.meeting == Meeting::kAll;
+    const int wide = p.columns / kColumns, splits = kWarps / grid_apart(wide);
+    const int tiles = wide * splits / kWarps, groups = whole(p.depth / kGroup<T>, splits);
+    const int kept = p.kept.registers + p.kept.shared, each = shared_columns(1, tiles);
+    const int sums = shared_floats_for(p.shard_rows, p.columns, splits) * int(sizeof(float));
+    const auto fits = [&](int units) { return whole(H, units) <= room.processors; };
+    const bool holds =
+        together == fits(32) && (p.units == 8 || (together && !fits(p.units / 2))) &&
+        p.columns == p.units * (backward ? 1 : gates) && p.blocks == whole(H, p.units) &&
+        p.depth == (backward ? gates : 1) * round_up(H, kGroup<T>) &&
+        (!together || p.blocks * p.at_once <= room.processors) && p.shard_rows % kRows == 0 &&
+        p.shard_rows <= most_rows(p.units) && p.shards * p.shard_rows >= batch &&
+        p.shared == sums + p.kept.shared * each && p.shared <= room.shared &&
+        p.kept.registers <= most_groups<T>(p.units / kColumns, tiles) && kept <= groups &&
+        (together ? kept == groups || p.shared + each > room.shared : p.kept.shared == 0);
+    if (!holds) expect(false, "the plan of a grid, H " + std::to_string(H));
+}
+
+template <class T>
+void test_grids() {
+    for (int gates : {1, 3, 4})
+        for (int bits = 0; bits < 8; ++bits)
+            for (int H = 1; H <= 5000; ++H)
+                for (int B : {1, 16, 17, 64, 1000})
+                    test_grid<T>(B, H, gates, bits & 1,
+                                 {bits & 2 ? 108 : 132, (bits & 4 ? 163 : 227) << 10, 1 << 20});
+    // Of an LSTM in 16 bit all is kept up to here, of 16 rows.
+    const auto at = [](int H) {
+        return plan_grid<Bfloat16>(16, H, 4, false, {132, 227 << 10, 128});
+    };
+    expect(at(1024).kept.shared == 0 && at(2048).kept.registers + at(2048).kept.shared == 8,
+           "what a grid keeps");
+}
+
 }  // namespace
 
 int main() {
@@ -146,6 +220,12 @@ int main() {
     test_facts();
     test_plans<float>();
     test_plans<Bfloat16>();
+    test_grids<float>();
+    test_grids<Bfloat16>();
+    test_kept<float, 1, 1, 3>();
+    test_kept<float, 3, 2, 2>();
+    test_kept<Bfloat16, 4, 1, 4>();
+    test_kept<Bfloat16, 8, 2, 3>();
 #define CELL(name, type) test<type>(#name);
 #include "core/cells.inc"
 #undef CELL

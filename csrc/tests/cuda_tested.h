@@ -67,7 +67,8 @@ public:
                 " B " + std::to_string(c_.B) + " H " + std::to_string(c_.H) +
                 (c_.reverse ? " reverse" : "") + (c_.lengths ? " lengths" : "") +
                 (c_.resets ? " resets" : "") + (c_.persistent ? "" : " step by step") +
-                (c_.cluster ? " in clusters of " + std::to_string(c_.cluster) : "");
+                (c_.cluster ? " in clusters of " + std::to_string(c_.cluster) : "") +
+                (c_.parts > 1 ? " units " + std::to_string(8 * c_.parts) : "");
         std::uniform_int_distribution<int> length(0, c_.T), one_in(0, 3);
         if (c_.lengths)
             for (int b = 0; b < c_.B; ++b) lengths_.push_back(length(generator));
@@ -94,12 +95,25 @@ public:
 private:
     size_t states() const { return size_t(c_.B) * c_.H; }
 
+    // What the device has for columns: all that there is, or room for just so many groups.
+    void limit(bool backward) const {
+        const Plan p = plan_grid<T>(c_.B, c_.H, G, backward, {emulator::processors, 0, 0});
+        const int wide = p.columns / kColumns, tiles = wide / grid_apart(wide);
+        emulator::kept = c_.in_registers < 0 ? 1 << 20 : registers_for(c_.in_registers, tiles);
+        emulator::shared =
+            c_.in_shared < 0 ? 227 << 10 : p.shared + shared_columns(c_.in_shared, tiles);
+    }
+
     // On a device just large enough for two shards to run at the same time, or too small for one.
     template <class Function, class Arrays>
     void call(Function function, bool backward, const Arrays& arrays) {
-        const int blocks = (c_.H + kColumns - 1) / kColumns;
-        emulator::use(c_.persistent ? 2 * blocks : blocks - 1, c_.cluster, c_.at_once);
-        emulator::kept = c_.kept;
+        // Or just too small for fewer units to a block.
+        const int blocks = whole(c_.H, c_.parts * kColumns);
+        const int processors = !c_.persistent  ? whole(c_.H, 4 * kColumns) - 1
+                               : c_.parts == 1 ? 2 * blocks
+                                               : whole(c_.H, c_.parts * kColumns / 2) - 1;
+        emulator::use(processors, c_.cluster, c_.at_once);
+        limit(backward);
         graphs.count = 0;  // those of the devices before
         emulator::launches = emulator::cluster_launches = emulator::graph_launches = 0;
         rnnfast_cuda_pass pass{};
@@ -125,6 +139,7 @@ private:
         expect(emulator::launches == (clusters ? 1 : grid_launches), what_ + ": launches");
         expect(emulator::cluster_launches == clusters, what_ + ": clusters");
         expect(emulator::graph_launches == graphs, what_ + ": graphs");
+        if (!clusters) expect(emulator::launched_blocks_x == blocks, what_ + ": blocks");
     }
 
     void forward() {
