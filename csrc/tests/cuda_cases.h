@@ -79,15 +79,17 @@ inline std::vector<Case> grid_cases() {
     return cases;
 }
 
-// Clusters of 1 to 16 blocks, of 8, 16 and 32 units each, with all else in every combination.
+// Clusters of 1 to 16 blocks, of 8, 16 and 32 units each, with all else in every combination, of 16 and
+// 32 units in half of them each.
 inline std::vector<Case> cluster_cases() {
     std::vector<Case> cases;
     for (int blocks = 1; blocks <= 16; ++blocks)
-        cases.push_back(Case{6, 3, 8 * blocks - blocks % 3}.with(blocks - 1).in_clusters(16));
+        cases.push_back(Case{5, 3, 8 * blocks - blocks % 3}.with(blocks - 1).in_clusters(16));
     for (int bits = 0; bits < 16; ++bits) {
         const int blocks = 1 + bits % 3;
-        cases.push_back(Case{5, 2, 16 * blocks - bits % 5}.with(bits).in_clusters(blocks));
-        cases.push_back(Case{5, 3, 32 * blocks - bits % 9}.with(bits).in_clusters(blocks));
+        const bool odd = (bits ^ bits >> 1 ^ bits >> 2 ^ bits >> 3) & 1;  // of options that are on
+        const Case wide{5, 3, 32 * blocks - bits % 9}, narrow{5, 2, 16 * blocks - bits % 5};
+        cases.push_back((odd ? wide : narrow).with(bits).in_clusters(blocks));
     }
     // Shards, and more of them than run at the same time.
     cases.push_back(Case{4, 35, 20}.with(15).in_clusters(16));
@@ -105,12 +107,12 @@ inline std::vector<Case> cluster_cases() {
 }
 
 // The largest H of blocks of 16 and of 32 units.
-inline const Case kLargest[] = {Case{4, 2, 250}.with(6).in_clusters(16),
-                                Case{4, 2, 510}.with(15).in_clusters(16)};
+inline const Case kLargest[] = {Case{3, 2, 250}.with(6).in_clusters(16),
+                                Case{3, 2, 510}.with(15).in_clusters(16)};
 
 // Long products, in the grid and in a cluster.
 inline std::vector<Case> exact_cases() {
-    Case grid{2, 2, 400}, cluster = Case{2, 2, 256}.in_clusters(16);
+    Case grid = Case{2, 2, 400}.in_blocks(2), cluster = Case{2, 2, 256}.in_clusters(16);
     grid.exact = cluster.exact = true;
     return {grid, cluster};
 }
