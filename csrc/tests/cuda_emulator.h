@@ -14,6 +14,7 @@ inline int device = 0;            // the current one
 inline bool has_code = true;      // whether there are kernels for it
 inline int questions = 0;         // that it was asked
 inline int processors = 8;        // that it has
+inline int on_each = 1;           // blocks of a grid that each runs at once
 inline int shared = 227 << 10;    // bytes that a block may have
 inline int kept = 1 << 20;        // registers that a thread has for columns, at most
 inline int launches = 0;          // of passes, not of `launch_each` or graphs
@@ -121,7 +122,7 @@ inline Error most_shared(int* bytes) {
 template <class Kernel>
 Error prepare(Kernel*, int shared, int* blocks) {
     ++emulator::questions;
-    *blocks = emulator::has_code && shared <= emulator::shared;
+    *blocks = emulator::has_code && shared <= emulator::shared ? emulator::on_each : 0;
     return emulator::has_code ? kFine : 1;
 }
 template <class Kernel>
@@ -138,7 +139,8 @@ template <class Args>
 Error launch(void (*kernel)(Args, int, int), Args args, int first, int last, const Grid& grid,
              Meeting meeting, Stream stream) {
     const bool clustered = meeting == Meeting::kCluster;
-    if (meeting == Meeting::kAll && grid.x * grid.y > emulator::processors) return 1;
+    const int at_once = emulator::on_each * emulator::processors;
+    if (meeting == Meeting::kAll && grid.x * grid.y > at_once) return 1;
     if (clustered && grid.x > emulator::cluster_blocks) return 1;
     if (grid.shared > emulator::shared) return 1;
     ++emulator::launches;

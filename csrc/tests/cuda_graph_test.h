@@ -125,6 +125,24 @@ inline void test_graphs() {
     expect_counts({1, 1, 0}, "too many graphs, one of them");
 }
 
+// Blocks that cannot run at the same time do not wait for each other.
+inline void test_occupancy() {
+    for (int hidden : {20, 70}) {  // in blocks of 8 units, and of 16
+        Inference pass(35, 3, hidden);
+        emulator::use(5);
+        counts();
+        expect(pass.put(0), "occupancy: together");
+        expect_counts({1, 0, 0}, "occupancy: together");
+        const std::vector<float> wanted = pass.y();
+        emulator::use(5);
+        emulator::on_each = 0;
+        graphs.count = 0;
+        expect(pass.put(0) && pass.y() == wanted, "occupancy: not together");
+        expect_counts({3, 1, 1}, "occupancy: not together");
+        emulator::on_each = 1;
+    }
+}
+
 // A device is asked by its first pass of a shape alone, which others may follow on other devices.
 inline void test_facts() {
     Inference small(3, 2, 9), large(3, 2, 40);

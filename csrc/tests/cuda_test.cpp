@@ -217,6 +217,7 @@ void test_grids() {
 
 int main() {
     test_graphs();
+    test_occupancy();
     test_facts();
     test_plans<float>();
     test_plans<Bfloat16>();
