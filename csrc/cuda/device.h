@@ -55,7 +55,7 @@ RNNFAST_DEVICE uint32_t load_acquired(const uint32_t* counter) {
 // Nanoseconds that pass.
 RNNFAST_DEVICE uint64_t clock_ns() {
     uint64_t now;
-    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     return now;
 }
 // The same bits, of which the compiler does not know that: what is made of them is made here, and
