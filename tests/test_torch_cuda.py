@@ -242,7 +242,7 @@ def test_the_rest_is_torchs(given):
     assert cuda.layer(ours, normal(*shape, dtype=given.get("dtype", torch.float32)), None) is None
 
 
-def test_the_report_says_what_runs():
+def test_the_report_says_what_runs(native):
     ours, _ = twins("gru")
     projected, _ = twins("lstm_projected")
     assert cuda.runs(ours.weight_ih_l0) and not cuda.runs(ours.double().weight_ih_l0)
