@@ -64,9 +64,10 @@ struct ForwardStep {
     RNNFAST_OUTLINE void finish_rows(ptrdiff_t first, ptrdiff_t n, ptrdiff_t column,
                                      const T* sums) const {
         ptrdiff_t r = 0;
-        for (; r + 2 <= n; r += 2, sums += 2 * W * L)
-            units_from<Pair<V>, W>(first + r, column, sums);
-        if (r < n) units_from<V, W>(first + r, column, sums);
+        if constexpr (kRegisters == 32)  // fewer do not hold what two rows need
+            for (; r + 2 <= n; r += 2, sums += 2 * W * L)
+                units_from<Pair<V>, W>(first + r, column, sums);
+        for (; r < n; ++r, sums += W * L) units_from<V, W>(first + r, column, sums);
     }
 
     // Equations of one row, or of a pair of them.
