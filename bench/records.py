@@ -57,7 +57,9 @@ class Row:
     median, q1 and q3. bound : microseconds; dropin_speedup : torch.nn's time over rnnfast.torch's,
     a mapping like those; peak : GFLOP/s of the core in bfloat16; bytes and relative_error : by how
     a stream keeps its weights; function : microseconds of torch's autograd, called for nothing;
-    low_bound : microseconds, of the layer in bfloat16.
+    low_bound : microseconds, of the layer in bfloat16; arithmetic_over_one : how many times as fast
+    arithmetic is on all threads as on one, a mapping like those; meeting : microseconds that the
+    threads take to meet.
     All these are None where they were not measured.
     """
 
@@ -73,6 +75,8 @@ class Row:
     relative_error: dict[str, float] | None = None
     function: float | None = None
     low_bound: float | None = None
+    arithmetic_over_one: dict[str, float] | None = None
+    meeting: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -107,6 +111,37 @@ class Row:
         return self.ratio(ONE_THREAD)
 
     @property
+    def over_one_thread_at_best(self) -> float | None:
+        """What that would be if threads gained as much as in arithmetic; None where not known.
+
+        The only row of the only layer and direction is shared out by units, and its threads meet in
+        each step, in training twice. Where more threads gain nothing one does it all.
+        """
+        alone = self.times.get(ONE_THREAD)
+        if alone is None or self.arithmetic_over_one is None or self.meeting is None:
+            return None
+        shape, best = self.case.shape, alone["median"] / self.arithmetic_over_one["median"]
+        if shape.B * shape.L * shape.D == 1:
+            best += self.meeting * shape.T * (2 if self.mode == "training" else 1)
+        return max(1.0, alone["median"] / best)
+
+    @property
+    def dropin_speedup_at_best(self) -> float | None:
+        """`dropin_speedup` if rnnfast.torch took what ours does at least, and autograd does.
+
+        At least: the bound where that is known.
+        """
+        dropin = self.times.get(DROPIN)
+        if self.dropin_speedup is None or dropin is None:
+            return None
+        if self.mode == "training" and self.function is None:
+            return None
+        least = min(self.ours, self.bound or self.ours)
+        if self.mode == "training":
+            least += self.function or 0.0
+        return self.dropin_speedup["median"] * max(1.0, dropin["median"] / least)
+
+    @property
     def dropin_cost(self) -> float | None:
         """Microseconds that rnnfast.torch takes beyond ours; None where it was not timed."""
         found = self.times.get(DROPIN)
@@ -134,6 +169,8 @@ def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
             entry.get("relative_error"),
             entry.get("function_us"),
             entry.get("low_bound_us"),
+            entry.get("arithmetic_over_one"),
+            entry.get("meeting_us"),
         )
         for entry in record.get(section, [])
     ]

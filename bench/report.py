@@ -45,7 +45,11 @@ BOUND = """\
 The bound is what the core could do at best, from the peak of its arithmetic, the bandwidth of
 reading the weights from the cache they lie in and of writing their gradients, and the cost of the
 activations, all measured in the same process; [`bench/roofline.py`](../bench/roofline.py) has the
-formula. What a floor's figure would be if we took no more than the bound stands beside it.
+formula. It is stretched by how much longer arithmetic took in the rounds than at its best
+([`bench/pace.py`](../bench/pace.py)), as a machine that others use too is seldom at its best. What
+a floor's figure would be if we took no more than the bound stands beside it; two threads gain at
+most what arithmetic does by them, less what it takes them to meet; and rnnfast.torch takes at least
+the bound and, in training, what torch does where nothing is computed.
 """
 DROPIN = """\
 Modules of [`rnnfast.torch`](../rnnfast/torch) beside those of `torch.nn`, with the same weights and

@@ -217,7 +217,7 @@ PRESETS = {
         streams=("1-1-64-64-stream", "1-1-256-256-stream"),
     ),
     "full": Preset(
-        seconds=0.4,
+        seconds=0.3,
         shapes=tuple(SHAPES),
         double=("100-1-128-128", "64-16-64-128", "100-32-256-256"),
         memory=tuple(n for n, s in SHAPES.items() if s.T * s.B * s.H * s.L * s.D >= MEMORY_FROM),

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bench import low_precision, memory, peers, roofline, timing, validation
+from bench.pace import Pace
 from bench.peers.ours import Ours
 from bench.peers.streams import Steps, StepsInC
 from bench.problem import Problem, make_problem
-from bench.shapes import MODES, SHORTEST, STEP, Case
+from bench.shapes import CELL_LOOPS, MODES, STEP, WAYS, Case
 from rnnfast._low_precision import FORMATS
-
-AUTOGRAD_SECONDS = 0.3
 
 # What makes each contender's peer, which may fail to be imported.
 Makers = dict[str, Callable[[], peers.Peer]]
@@ -29,9 +30,12 @@ def time_case(
     parsed = Case.from_dict(case)
     problem = make_problem(parsed)
     bounds: dict[str, float] = {}
-    native = roofline.native_module()
-    if native is not None and parsed.threads == 1:
-        bounds = roofline.bound(parsed, roofline.measure_roof(native, parsed.dtype))
+    native, pace = roofline.native_module(), None
+    if native is not None:
+        roof = roofline.measure_roof(native, parsed.dtype)
+        pace = Pace(native, parsed.dtype, roof.peak, parsed.threads)
+        if parsed.threads == 1:
+            bounds = roofline.bound(parsed, roof)
     makers: Makers = {name: partial(peers.load, name, yardstick) for name in contenders}
     if parsed.threads > 1:
         makers[peers.ONE_THREAD] = partial(Ours, threads=1)
@@ -39,14 +43,21 @@ def time_case(
         makers[peers.NEW_WEIGHTS] = partial(Ours, new_weights=True)
     entries = []
     for mode in MODES:
-        entry = _time_mode(problem, mode, makers, seconds)
+        entry = _time_mode(problem, mode, makers, seconds, pace)
         if mode in bounds:
-            entry["bound_us"] = float(f"{bounds[mode] * 1e6:.5g}")
+            entry["bound_us"] = _stretched(bounds[mode], entry)
         entries.append({"case": asdict(parsed), "mode": mode, **entry})
     return entries
 
 
-def _time_mode(problem: Problem, mode: str, makers: Makers, seconds: float) -> dict[str, Any]:
+def _stretched(bound: float, entry: dict[str, Any]) -> float:
+    """The bound of so many seconds at the speed that the machine had, in microseconds."""
+    return float(f"{bound * entry['slowed'] * 1e6:.5g}")
+
+
+def _time_mode(
+    problem: Problem, mode: str, makers: Makers, seconds: float, pace: Pace | None = None
+) -> dict[str, Any]:
     case, baseline = problem.case, makers[peers.BASELINE]().build(problem, mode)
     runners = {peers.BASELINE: baseline}
     want = _answer(baseline)
@@ -63,43 +74,45 @@ def _time_mode(problem: Problem, mode: str, makers: Makers, seconds: float) -> d
                 runners[name] = _validated(peer.build(problem, mode), want, case.dtype)
         except Exception as error:  # one peer's failure leaves the others' times
             errors[name] = f"{type(error).__name__}: {error}"
-    rounds = timing.interleave(
-        {
-            name: timing.Contender(runner.run, runner.ready, len(problem.inputs))
-            for name, runner in runners.items()
-        },
-        seconds,
-        case.threads,
-    )
-    ours = rounds.times[peers.BASELINE]
+    contenders = {
+        name: timing.Contender(runner.run, runner.ready, len(problem.inputs))
+        for name, runner in runners.items()
+    }
+    least = _least_of_autograd(problem, mode) if peers.DROPIN in runners else {}
+    with nullcontext({}) if pace is None else pace.contenders() as arithmetic:
+        timed = {**arithmetic, **contenders, **least}
+        rounds = timing.interleave(timed, seconds, case.threads)
+    times = {name: rounds.times[name] for name in contenders}
+    ours = times[peers.BASELINE]
     entry: dict[str, Any] = {
-        "times_us": {n: timing.spread_of(t).scaled(1e6).as_dict() for n, t in rounds.times.items()},
+        "times_us": {name: timing.spread_of(t).scaled(1e6).as_dict() for name, t in times.items()},
         "rounds": len(ours),
         "disturbed": round(rounds.disturbed, 3),
         "ratios": {
             name: timing.spread_of(other / ours).as_dict()
-            for name, other in rounds.times.items()
+            for name, other in times.items()
             if name != peers.BASELINE
         },
         "skipped": skipped,
         "errors": errors,
     }
-    if {"torch", peers.DROPIN} <= rounds.times.keys():
-        speedup = rounds.times["torch"] / rounds.times[peers.DROPIN]
-        entry["dropin_speedup"] = timing.spread_of(speedup).as_dict()
-    if peers.DROPIN in rounds.times and mode == "training" and case.shape.name == SHORTEST:
-        entry["function_us"] = _of_autograd(problem)
+    if pace is not None:
+        entry |= pace.entries(rounds.times)
+    if {"torch", peers.DROPIN} <= times.keys():
+        entry["dropin_speedup"] = timing.spread_of(times["torch"] / times[peers.DROPIN]).as_dict()
+    for name in least:
+        entry["function_us"] = float(f"{np.median(rounds.times[name]) * 1e6:.5g}")
     return entry
 
 
-def _of_autograd(problem: Problem) -> float:
-    """Microseconds of torch's own part in a training step of a layer that computes nothing."""
-    from bench.peers.torch import Nothing
+def _least_of_autograd(problem: Problem, mode: str) -> dict[str, timing.Contender]:
+    """Torch's own part in a training step, where nothing is computed."""
+    if mode != "training":
+        return {}
+    from bench.peers.torch import Nothing, NothingInALoop
 
-    runner = Nothing(problem)
-    contender = timing.Contender(runner.run, runner.ready, len(problem.inputs))
-    rounds = timing.interleave({"": contender}, AUTOGRAD_SECONDS, problem.case.threads)
-    return float(f"{timing.spread_of(rounds.times['']).median * 1e6:.5g}")
+    runner = (NothingInALoop if problem.case.shape.name in WAYS[CELL_LOOPS] else Nothing)(problem)
+    return {"autograd": timing.Contender(runner.run, runner.ready, len(problem.inputs))}
 
 
 def _validated(runner: peers.Runner, want: dict[str, NDArray], dtype: str) -> peers.Runner:
@@ -149,12 +162,13 @@ def time_steps(
         makers |= {name: partial(peers.load, name) for name in (peers.RUN, peers.BOUND_RUN)}
     native = roofline.native_module()
     roof = None if native is None else roofline.measure_roof(native, "float32")
+    pace = None if roof is None else Pace(roof.native, "float32", roof.peak)
     entries = []
     for fields in cases:
         case = Case.from_dict(fields)
-        entry = _time_mode(make_problem(case), STEP, makers, seconds)
+        entry = _time_mode(make_problem(case), STEP, makers, seconds, pace)
         if roof is not None:
-            entry["bound_us"] = float(f"{roofline.step_bound(case, roof) * 1e6:.5g}")
+            entry["bound_us"] = _stretched(roofline.step_bound(case, roof), entry)
         entry["times_us"] = {
             name: {part: float(f"{value / case.shape.T:.5g}") for part, value in spread.items()}
             for name, spread in entry["times_us"].items()
@@ -171,7 +185,7 @@ def time_precision(
     """One entry for each mode: our layer in float32 beside ours and torch's in low precision.
 
     `peak_gflops` is the core's peak in bfloat16, as `low_precision.peak` has it, and
-    `low_bound_us` what a layer in it takes at best.
+    `low_bound_us` what a layer in it takes at best, both at the speed that the machine had.
     """
     parsed = Case.from_dict(case)
     problem = make_problem(parsed)
@@ -179,15 +193,17 @@ def time_precision(
     makers |= {name: partial(Ours, precision=kind) for kind, name in peers.OURS_IN.items()}
     if "torch" in contenders:
         makers |= {name: partial(peers.load, name) for name in peers.TORCH_IN.values()}
-    native = roofline.native_module()
+    native, pace = roofline.native_module(), None
+    if native is not None:
+        roof, peak = roofline.measure_roof(native, "float32"), low_precision.peak(native)
+        pace = Pace(native, "float32", roof.peak)
+        bounds = low_precision.bound(parsed, roof, peak)
     entries = []
     for mode in MODES:
-        entry = {"case": case, "mode": mode, **_time_mode(problem, mode, makers, seconds)}
-        if native is not None:
-            peak = low_precision.peak(native)
-            bounds = low_precision.bound(parsed, roofline.measure_roof(native, "float32"), peak)
-            entry["peak_gflops"] = round(peak / 1e9, 2)
-            entry["low_bound_us"] = float(f"{bounds[mode] * 1e6:.5g}")
+        entry = {"case": case, "mode": mode, **_time_mode(problem, mode, makers, seconds, pace)}
+        if pace is not None:
+            entry["peak_gflops"] = round(peak / entry["slowed"] / 1e9, 2)
+            entry["low_bound_us"] = _stretched(bounds[mode], entry)
         entries.append(entry)
     return entries
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,8 +60,8 @@ class Contender:
     """
 
     run: Callable[[int], object]
-    ready: Callable[[], AbstractContextManager[object]]
-    rotated: int
+    ready: Callable[[], AbstractContextManager[object]] = nullcontext
+    rotated: int = 1
 
 
 def time_block(run: Callable[[int], object], calls: int, rotated: int) -> tuple[float, float]:

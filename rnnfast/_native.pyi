@@ -257,5 +257,8 @@ def probe_fma(dtype: str, rounds: int, /) -> int:
 def probe_dot(format: str, rounds: int, /) -> int:
     """Products of words of a format in registers; returns the operations, two a product."""
 
+def probe_meetings(threads: int, rounds: int, /) -> int:
+    """So many threads meet `rounds` times, as in the steps of a layer; returns how many came."""
+
 def probe_read(array: NDArray, rounds: int, /) -> float:
     """The sum of a contiguous 1-D array, read `rounds` times but for what fills no vector."""

@@ -13,7 +13,9 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("bench", reason="the tests run without bench")
 
-from bench import problem, roofline
+import rnnfast
+from bench import problem, roofline, timing
+from bench.pace import Pace
 from bench.shapes import CELLS, GATES, Case, Shape
 
 pytestmark = pytest.mark.slow
@@ -81,3 +83,29 @@ def test_probes_do_what_they_say(native, dtype):
     assert native.probe_read(numbers[: lanes - 1], 3) == 0
     with pytest.raises(ValueError, match="dtype: expected"):
         native.probe_fma("float16", 1)
+
+
+@pytest.mark.usefixtures("keep_threads")
+def test_threads_that_meet(native):
+    rnnfast.set_num_threads(3)
+    assert [native.probe_meetings(threads, 5) for threads in (1, 2, 3, 4)] == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("keep_threads")
+def test_the_pace_of_the_machine(native, threads):
+    rnnfast.set_num_threads(threads)
+    pace = Pace(native, "float32", roofline.fma_peak(native, "float32"), threads)
+    with pace.contenders() as contenders:
+        times = timing.interleave(contenders, 0.05, threads).times
+    measured = pace.entries(times)
+    assert 0.9 < measured["slowed"] < 20
+    if threads == 1:
+        assert measured.keys() == {"slowed"}
+        return
+    assert 0.4 < measured["arithmetic_over_one"]["median"] < 2.2
+    assert 0 < measured["meeting_us"] < 1000
+    # A machine at half of its speed.
+    later = pace.entries({name: 2 * seconds for name, seconds in times.items()})
+    assert later["slowed"] == pytest.approx(2 * measured["slowed"], rel=1e-3)
+    assert later["arithmetic_over_one"] == measured["arithmetic_over_one"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,94 +12,19 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("bench", reason="the tests run without bench")
 
+import full_record
 import low_records
+from full_record import find
 from low_records import spread
 
-from bench import cli, floors, machine, memory, peers, records, roofline, runs
+from bench import cli, floors, machine, peers, records
 from bench.compare import compare
-from bench.shapes import (
-    CELL_LOOPS,
-    CELLS,
-    MODES,
-    PACKED,
-    PRECISION,
-    SHAPES,
-    STREAMS,
-    WAYS,
-    Case,
-    scaling_shapes,
-)
-
-DROPIN_COST = 5.0  # µs
-
-
-def entry(case, mode, ratio=5.0):
-    ours = 100.0
-    others = ["torch", "onnxruntime", peers.YARDSTICK]
-    if case.threads == 2:
-        others.append(peers.ONE_THREAD)
-    times = {name: spread(ours * ratio) for name in others}
-    return {
-        "case": asdict(case),
-        "mode": mode,
-        "times_us": {"ours": spread(ours), peers.DROPIN: spread(ours + DROPIN_COST), **times},
-        "ratios": {peers.DROPIN: spread(0.5), **{name: spread(ratio) for name in others}},
-        "dropin_speedup": spread(12.0),
-        "disturbed": 0.0,
-        "skipped": {},
-        "errors": {},
-        "bound_us": 0.95 * ours,
-    }
+from bench.shapes import CELLS, MODES, PRECISION, STREAMS, WAYS
 
 
 @pytest.fixture
 def record():
-    """A record in which every floor holds."""
-    cases = [
-        Case(cell, shape, threads=threads)
-        for shape in SHAPES.values()
-        for cell in shape.cells
-        for threads in (1, 2)
-    ]
-    by_way = {
-        way: [
-            entry(Case(cell, shape, threads=threads), "training")
-            for shape in shapes.values()
-            for cell in CELLS
-            for threads in (1, 2)
-        ]
-        for way, shapes in WAYS.items()
-    }
-    big = asdict(Case("gru", SHAPES["100-32-256-256"]))
-    swept = [Case("gru", shape) for shape in scaling_shapes("T", (4, 16, 64))]
-    parts = {
-        "results": [entry(case, mode) for case in cases for mode in MODES],
-        **by_way,
-        "memory": [
-            {"case": big, "contender": contender, "mib": mib}
-            for contender, mib in zip(memory.CONTENDERS, (30.0, 15.0, 60.0), strict=True)
-        ],
-        "scaling": [entry(case, mode) for case in swept for mode in MODES],
-        "levels": {"float32": {"peak": 100.0, **dict.fromkeys(roofline.LEVELS, 50.0)}},
-        **low_records.sections(),
-    }
-    return {
-        "format": records.FORMAT,
-        "date": "2000-01-01T00:00:00+00:00",
-        "commit": None,
-        "machine": machine.describe(),
-        "versions": machine.versions(),
-        "options": asdict(runs.Options()),
-        "missing": {},
-        "errors": [],
-        "seconds": 1,
-        **parts,
-    }
-
-
-def find(record, cell, shape, mode, threads=1, section="results"):
-    keys = [row.key for row in records.rows(record, section)]
-    return record[section][keys.index((cell, shape, "float32", mode, threads))]
+    return full_record.make()
 
 
 def saved(record, path):
@@ -144,75 +68,6 @@ def test_a_floor_that_fails_names_its_shape(what, record, tmp_path, capsys):
     assert f"{cell} {shape} {mode}: {ratio:.3f}, expected at least" in failure
     at_best = f"; {ratio / 0.95:.2f} at the bound"  # which is known of one thread
     assert failure.endswith(at_best) == (threads == 1)
-
-
-DOCTORED_DROPIN = {
-    "one thread: LSTM at T = B = 1, inference, against torch.nn": (
-        ("lstm", "1-1-1024-1024", "inference", 1, "results"),
-        {"dropin_speedup": spread(9.9)},
-        "9.900, expected at least 10",
-    ),
-    "2 threads: RNN training, against torch.nn": (
-        ("rnn", "33-5-17-45", "training", 2, "results"),
-        {"dropin_speedup": spread(0.99)},
-        "0.990, expected at least 1",
-    ),
-    "one thread: PackedSequence, training, against torch.nn": (
-        ("gru", "200-32-256-256-packed", "training", 1, PACKED),
-        {"dropin_speedup": spread(3.9)},
-        "3.900, expected at least 4",
-    ),
-    "2 threads: a loop of LSTMCell, training, against torch.nn": (
-        ("lstm", "100-16-256-256-cells", "training", 2, CELL_LOOPS),
-        {"dropin_speedup": spread(2.9)},
-        "2.900, expected at least 3",
-    ),
-    "one thread: µs of its own, inference": (
-        ("rnn", "1-1-64-64", "inference", 1, "results"),
-        {"times_us": {"ours": spread(2.0), peers.DROPIN: spread(10.5)}},
-        "8.500, expected at most 8",
-    ),
-    "2 threads: µs of its own, training": (
-        ("gru", "1-1-64-64", "training", 2, "results"),
-        {"times_us": {"ours": spread(10.0), peers.DROPIN: spread(56.0)}, "function_us": 45.5},
-        "46.000, expected at most 45; 45.50 at the bound",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DOCTORED_DROPIN)
-def test_the_floors_of_the_dropin(name, record):
-    (cell, shape, mode, threads, section), doctored, sentence = DOCTORED_DROPIN[name]
-    find(record, cell, shape, mode, threads, section).update(doctored)
-    failures = {v.floor.name: v.failures for v in floors.check(record)[0] if v.failures}
-    assert failures == {f"{peers.DROPIN}, {name}": [f"{cell} {shape} {mode}: {sentence}"]}
-
-
-@pytest.mark.parametrize(("cell", "mean"), [("rnn", 4.0), ("gru", 4.0), ("lstm", 1.6)])
-def test_the_mean_speedup_of_the_dropin(cell, mean, record):
-    for row in record["results"]:
-        of_cell = row["case"]["cell"] == cell and row["case"]["threads"] == 2
-        if of_cell and row["mode"] == "training" and not row["case"]["shape"]["ragged"]:
-            row["dropin_speedup"] = spread(0.9 * mean)
-    find(record, cell, "200-32-256-256-ragged", "training", 2)["dropin_speedup"] = spread(4.0)
-    failing = {v.floor.name: v.failures for v in floors.check(record)[0] if v.failures}
-    name = f"{peers.DROPIN}, 2 threads: {cell.upper()} training, against torch.nn"
-    assert failing.keys() == {name}
-    assert failing[name][0].endswith(f"expected at least {mean:g}")
-
-
-def test_a_dropin_that_costs_nothing_holds(record):
-    free = find(record, "lstm", "1-1-64-64", "training")
-    free["times_us"] = {"ours": spread(10.0), peers.DROPIN: spread(9.0)}
-    verdicts, _ = floors.check(record)
-    (verdict,) = (
-        v for v in verdicts if v.floor.name.endswith("one thread: µs of its own, training")
-    )
-    assert verdict.failures == [] and verdict.mean is None
-    assert verdict.worst.value == DROPIN_COST
-    assert any(
-        f"{verdict.floor.name}: 3 figures, worst 5.00" in t for t in floors.describe(verdicts, [])
-    )
 
 
 def test_the_dropin_is_no_peer_to_beat(record):

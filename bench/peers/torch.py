@@ -100,32 +100,6 @@ class _Training(_Inference):
         return {"output": output.detach().numpy(), "input": x.grad.numpy(), **gradients}
 
 
-class _EmptyStep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, states: int, size: int, *parameters: Any) -> Any:
-        ctx.save_for_backward(x, *parameters)
-        steps, batch, _ = x.shape
-        return x.new_empty(steps, batch, size), *(x.new_empty(batch, size) for _ in range(states))
-
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> Any:
-        of_x, *of_parameters = map(torch.empty_like, ctx.saved_tensors)
-        return of_x, None, None, *of_parameters
-
-
-class Nothing(_Training):
-    """A layer that computes nothing: what torch's autograd takes of a training step by itself."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem, torch.nn)
-        self._tensors = list(self._parameters.values())
-        self._states = 2 if problem.case.cell == "lstm" else 1
-        self._size = problem.case.shape.H
-
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _EmptyStep.apply(x, self._states, self._size, *self._tensors)[0]
-
-
 class _Loop(_Training):
     """A cell over the steps of a sequence, from states of zeros."""
 
@@ -174,3 +148,44 @@ class _Packed(_Training):
         gradients = {name: p.grad.numpy() for name, p in self._parameters.items()}
         d_input = self._pad(x._replace(data=x.data.grad))
         return {"output": self._pad(output).detach().numpy(), "input": d_input.numpy(), **gradients}
+
+
+class _Empty(torch.autograd.Function):
+    """Of `inputs`, outputs of `shapes`, and gradients, none of which anything is written to."""
+
+    @staticmethod
+    def forward(ctx: Any, shapes: list[tuple[int, ...]], *inputs: torch.Tensor) -> Any:
+        ctx.save_for_backward(*inputs)
+        return tuple(inputs[0].new_empty(shape) for shape in shapes)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        return None, *map(torch.empty_like, ctx.saved_tensors)
+
+
+class Nothing(_Training):
+    """A layer that computes nothing: what torch's autograd takes of a training step by itself."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem, torch.nn)
+        shape, states = problem.case.shape, 2 if problem.case.cell == "lstm" else 1
+        state = shape.L * shape.D, shape.B, shape.H
+        self._shapes = [(shape.T, shape.B, shape.D * shape.H), *states * [state]]
+        self._tensors = list(self._parameters.values())
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Empty.apply(self._shapes, x, *self._tensors)[0]
+
+
+class NothingInALoop(_Loop):
+    """The same for a loop of cells."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem, torch.nn)
+        parameters, shape = list(self._parameters.values()), problem.case.shape
+        states = (2 if problem.case.cell == "lstm" else 1) * [(shape.B, shape.H)]
+
+        def cell(x: torch.Tensor, before: Any) -> Any:
+            return _Empty.apply(states, x, *(before or ()), *parameters)
+
+        self._module = cell

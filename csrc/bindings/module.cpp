@@ -119,6 +119,19 @@ ptrdiff_t probe_fma(ptrdiff_t rounds) {
     return flops;
 }
 
+// The threads of a team that met so many times and did nothing else.
+int probe_meetings(int threads, ptrdiff_t rounds) {
+    py::gil_scoped_release release;
+    Team team(threads, 0, true);
+    const int size = team.size();
+    Meeting meeting(size);
+    team.run([&](int) {
+        Meeting::Place place(meeting);
+        for (ptrdiff_t round = 0; round < rounds; ++round) place.wait();
+    });
+    return size;
+}
+
 template <class T>
 T probe_read(const py::array_t<T>& array, ptrdiff_t rounds) {
     const auto from = view<const T>(array, {"array", {array.size()}});
@@ -214,6 +227,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
 #undef FORMAT
         throw py::value_error("format: expected a name in formats.inc, got " + format);
     });
+    m.def("probe_meetings", &probe_meetings);
 #define DTYPE(name, type) m.def("probe_read", &probe_read<type>, py::arg().noconvert(), py::arg());
 #include "core/dtypes.inc"
 #undef DTYPE
