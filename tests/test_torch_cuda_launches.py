@@ -96,7 +96,7 @@ def test_the_report_says_why(emulator, monkeypatch):
         is_cuda, dtype, device = True, torch.float32, torch.device("cuda:0")
 
     module = rt.LSTM(5, HIDDEN)
-    monkeypatch.setattr(module, "parameters", lambda: iter([OnCuda()]))
+    monkeypatch.setattr(module, "_parameter", lambda index: OnCuda())
     assert accelerating.report(module)[0].reason == ""
     emulator.use(has_code=False)
     cuda._lacking.clear()

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch_models import H, by_torch, packs_made, run  # noqa: E402  after torch is known to be there
+from torch_models import H, by_torch, inputs, packs_made, run  # noqa: E402  after torch is known to be there
 
 import rnnfast.torch as rt  # noqa: E402
 from rnnfast import _backend  # noqa: E402
@@ -52,8 +52,22 @@ def test_freeze_holds_for_this_memory_alone(layer):
     run(rt.freeze(layer))
     layer.weight_hh_l0.data = torch.eye(H)
     torch.testing.assert_close(run(layer), by_torch(layer))
+    layer.weight_hh_l0.data.mul_(2)  # which is no part of the promise
+    torch.testing.assert_close(run(layer), by_torch(layer))
     run(rt.freeze(layer.double()).float())
     torch.testing.assert_close(run(layer), by_torch(layer))
+
+
+def test_freeze_holds_for_no_parameters_of_a_call(layer):
+    """Those of a `functional_call`, as of an average that changes in place."""
+    rt.freeze(layer)
+    average = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    for _ in range(2):
+        with torch.no_grad():
+            got = torch.func.functional_call(layer, average, (inputs(),))[0]
+        layer.load_state_dict(average)
+        torch.testing.assert_close(got, by_torch(layer))
+        average["weight_hh_l0"].mul_(2)
 
 
 def test_freeze_of_a_model_and_its_copies():

@@ -97,7 +97,7 @@ import rnnfast.torch as rt
 told = {"compiler": "torch._dynamo" in sys.modules}
 torch.set_num_threads(1)
 rnnfast.set_num_threads(2)
-module, x = rt.LSTM(700, 700), torch.randn(1, 1, 700)
+module, x = rt.LSTM(700, 700), torch.randn(2, 1, 700)
 before = psutil.Process().num_threads()
 with torch.no_grad():
     for _ in range(5):

@@ -134,6 +134,7 @@ public:
 
     void forward() const { run_forward_stack(jobs_.data(), layers_.layers(), layers_.directions); }
     void backward(const PassGradients<T>& grads) const;
+    int lowest_wanted(const PassGradients<T>& grads) const;
 
     // Of the tape of a pass of so many rows; throws where no memory could hold it.
     static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
@@ -253,18 +254,21 @@ template <class T>
 void Pass<T>::backward(const PassGradients<T>& grads) const {
     const ptrdiff_t width = layers_.width(), hidden = layers_.hidden(), output = layers_.output();
     const int directions = layers_.directions, layers = layers_.layers();
-    const int inner = std::min(layers - 1, 2);
+    const int lowest = lowest_wanted(grads);
+    if (lowest == layers) return;
+    const int inner = std::min(layers - 1 - lowest, 2);
     const ptrdiff_t between_size = Arena<T>::whole_lines(rows() * output);
-    const ptrdiff_t lowest = grads.dx.data ? layers_.input() : 0;
-    const ptrdiff_t widest = layers > 1 ? std::max(output, lowest) : lowest;
+    const ptrdiff_t input = grads.dx.data ? layers_.input() : 0;
+    const ptrdiff_t widest = inner ? std::max(output, input) : input;
     const ptrdiff_t second_size = directions == 2 ? rows() * widest : 0;
     Arena<T> arena(inner * between_size + Arena<T>::whole_lines(second_size));
     T* const between = arena.take(inner * between_size);
     T* const second_dx = arena.take(second_size);
     std::vector<BackwardJob<T>> jobs(jobs_.size());
     Rows<const T> dy = grads.dy;
-    for (int layer = layers; layer-- > 0;) {
-        const Rows<T> dx = layer ? dense(between + layer % inner * between_size, output) : grads.dx;
+    for (int layer = layers; layer-- > lowest;) {
+        const Rows<T> dx =
+            layer > lowest ? dense(between + layer % inner * between_size, output) : grads.dx;
         for (int direction = 0; direction < directions; ++direction) {
             const int k = layer * directions + direction;
             const ForwardJob<T>& forward = jobs_[size_t(k)];
@@ -286,7 +290,19 @@ void Pass<T>::backward(const PassGradients<T>& grads) const {
         }
         dy = {dx.data, dx.step, dx.row};
     }
-    run_backward_stack(jobs.data(), layers, directions);
+    run_backward_stack(jobs.data() + lowest * directions, layers - lowest, directions);
+}
+
+// The lowest layer at or below which a gradient is wanted; that after the last where none is.
+template <class T>
+int Pass<T>::lowest_wanted(const PassGradients<T>& grads) const {
+    if (grads.dx.data || grads.dh0 || grads.dc0) return 0;
+    size_t job = 0;
+    for (; job < grads.weights.size(); ++job) {
+        const Weights<T>& w = grads.weights[job];
+        if (w.weight_ih || w.weight_hh || w.bias_ih || w.bias_hh || w.weight_hr) break;
+    }
+    return int(job) / layers_.directions;
 }
 
 }  // namespace rnnfast

@@ -155,7 +155,8 @@ def _class_for(module: Module, twins: dict[Any, Any]) -> Any:
 def _frozen(model: Model, frozen: bool) -> Model:
     for module in model.modules():
         if isinstance(module, (Layer, Cell)):
-            PackCache.of(module).freeze(frozen)
+            cache = PackCache.of(module)
+            cache.freeze(module._weights(cache) if frozen else None)
     return model
 
 
@@ -171,7 +172,7 @@ def _left(module: Module) -> str:
 
 
 def _by_torch(module: Layer | Cell) -> str:
-    weight = next(module.parameters())
+    weight = module._parameter(0)
     if isinstance(module, Layer) and not module.proj_size and cuda.runs(weight):
         return ""
     if weight.device.type != "cpu":

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from rnnfast.torch import differentiable
-from rnnfast.torch.exchange import States, copy_of, gradients, is_special, state_of, states_of
+from rnnfast.torch.exchange import (
+    States,
+    are_for_torch,
+    copy_of,
+    gradients,
+    state_of,
+    states_of,
+)
 from rnnfast.torch.packs import Packs, Parameters
 
 _get_num_threads = torch.get_num_threads
@@ -97,8 +104,7 @@ class _Pass(torch.autograd.Function):
         weights = saved[5:]
         wanted = ctx.needs_input_grad[2:]
         d_outputs = (dy, *d_states)
-        # With create_graph; or for gradients in batches, or negated ones, which no kernel reads.
-        if torch.is_grad_enabled() or any(map(is_special, d_outputs)):
+        if are_for_torch(d_outputs):
             given = dy, d_states, x, h0, c0, weights, wanted
             form = packs.kind, call.batch_sizes, call.batch_first
             found = differentiable.gradients(*form, *given)

@@ -19,9 +19,9 @@ from rnnfast.torch import differentiable
 from rnnfast.torch.autograd import Call
 from rnnfast.torch.exchange import (
     States,
+    are_for_torch,
     gradients,
     is_leaf,
-    is_special,
     requires_grad,
     state_of,
     states_of,
@@ -99,7 +99,8 @@ class _Weights:
         if left is None:
             left = self._left[task] = []
             holder = self._holder()
-            if holder is not None and holder.shared is not None and holder.shared[0] is self:
+            shared = None if holder is None else holder.shared  # other threads may change it
+            if holder is not None and shared is not None and shared[0] is self:
                 holder.shared = None  # a graph that is taken back grows no more
             # Where the token is not asked for, as when only gradients at inputs are wanted.
             engine: Any = torch.autograd.Variable._execution_engine
@@ -239,8 +240,7 @@ class _StepFunction(torch.autograd.Function):
         tape, x, h0, c0 = ctx.saved_tensors
         own.check_unchanged()
         _, _, _, at_weights, *wanted = ctx.needs_input_grad
-        # With create_graph; or for gradients in batches, or negated ones, which no kernel reads.
-        if torch.is_grad_enabled() or any(map(is_special, d_states)):
+        if are_for_torch(d_states):
             found = differentiable.gradients(
                 own.kind,
                 None,
@@ -258,6 +258,10 @@ class _StepFunction(torch.autograd.Function):
             return (None, None, None, None, *found[:3])
         states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
         at_inputs = (wanted[0], wanted[1] or wanted[2], *own.none_wanted)
+        if at_weights:
+            own.leave(_Step(x, states, tape, d_states))
+        if not any(wanted):
+            return (None,) * 7
         dx, initial, _ = gradients(
             own.parameters.still(ctx.packs, own.weights).stack(),
             x,
@@ -269,8 +273,6 @@ class _StepFunction(torch.autograd.Function):
             d_states,
             at_inputs,
         )
-        if at_weights:
-            own.leave(_Step(x, states, tape, d_states))
         return (
             None,
             None,

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from rnnfast import _config, _cuda
 from rnnfast._cells import Sizes
 from rnnfast.torch import differentiable
-from rnnfast.torch.exchange import TENSORS, States, is_special
+from rnnfast.torch.exchange import TENSORS, States, are_for_torch
 from rnnfast.torch.kinds import Kind
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ class _Pass(torch.autograd.Function):
         form: _Form = ctx.form
         *given, y, saved = ctx.saved_tensors
         # With create_graph; or for gradients in batches, or negated ones, which no kernel reads.
-        if torch.is_grad_enabled() or any(map(is_special, (dy, *d_last))):
+        if are_for_torch((dy, *d_last)):
             return None, *_by_torch(form, (dy, *d_last), given, ctx.needs_input_grad[1:])
         x, h0, c0, w_ih, w_hh, *_ = given
         w_hh, h0, c0 = w_hh.contiguous(), _contiguous(h0), _contiguous(c0)

@@ -189,17 +189,21 @@ def _gradients(
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """The gradients of what `run` makes of `given`, at those of them that are wanted."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, or the gradient at x would hold what reaches x through an h0 made from it.
         own: list[Any] = [None if t is None else t.view_as(t) for t in given]
-        reached = [(out, d) for out, d in zip(run(*own), d_outputs, strict=True) if d is not None]
+        pairs = zip(run(*own), d_outputs, strict=True)
+        reached = [(out, d) for out, d in pairs if d is not None and out.requires_grad]
         inputs = [tensor for tensor, want in zip(own, wanted, strict=True) if want]
+        if not reached:
+            return (None,) * len(wanted)
         found = iter(
             torch.autograd.grad(
                 [out for out, _ in reached],
                 inputs,
                 [d for _, d in reached],
-                create_graph=True,
+                create_graph=create_graph,
                 allow_unused=True,
             )
         )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rnnfast import _native_backend
 
@@ -30,6 +31,7 @@ requires_grad = Tensor.requires_grad.__get__
 version = Tensor._version.__get__
 
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 # Whether the kernels take tensors as they are.
 _IS_DIRECT = _native_backend.take_tensors(
@@ -98,12 +100,24 @@ class _Stack:
         self.backward = taking_tensors(stack.backward)
 
 
-def is_special(tensor: Tensor | None) -> bool:
-    """Whether a gradient is not what lies in its memory.
+def are_for_torch(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether only torch's operations can take such gradients back.
 
-    It may stand for several, as with `is_grads_batched`, or for its negative.
+    With `create_graph`, with tangents, or where one is not what lies in its memory: it may stand
+    for several, as with `is_grads_batched` or `torch.vmap`, for its negative, or for what a
+    subclass makes of it.
     """
-    return tensor is not None and (_is_batched(tensor) or tensor.is_neg())
+    return (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or any(map(_is_special, gradients))
+    )
+
+
+def _is_special(tensor: Tensor | None) -> bool:
+    return tensor is not None and (
+        type(tensor) not in TENSORS or _is_batched(tensor) or _is_wrapped(tensor) or tensor.is_neg()
+    )
 
 
 def state_of(states: Sequence[Tensor | None] | None) -> Any:

@@ -142,7 +142,12 @@ def _covers(input: Any, states: Any) -> bool:
     given = [input] if states is None else [input, *states]
     right = input.dtype in COMPUTED
     for tensor in given:
-        right = right and tensor.device.type == "cpu" and tensor.dtype == input.dtype
+        right = (
+            right
+            and isinstance(tensor, Tensor)
+            and tensor.device.type == "cpu"
+            and tensor.dtype == input.dtype
+        )
     if not torch.compiler.is_compiling() and transforms.has_forward_mode():
         return False
     return right and native() is not None

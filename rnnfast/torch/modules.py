@@ -19,9 +19,19 @@ from rnnfast.torch.packs import PackCache
 _CELL_OF_MODE = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 _is_compiling = torch.compiler.is_compiling
-_is_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_any_autocast = torch._C._is_any_autocast_enabled
 _is_transformed = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+
+
+def _is_on_a_graph() -> bool:
+    """Whether a call is traced, transformed or autocast, and so graph.py's."""
+    return bool(
+        _is_compiling()
+        or (_is_any_autocast() and torch.is_autocast_enabled("cpu"))
+        or _is_transformed()
+        or _dispatch_modes()
+    )
 
 
 class Layer(torch_rnn.RNNBase):
@@ -35,12 +45,13 @@ class Layer(torch_rnn.RNNBase):
     _TORCH: ClassVar[type[torch_rnn.RNNBase]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Torch checks the arguments and makes the parameters, from the same random numbers.
-        self.__dict__.update(self._TORCH(*args, **kwargs).__dict__)
+        # Torch checks the arguments and makes the parameters, which a subclass may fill otherwise.
+        self.__dict__.update(_EMPTY[self._TORCH](*args, **kwargs).__dict__)
+        self.reset_parameters()
 
     def _call(self, input: Any, hx: Any, format_name: str | None = None) -> Any:
         """`format_name` : of the operands of products, of a float32 layer."""
-        if _is_compiling() or _is_autocast_enabled() or _is_transformed() or _dispatch_modes():
+        if _is_on_a_graph():
             return graph.layer(self, input, hx, format_name)
         states = self._states(hx)
         if isinstance(input, PackedSequence):
@@ -114,6 +125,13 @@ class Layer(torch_rnn.RNNBase):
         return _CELL_OF_MODE[self.mode]
 
 
+def _empty(layer: type[torch_rnn.RNNBase]) -> type[torch_rnn.RNNBase]:
+    """The class of a layer of torch's whose constructor leaves its parameters as memory is."""
+    return type(layer.__name__, (layer,), {"reset_parameters": lambda self: None})
+
+
+_EMPTY = {layer: _empty(layer) for layer in (torch_rnn.RNN, torch_rnn.GRU, torch_rnn.LSTM)}
+
 # What `Layer._states` says of a state in no form that it knows.
 _OTHER: Any = object()
 
@@ -161,7 +179,7 @@ class Cell(torch_rnn.RNNCellBase):
 
     def _call(self, input: Any, hx: Any, format_name: str | None = None) -> Any:
         """`format_name` : of the operands of products, of a float32 cell."""
-        if _is_compiling() or _is_autocast_enabled() or _is_transformed() or _dispatch_modes():
+        if _is_on_a_graph():
             return graph.cell(self, input, hx, format_name)
         states = self._states(hx)
         if states is not _OTHER:

@@ -271,8 +271,9 @@ def _backward_of_backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     given = ctx.saved_tensors
     cell, directions, bias, wanted = ctx.options[:4]
     kind = checked_kind(given[3], given[4], given[5], given[6:], cell, directions, bias)
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        own = [None if t is None else t.detach().requires_grad_() for t in given]
+        own = [None if t is None else _followed(t) for t in given]
         d_states = own[1:3] if kind.has_c else own[1:2]
         found = differentiable.gradients(
             kind, None, False, own[0], d_states, own[3], own[4], own[5], own[6:], wanted
@@ -285,11 +286,22 @@ def _backward_of_backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         at = [t for t in own if t is not None]
         second = iter(
             torch.autograd.grad(
-                [out for out, _ in pairs], at, [d for _, d in pairs], allow_unused=True
+                [out for out, _ in pairs],
+                at,
+                [d for _, d in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
             )
         )
     all_found = [None if t is None else next(second) for t in own]
     return (*all_found[:6], all_found[6:], *[None] * (len(ctx.needs_input_grad) - 7))
+
+
+def _followed(tensor: Tensor) -> Tensor:
+    """What gradients can be taken at, on the graph of the tensor if it is on one."""
+    if tensor.requires_grad:
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_()
 
 
 torch.library.register_autograd(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from rnnfast import _backend
 from rnnfast._cells import CELLS, Weights
@@ -34,7 +35,11 @@ _get_num_threads = torch.get_num_threads
 
 
 class Packs:
-    """The weights of each layer and direction, packed or borrowed, and the stacks that run them."""
+    """The weights of each layer and direction, and the stacks that run them.
+
+    format_name : of the operands of products; None: as the weights are.
+    borrowed : they are read where they lie; else packed.
+    """
 
     def __init__(
         self,
@@ -43,9 +48,11 @@ class Packs:
         packs: list[Packed],
         names: list[Any],
         format_name: str | None,
+        borrowed: bool,
     ) -> None:
         self.kind = kind
-        self.format_name = format_name  # of the operands of products; None: as the weights are
+        self.format_name = format_name
+        self.borrowed = borrowed
         self._backend = backend
         self._packs = packs
         self._names = names  # of each pack's parameters, in the order of `Weights`
@@ -69,7 +76,7 @@ class Packs:
             made = backend.borrow(cell, own) if borrow else backend.pack(cell, own, format_name)
             packs.append(made)
             names.append(tuple(n if n in shapes else None for n in Weights._fields))
-        return cls(backend, kind, packs, names, format_name)
+        return cls(backend, kind, packs, names, format_name, borrow)
 
     def stack(self, batch_first: bool = False, ragged: bool = False) -> Stack:
         """What runs all layers; `ragged` : on a PackedSequence's data, and its batch_sizes."""
@@ -85,23 +92,29 @@ class Packs:
         """Those of one layer."""
         directions = self.kind.directions
         own = slice(layer * directions, (layer + 1) * directions)
+        packs, names = self._packs[own], self._names[own]
         kind = self.kind.layer(layer)
-        return Packs(self._backend, kind, self._packs[own], self._names[own], self.format_name)
+        return Packs(self._backend, kind, packs, names, self.format_name, self.borrowed)
 
 
 class Parameters:
     """The parameters of a module where they lie, which this keeps: packed, and as they are.
 
-    frozen : the user has promised that their contents stay.
+    promise : that of the module when they were taken up. frozen : it is of these.
     format_name : the only one that the kernels read them in; None: as they are, or in any.
     """
 
     def __init__(
-        self, backend: NativeBackend, kind: Kind, weights: Sequence[Tensor], frozen: bool
+        self,
+        backend: NativeBackend,
+        kind: Kind,
+        weights: Sequence[Tensor],
+        promise: tuple[int, ...] | None,
     ) -> None:
         self.backend = backend
         self.kind = kind
-        self.frozen = frozen
+        self.promise = promise
+        self.frozen = promise is not None and promise == _addresses(weights)
         self.format_name = FORMATS.get(weights[0].dtype)
         self._weights = tuple(w.detach() for w in weights)  # others may give them other memory
         self._place_of = taking_tensors(backend.place)
@@ -131,7 +144,7 @@ class Parameters:
 
     def still(self, packs: Packs, weights: tuple[Tensor, ...]) -> Packs:
         """`packs`; or others of these weights, where those are borrowed and these have moved."""
-        if packs is not self._borrowed or self.are(weights):
+        if not packs.borrowed or self.are(weights):
             return packs
         return Packs.of(self.backend, self.kind, weights, borrow=True)
 
@@ -148,6 +161,10 @@ class Parameters:
         if seen is not None and self.can_stay:
             self._packed[format_name] = seen, packs
         return packs
+
+
+def _addresses(weights: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(weight.data_ptr() for weight in weights)
 
 
 def _fingerprint(backend: NativeBackend, weights: tuple[Tensor, ...]) -> int:
@@ -178,7 +195,7 @@ class PackCache:
     module, and safe to use from several threads.
     """
 
-    __slots__ = ("__weakref__", "_frozen", "_parameters", "kinds", "select", "shared")
+    __slots__ = ("__weakref__", "_parameters", "_promise", "kinds", "select", "shared")
 
     def __init__(self) -> None:
         self._parameters: Parameters | None = None
@@ -186,7 +203,8 @@ class PackCache:
         # From the dict of the module's parameters, those of its flat list.
         self.select: Callable[[Any], tuple[Tensor, ...]] | None = None
         self.shared: Any = None  # of a cell: what `rnnfast.torch.cells` keeps from step to step
-        self._frozen = False  # the user has promised that the contents stay
+        # Where those parameters lie whose contents the user has promised to leave as they are.
+        self._promise: tuple[int, ...] | None = None
 
     def __reduce__(self) -> tuple[type[PackCache], tuple[()]]:
         return PackCache, ()
@@ -194,10 +212,10 @@ class PackCache:
     def __deepcopy__(self, memo: Any) -> PackCache:
         return PackCache()
 
-    def freeze(self, frozen: bool) -> None:
-        """Takes the promise that the contents stay as they are now, or gives it back."""
+    def freeze(self, weights: tuple[Tensor, ...] | None) -> None:
+        """Takes the promise that the contents of these stay as they are; None: gives it back."""
         self._parameters = None  # their pack may be of contents before these
-        self._frozen = frozen
+        self._promise = None if weights is None else _addresses(weights)
 
     @staticmethod
     def of(module: torch.nn.Module) -> PackCache:
@@ -212,7 +230,7 @@ class PackCache:
         if (
             found is not None
             and found.kind is kind
-            and found.frozen is self._frozen  # another thread may have changed that meanwhile
+            and found.promise is self._promise  # another thread may have changed that meanwhile
             and found.are(weights)
             and found.backend is _backend.current()
             and not any(map(is_neg, weights))
@@ -222,22 +240,33 @@ class PackCache:
         if backend is None or not fits(kind, weights):
             self._parameters = None
             return None
-        found = Parameters(backend, kind, weights, self._frozen)
+        found = Parameters(backend, kind, weights, self._promise)
         self._parameters = found if found.can_stay else None
         return found
 
 
+class _Kept(NamedTuple):
+    """What a `ContentCache` has of some weights, and whose memory they are."""
+
+    seen: int
+    packs: Packs
+    storages: tuple[StorageWeakRef, ...]
+
+    def is_live(self) -> bool:
+        return not any(storage.expired() for storage in self.storages)
+
+
 class ContentCache:
-    """The packed weights last used by the registered operators, which know no module.
+    """The packed weights of the registered operators, which know no module.
 
     One for each place in memory where weights are, with their fingerprint; those of updated weights
-    take the place of those before.
+    take the place of those before. They are kept while that memory is in use, up to the next pack.
     """
 
-    _MOST = 8
+    _MOST = 256
 
     def __init__(self) -> None:
-        self._packs: OrderedDict[Any, tuple[int, Packs]] = OrderedDict()
+        self._kept: OrderedDict[Any, _Kept] = OrderedDict()
         self._lock = Lock()
 
     def get(
@@ -251,18 +280,21 @@ class ContentCache:
         held = tuple(w.detach().contiguous() for w in weights)
         dtype = held[0].dtype
         format_name = format_name or FORMATS.get(dtype)
-        place = kind, dtype, format_name, tuple(w.data_ptr() for w in weights)
+        place = kind, dtype, format_name, _addresses(held)
         seen: int | None = _fingerprint(backend, held)
         with self._lock:
-            found = self._packs.get(place)
-            if found is not None and found[0] == seen:
-                self._packs.move_to_end(place)
-                return found[1]
+            found = self._kept.get(place)
+            if found is not None and found.seen == seen:
+                self._kept.move_to_end(place)
+                return found.packs
         seen, packs = _packed(backend, kind, held, format_name)
         if seen is not None:
+            kept = _Kept(seen, packs, tuple(StorageWeakRef(w.untyped_storage()) for w in held))
             with self._lock:
-                self._packs[place] = seen, packs
-                self._packs.move_to_end(place)
-                while len(self._packs) > self._MOST:
-                    self._packs.popitem(last=False)
+                self._kept[place] = kept
+                self._kept.move_to_end(place)
+                for key in [key for key, own in self._kept.items() if not own.is_live()]:
+                    del self._kept[key]
+                while len(self._kept) > self._MOST:
+                    self._kept.popitem(last=False)
         return packs
