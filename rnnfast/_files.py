@@ -22,6 +22,9 @@ _CLASSES: dict[str, type[Loaded]] = {
     found.__name__: found for found in (RNN, GRU, LSTM, RNNCell, GRUCell, LSTMCell)
 }
 
+# Arrays that are wrong, of those that an error names.
+_MOST_NAMED = 20
+
 # Options that `save` leaves out where they are None.
 _MAY_BE_ABSENT = {"precision"}
 
@@ -74,7 +77,7 @@ def _options(found: type[Loaded], texts: Mapping[str, str]) -> dict[str, Any]:
     if texts.keys() - _MAY_BE_ABSENT != names:
         raise ValueError(
             f"metadata: expected for {found.__name__} the options {', '.join(sorted(names))}, "
-            f"got {', '.join(map(repr, sorted(texts))) or 'none'}"
+            f"got {', '.join(map(_validate.shown, sorted(texts))) or 'none'}"
         )
     options = {name: _value(text) for name, text in texts.items()}
     _validate.one_of("dtype", options["dtype"], DTYPES)
@@ -99,8 +102,11 @@ def _check_tensors(
     """That the arrays of a file are the parameters of its options, before any is allocated."""
     wrong = [f"{name}: expected an array, got none" for name in shapes if name not in tensors]
     for name, tensor in tensors.items():
+        if len(wrong) > _MOST_NAMED:
+            wrong[_MOST_NAMED:] = ["and more"]
+            break
         if name not in shapes:
-            wrong.append(f"{name!r}: expected no such array, got one")
+            wrong.append(f"{_validate.shown(name)}: expected no such array, got one")
         elif tensor.shape != shapes[name]:
             wrong.append(f"{name}: expected shape {shapes[name]}, got {tensor.shape}")
         elif tensor.dtype != DTYPES[dtype]:

@@ -41,6 +41,7 @@ _LENGTH = struct.Struct("<Q")
 _ALIGNMENT = 8  # of the arrays in a file
 _MAX_HEADER = 100_000_000  # as in the format's own library
 _MAX_AXES = 64  # as in NumPy
+_MAX_METADATA = 64  # strings: several times as many as a layer has options
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 # Up to 18 digits, which fit an int64.
@@ -128,7 +129,9 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
         return
     temporary = os.path.join(os.path.dirname(target), f".rnnfast-{secrets.token_hex(8)}.tmp")
-    file = open(temporary, "xb")
+    # Meanwhile for the owner alone, where the file that it replaces may be so.
+    mode = 0o600 if exists else 0o666
+    file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))
     try:
         with file:
             yield file
@@ -156,7 +159,12 @@ def _parsed(text: str) -> tuple[dict[str, str], dict[str, Tensor]]:
         header.fail("'{'")
     for name in header.keys():
         if name == "__metadata__":
-            metadata = {key: header.string() for key in header.keys()}
+            for key in header.keys():
+                if len(metadata) == _MAX_METADATA:
+                    raise ValueError(
+                        f"metadata: expected at most {_MAX_METADATA} strings, got more"
+                    )
+                metadata[key] = header.string()
         else:
             tensors[name] = header.tensor(name)
     header.end()
@@ -168,7 +176,9 @@ def _check_places(tensors: Mapping[str, Tensor], size: int) -> None:
     at = 0
     for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if begin != at:
-            raise ValueError(f"{name!r}: expected data that begins at {at}, got {begin}")
+            raise ValueError(
+                f"{_validate.shown(name)}: expected data that begins at {at}, got {begin}"
+            )
         at = end
     if at != size:
         raise ValueError(f"file: expected {at} bytes of data, got {size}")
@@ -194,7 +204,8 @@ class _Header:
         while True:
             key = self.string()
             if key in seen:
-                raise ValueError(f"header: expected each key once in an object, got {key!r} twice")
+                twice = _validate.shown(key)
+                raise ValueError(f"header: expected each key once in an object, got {twice} twice")
             seen.add(key)
             self._expect(":")
             yield key
@@ -221,14 +232,18 @@ class _Header:
             elif key == "data_offsets":
                 offsets = self._integers(2)
             else:
-                raise ValueError(f"{name!r}: expected dtype, shape and data_offsets, got {key!r}")
-        found = _DTYPES[_validate.one_of(f"{name!r}: dtype", dtype, _DTYPES)]
+                raise ValueError(
+                    f"{_validate.shown(name)}: expected dtype, shape and data_offsets, "
+                    f"got {_validate.shown(key)}"
+                )
+        what = _validate.shown(name)
+        found = _DTYPES[_validate.one_of(f"{what}: dtype", dtype, _DTYPES)]
         if shape is None or offsets is None or len(offsets) != 2:
-            raise ValueError(f"{name!r}: expected a shape and two data_offsets, got fewer")
+            raise ValueError(f"{what}: expected a shape and two data_offsets, got fewer")
         begin, end = offsets
         size = math.prod(shape) * found.itemsize
         if end - begin != size:
-            raise ValueError(f"{name!r}: expected {size} bytes, got data_offsets {begin}, {end}")
+            raise ValueError(f"{what}: expected {size} bytes, got data_offsets {begin}, {end}")
         return Tensor(found, shape, begin, end)
 
     def end(self) -> None:

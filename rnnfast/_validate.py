@@ -20,13 +20,22 @@ from rnnfast._cells import DTYPES
 # Steps that NumPy may take to tell whether two arrays overlap; its stubs know only 0 and -1.
 _OVERLAP_WORK: Any = 1000
 
+# Characters of a value in an error: of one from a file there may be millions.
+_MOST_SHOWN = 100
+
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     """`value`, if it is one of `choices`."""
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {shown(value)}")
     return value
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value for an error, of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def integer(name: str, value: Any, least: int) -> int:

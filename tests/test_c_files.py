@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from c_programs import library_flags
-from files import MODULES, mutated, saved
+from files import MODULES, joined, mutated, saved, split
 from oracle import assert_same_bits, make, normal
 
 import rnnfast
@@ -109,6 +109,34 @@ def test_two_directions_are_refused(library, path, opened: Opened):
     assert opened()[0] is None
     want = f"{path}: bidirectional: expected false for a stream, got true"
     assert library.rnnfast_error().decode() == want
+
+
+@pytest.mark.parametrize("text", ["A\nB", "A\0B", "é", "x" * 100_000])
+@pytest.mark.parametrize("option", ["class", "format", "dtype", "precision", "hidden_size"])
+def test_an_error_is_one_line_whatever_is_in_the_file(library, path, opened: Opened, option, text):
+    header, data = split(saved(make("gru", precision="int8"), path.parent))
+    header["__metadata__"][option] = text
+    path.write_bytes(joined(header, data))
+    assert opened()[0] is None
+    error = library.rnnfast_error()
+    assert error.startswith(os.fsencode(path)) and len(error) < 512
+    assert all(b" "[0] <= byte <= b"~"[0] for byte in error), error
+
+
+def test_more_options_than_any_layer_has(library, path, opened: Opened):
+    header, data = split(saved(make("gru"), path.parent))
+    header["__metadata__"] |= {f"{k}": "" for k in range(64)}
+    path.write_bytes(joined(header, data))
+    assert opened()[0] is None
+    assert b"metadata: expected at most 64 strings, got more" in library.rnnfast_error()
+    with pytest.raises(ValueError, match="metadata: expected at most 64 strings, got more"):
+        rnnfast.load(path)
+
+
+def test_a_device_is_no_file(library):
+    config = Config(batch_size=BATCH)
+    assert library.rnnfast_open(b"/dev/zero", ctypes.byref(config)) is None
+    assert library.rnnfast_error() == b"/dev/zero: file: expected a size, got none"
 
 
 @pytest.mark.parametrize("kind", one_way)

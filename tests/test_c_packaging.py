@@ -182,6 +182,30 @@ def test_an_install_without_python(tmp_path):
     check_example(program, tmp_path, env=with_path("LD_LIBRARY_PATH", lib))
 
 
+REFUSED_FILTERS = """
+import numpy as np
+from filter import Filter
+import rnnfast
+w = np.ones(4, "f4")
+for layer in (
+    rnnfast.GRU(1, 4),
+    rnnfast.RNN(1, 4),
+    rnnfast.LSTM(2, 4),
+    rnnfast.LSTM(1, 5),
+    rnnfast.LSTM(1, 5, proj_size=4),
+    rnnfast.LSTM(1, 4, num_layers=2),
+    rnnfast.LSTM(1, 4, bidirectional=True),
+    rnnfast.LSTM(1, 4, bias=False),
+):
+    try:
+        Filter(layer, w, 0.5)
+    except ValueError as error:
+        assert "expected" in str(error)
+    else:
+        raise SystemExit(f"{layer} was taken")
+"""
+
+
 def test_the_cython_example(tmp_path):
     pytest.importorskip("Cython")
     pytest.importorskip("setuptools")
@@ -193,6 +217,7 @@ def test_the_cython_example(tmp_path):
     environment = {**os.environ, "PYTHONSAFEPATH": ""}
     done = run(sys.executable, "time_filter.py", cwd=folder, env=environment)
     assert re.search(r"linear layer: \d+\.\d{3} us a step$", done.stdout.strip())
+    run(sys.executable, "-c", REFUSED_FILTERS, cwd=folder, env=environment)
 
 
 def test_readme_s_program_runs(tmp_path):

@@ -215,6 +215,21 @@ class TestPaths:
         new.save(path)
         assert_same_module(rnnfast.load(path), new)
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="has other permissions")
+    def test_nobody_else_reads_a_private_file_meanwhile(self, path, monkeypatch):
+        make("gru").save(path)
+        path.chmod(0o600)
+        modes, replace = [], os.replace
+
+        def seen(source, target):
+            modes.append(stat.S_IMODE(os.stat(source).st_mode))
+            replace(source, target)
+
+        monkeypatch.setattr(_safetensors.os, "replace", seen)
+        monkeypatch.setattr(_safetensors.shutil, "copymode", lambda source, target: None)
+        make("lstm").save(path)
+        assert modes == [0o600]
+
     @pytest.mark.skipif(sys.platform == "win32", reason="has other permissions and links")
     def test_permissions_links_and_devices_stay(self, tmp_path):
         plain, path, link = (tmp_path / name for name in ("plain", "file", "link"))

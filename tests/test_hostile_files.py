@@ -198,6 +198,22 @@ def test_all_arrays_that_are_wrong_are_named(path, valid):
     )
 
 
+def test_an_error_does_not_grow_with_the_file(path, valid):
+    header, data = valid
+    options = header["__metadata__"]
+    for name in ("format", "class", "dtype", "nonsense"):
+        header["__metadata__"] = {**options, name: "x" * 100_000, name * 10_000: ""}
+        assert len(message(path, joined(header, data))) < 1000
+    header["__metadata__"] = options
+    end = len(data)
+    header |= {
+        f"{k}" * 200: {"dtype": "F32", "shape": [0], "data_offsets": [end, end]}
+        for k in range(1000)
+    }
+    text = message(path, joined(header, data))
+    assert text.endswith("and more") and len(text) < 4000
+
+
 def test_overlaps_and_holes(path, valid):
     header, data = valid
     header["bias_hh_l0"]["data_offsets"] = header["bias_ih_l0"]["data_offsets"]

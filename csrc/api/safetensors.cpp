@@ -15,6 +15,7 @@ constexpr int64_t kLengthBytes = 8;
 constexpr int64_t kMaxHeader = 100'000'000;  // as in the format's own library
 constexpr size_t kMaxAxes = 64;              // as in NumPy
 constexpr size_t kMaxDigits = 18;            // of an integer: they fit an int64_t
+constexpr size_t kMaxMetadata = 64;          // keys: several times as many as a layer has options
 
 struct Dtype {
     const char* name;
@@ -43,7 +44,8 @@ int64_t rest_of(std::FILE* file) {
 #else
     const int64_t size = fseeko(file, 0, SEEK_END) ? -1 : int64_t(ftello(file));
 #endif
-    if (size < kLengthBytes || std::fseek(file, kLengthBytes, SEEK_SET)) fail(std::strerror(errno));
+    if (size < 0 || std::fseek(file, kLengthBytes, SEEK_SET)) fail(std::strerror(errno));
+    if (size < kLengthBytes) fail("file: expected a size, got none");  // as of a device
     return size - kLengthBytes;
 }
 
@@ -75,8 +77,13 @@ public:
         if (next() != '"') fail_here("a string");
         std::string value;
         for (++at_; next_byte() != '"'; ++at_) {
-            if (next_byte() < ' ' || next_byte() > '~') fail_here("a string of printable ASCII");
-            value += next_byte() == '\\' ? escaped() : char(next_byte());
+            const size_t begin = at_;
+            const int byte = next_byte() == '\\' ? escaped() : next_byte();
+            if (byte < ' ' || byte > '~') {
+                at_ = begin;
+                fail_here("a string of printable ASCII");
+            }
+            value += char(byte);
         }
         ++at_;
         return value;
@@ -127,7 +134,7 @@ private:
     }
 
     // From the backslash to the last character of what it begins.
-    char escaped() {
+    int escaped() {
         static constexpr char kNames[] = "\"\\/bfnrt", kChars[] = "\"\\/\b\f\n\r\t";
         ++at_;
         if (next_byte() == 'u') {
@@ -135,7 +142,7 @@ private:
             if (digits.size() == 4 && digits[0] == '0' && digits[1] == '0' &&
                 digits.find_first_not_of("0123456789abcdefABCDEF") == std::string::npos) {
                 at_ += 4;
-                return char(std::stoi(digits, nullptr, 16));
+                return std::stoi(digits, nullptr, 16);
             }
         } else if (next_byte() > 0) {
             const char* const found = std::strchr(kNames, next_byte());
@@ -216,7 +223,12 @@ Safetensors::Safetensors(const char* path) : file_(std::fopen(path, "rb"), std::
     Header header(std::move(text));
     header.object([&](const std::string& name) {
         if (name == "__metadata__")
-            header.object([&](const std::string& key) { metadata[key] = header.string(); });
+            header.object([&](const std::string& key) {
+                if (metadata.size() == kMaxMetadata)
+                    fail("metadata: expected at most " + std::to_string(kMaxMetadata) +
+                         " strings, got more");
+                metadata[key] = header.string();
+            });
         else
             tensors.emplace(name, read_tensor(header, name));
     });

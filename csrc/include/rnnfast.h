@@ -4,7 +4,8 @@
  * and then stepped: rnnfast_step, rnnfast_run, rnnfast_reset and the state's functions allocate
  * nothing, take no lock, make no system call and always succeed, so that they can run in a
  * real-time thread. (With several rows in low precision, on a CPU with AMX, a thread's first step
- * has the operating system make room for its tile registers.) The others are for before and after.
+ * has the operating system make room for its tile registers.) The others are for before and after;
+ * on such a CPU, the first stream in low precision asks the system to let the process use them.
  *
  * Threads: different streams may be used at the same time from different threads, copies of one
  * stream among them; one stream, by one thread at a time. A stream runs on the thread that calls.

@@ -19,11 +19,15 @@ cdef class Filter:
     cdef float b
 
     def __cinit__(self, layer, float[::1] w, float b):
+        names = {"weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"}
+        if set(layer.parameters) != names:
+            raise ValueError("expected one layer in one direction, with biases")
         cdef const float[:, ::1] weight_ih = layer.parameters["weight_ih_l0"]
         cdef const float[:, ::1] weight_hh = layer.parameters["weight_hh_l0"]
         cdef const float[::1] bias_ih = layer.parameters["bias_ih_l0"]
         cdef const float[::1] bias_hh = layer.parameters["bias_hh_l0"]
-        if weight_ih.shape[1] != 1 or w.shape[0] != weight_hh.shape[1]:
+        cdef Py_ssize_t hidden = weight_hh.shape[1]
+        if (weight_ih.shape[0], weight_ih.shape[1]) != (4 * hidden, 1) or w.shape[0] != hidden:
             raise ValueError("expected an LSTM(1, H) and w of shape (H,)")
         self.w, self.b, self.h = w.copy(), b, w.copy()
         cdef rnnfast_layer weights = rnnfast_layer(
@@ -31,7 +35,7 @@ cdef class Filter:
             bias_ih=&bias_ih[0], bias_hh=&bias_hh[0], weight_hr=NULL)
         cdef rnnfast_config config = rnnfast_config(
             cell=b"lstm", dtype=b"float32", weights=NULL, input_size=1,
-            hidden_size=weight_hh.shape[1], proj_size=0, num_layers=1, batch_size=1)
+            hidden_size=hidden, proj_size=0, num_layers=1, batch_size=1)
         self.stream = rnnfast_create(&config, &weights)
         if self.stream is NULL:
             raise ValueError(rnnfast_error().decode())
