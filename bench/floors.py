@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench import low_floors, peers, records
+from bench import low_floors, memory, peers, records
 from bench.floor import Figure, Figures, Floor, at_bound, of_rows
 from bench.markdown import table
-from bench.records import Row, memory_ratios
-from bench.shapes import CELL_LOOPS, CELLS, PACKED, SHORTEST
+from bench.records import Row
+from bench.shapes import CELL_LOOPS, CELLS, FALLBACK, PACKED, SHORTEST
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,15 @@ def _fraction(row: Row) -> float | None:
 
 
 def _memory(contender: str) -> Callable[[dict[str, Any]], Figures]:
+    """Over torch's, and that of what every step holds at its end, which is the least."""
     return lambda record: [
-        Figure(" ".join(key), ratio) for key, ratio in memory_ratios(record, contender).items()
+        Figure(
+            f"{case.cell} {case.shape.name}",
+            mib[contender] / mib["torch"],
+            memory.results(case) / mib["torch"],
+        )
+        for case, mib in records.memory(record).items()
+        if contender in mib and mib.get("torch")
     ]
 
 
@@ -221,6 +228,17 @@ FLOORS = (
     *_of_dropin(threads=1),
     *_of_dropin(threads=2),
     *low_floors.FLOORS,
+    Floor(
+        "Numba, its time over the compiled module's",
+        of_rows(_against(peers.NUMBA), FALLBACK),
+        each=4.0,
+        at_most=True,
+    ),
+    Floor(
+        "Numba, GRU, against torch",
+        of_rows(lambda row: row.over("torch", peers.NUMBA), FALLBACK, cell="gru"),
+        each=1.0,
+    ),
 )
 
 

@@ -43,7 +43,8 @@ class Pace:
         units = max(1, round(SECONDS / unit))
         self._rounds = units * UNIT
         self._best = units * unit
-        self._meeting = 0.0 if threads == 1 else 1 / measure_rate(partial(_meet, native, threads))
+        met = measure_rate(partial(_meet, native, threads)) if threads > 1 else 0.0
+        self._meeting = 1 / met if met else 0.0
 
     @contextmanager
     def contenders(self) -> Iterator[dict[str, Contender]]:
@@ -84,5 +85,5 @@ class Pace:
 
 
 def _meet(native: ModuleType, threads: int, rounds: int) -> float:
-    """Meetings of that many threads; 0 where the system gave fewer."""
+    """How many meetings of that many threads there were: none where there are fewer threads."""
     return 100 * rounds * (native.probe_meetings(threads, 100 * rounds) == threads)

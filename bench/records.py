@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from bench.peers import BASELINE, DROPIN, ONE_THREAD
-from bench.shapes import PRECISION, STREAMS, WAYS, Case
+from bench.shapes import FALLBACK, PRECISION, STREAMS, WAYS, Case
 
 FORMAT = 1
-SECTIONS = ("results", "scaling", *WAYS, STREAMS, PRECISION)  # those that hold rows
+# Those that hold rows.
+SECTIONS = ("results", "scaling", *WAYS, STREAMS, PRECISION, FALLBACK)
 MOSTLY = 0.5
 
 
@@ -196,15 +197,12 @@ def disturbed(record: dict[str, Any]) -> str | None:
     )
 
 
-def memory_ratios(record: dict[str, Any], contender: str) -> dict[tuple[str, str], float]:
-    """(cell, shape) -> the peak memory of a contender over torch's."""
-    by_contender: dict[str, dict[tuple[str, str], float]] = {}
+def memory(record: dict[str, Any]) -> dict[Case, dict[str, float]]:
+    """The peak memory of a training step in MiB, by case and contender."""
+    found: dict[Case, dict[str, float]] = {}
     for entry in record["memory"]:
-        case = Case.from_dict(entry["case"])
-        by_contender.setdefault(entry["contender"], {})[case.cell, case.shape.name] = entry["mib"]
-    theirs = by_contender.get("torch", {})
-    ours = by_contender.get(contender, {})
-    return {key: mib / theirs[key] for key, mib in ours.items() if theirs.get(key)}
+        found.setdefault(Case.from_dict(entry["case"]), {})[entry["contender"]] = entry["mib"]
+    return found
 
 
 def geometric_mean(values: list[float]) -> float:

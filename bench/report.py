@@ -10,7 +10,7 @@ from typing import Any
 from bench import floors, low_pictures, low_report, memory, peers, pictures, records
 from bench.markdown import table
 from bench.records import Row
-from bench.shapes import CELLS, MODES, SHAPES, SHORTEST, WAYS, Case
+from bench.shapes import CELLS, FALLBACK, MODES, SHAPES, SHORTEST, WAYS
 
 PAGE = "BENCHMARKS.md"
 PICTURES = {
@@ -29,6 +29,7 @@ NAMES = {
     peers.YARDSTICK: "yardstick",
     peers.ONE_THREAD: "one thread",
     peers.NEW_WEIGHTS: "new weights",
+    peers.NUMBA: "Numba",
 }
 HOW = """\
 Every answer is compared with ours (output, and in training every gradient) before it is timed. Each
@@ -103,6 +104,7 @@ def _page(record: dict[str, Any], drawn: list[str]) -> Iterator[str]:
     yield from _dropin(record)
     yield from low_report.lines(record)
     yield from _double(record)
+    yield from _fallback(record)
     yield from _memory(record)
     yield from _machine(record)
     problems = records.errors(record)
@@ -249,19 +251,36 @@ def _double(record: dict[str, Any]) -> Iterator[str]:
     yield from table(["case", "mode", "µs", "× torch", "of the bound"], lines)
 
 
+def _fallback(record: dict[str, Any]) -> Iterator[str]:
+    found = records.rows(record, FALLBACK)
+    if not found:
+        return
+    yield from ["## Without the compiled module", "", "float32, one thread, by Numba.", ""]
+    for mode in MODES:
+        yield from [f"### {mode.capitalize()}", ""]
+        lines = [
+            [row.case.cell.upper(), row.case.shape.name, f"{row.ours:.4g}", *map(_ratio, others)]
+            for row in found
+            if row.mode == mode
+            for others in [[row.ratio(peers.NUMBA), row.over("torch", peers.NUMBA)]]
+        ]
+        header = ["cell", "shape", "compiled, µs", "Numba's over it", "torch's over Numba's"]
+        yield from table(header, lines)
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
 def _memory(record: dict[str, Any]) -> Iterator[str]:
     if not record["memory"]:
         return
-    found: dict[Case, dict[str, float]] = {}
-    for entry in record["memory"]:
-        case = Case.from_dict(entry["case"])
-        found.setdefault(case, {})[entry["contender"]] = entry["mib"]
     yield from ["## Peak memory of a training step", ""]
     yield "MiB above inputs and weights, float32, one thread, each in a fresh process. *Results*"
     yield "is what every step holds at its end: the output, and gradients of x and all parameters."
     yield ""
     lines = []
-    for case, mib in found.items():
+    for case, mib in records.memory(record).items():
         values = [*(mib.get(name) for name in memory.CONTENDERS), memory.results(case)]
         numbers = ("" if v is None else f"{v:.1f}" for v in values)
         lines.append([case.cell.upper(), case.shape.name, *numbers])

@@ -89,21 +89,18 @@ class Roof:
 
 def measure_rate(probe: Callable[[int], float]) -> float:
     """The most that `probe(rounds)` does in a second: the best of some runs of equal length."""
-    rounds = 1
-    while True:
-        start = time.perf_counter()
-        probe(rounds)
-        took = time.perf_counter() - start
-        if took > PROBE_SECONDS / 4:
-            break
-        rounds *= 4
-    rounds = max(1, round(rounds * PROBE_SECONDS / took))
-    best = 0.0
-    for _ in range(REPEATS):
+
+    def timed(rounds: int) -> tuple[float, float]:
         start = time.perf_counter()
         done = probe(rounds)
-        best = max(best, done / (time.perf_counter() - start))
-    return best
+        return time.perf_counter() - start, done
+
+    rounds = 1
+    # The least of some: an interruption would pass for a long run.
+    while (took := min(timed(rounds)[0] for _ in range(3))) <= PROBE_SECONDS / 4:
+        rounds *= 4
+    rounds = max(1, round(rounds * PROBE_SECONDS / took))
+    return max(done / seconds for seconds, done in (timed(rounds) for _ in range(REPEATS)))
 
 
 def read_bandwidth(native: ModuleType, dtype: str, size: int) -> float:

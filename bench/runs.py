@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from bench import ROOT, machine, memory, peers, records
 from bench.low_precision import WEIGHTS
 from bench.shapes import (
     CELLS,
+    FALLBACK,
+    FALLBACK_SHAPES,
     PRECISION,
     PRECISION_SHAPES,
     PRESETS,
@@ -99,6 +102,7 @@ def tasks(options: Options, names: list[str]) -> Iterator[Task]:
     if 1 in options.threads:
         yield from _streams(options, names)
         yield from _precision(options, names)
+        yield from _fallback(options, names)
     yield from _memory(options, names)
     if not options.shapes and 1 in options.threads:
         for axis, values in preset.scaling.items():
@@ -171,6 +175,17 @@ def _precision(options: Options, names: list[str]) -> Iterator[Task]:
         yield Task("characters", "the demo's model", 1, {"kind": "characters", "cell": "lstm"})
 
 
+def _fallback(options: Options, names: list[str]) -> Iterator[Task]:
+    if not importlib.util.find_spec("numba"):
+        return
+    wanted = options.shapes or (FALLBACK_SHAPES if PRESETS[options.preset].fallback else ())
+    for shape in (FALLBACK_SHAPES[name] for name in wanted if name in FALLBACK_SHAPES):
+        for case in (Case(cell, shape) for cell in options.cells):
+            fields = {"case": asdict(case), "contenders": names}
+            seconds = PRESETS[options.preset].seconds
+            yield Task(FALLBACK, str(case), 1, {"kind": "fallback", "seconds": seconds, **fields})
+
+
 def _memory(options: Options, names: list[str]) -> Iterator[Task]:
     preset = PRESETS[options.preset]
     wanted = [n for n in preset.memory if not options.shapes or n in options.shapes]
@@ -241,7 +256,9 @@ def run(options: Options) -> dict[str, Any]:
         "missing": absent,
         "levels": None,
         "results": [],
-        **{section: [] for section in (*WAYS, STREAMS, PRECISION, "latency", "characters")},
+        **{section: [] for section in (*WAYS, STREAMS, PRECISION, FALLBACK)},
+        "latency": [],
+        "characters": [],
         "memory": [],
         "scaling": [],
         "errors": [],

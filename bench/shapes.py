@@ -162,12 +162,19 @@ PRECISION_SHAPES: dict[str, Shape] = {
     )
 }
 
+# Without the compiled module, another section: where Numba stands in for it.
+FALLBACK = "fallback"
+FALLBACK_SHAPES: dict[str, Shape] = {
+    shape.name: shape for shape in (_shape("without the module", 100, 8, 128, 128, "-fallback"),)
+}
+
 # All shapes that can be asked for.
 NAMED = {
     **SHAPES,
     **{name: shape for shapes in WAYS.values() for name, shape in shapes.items()},
     **STREAM_SHAPES,
     **PRECISION_SHAPES,
+    **FALLBACK_SHAPES,
 }
 
 
@@ -184,6 +191,7 @@ class Preset:
     streams : names of `STREAM_SHAPES`.
     precision : whether `PRECISION_SHAPES`, the latency of single steps and the demo's bits per
         character are measured too.
+    fallback : whether `FALLBACK_SHAPES` are measured too.
     peers : the names of those that take part; empty: all.
     shared : the cells of a shape share a process, and ours takes part in one way only; no bound.
     """
@@ -197,6 +205,7 @@ class Preset:
     ways: bool = False
     streams: tuple[str, ...] = ()
     precision: bool = False
+    fallback: bool = False
     peers: tuple[str, ...] = ()
     shared: bool = False
 
@@ -237,6 +246,7 @@ PRESETS = {
         ways=True,
         streams=tuple(STREAM_SHAPES),
         precision=True,
+        fallback=True,
     ),
     "streams": Preset(
         seconds=0.3,

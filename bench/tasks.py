@@ -208,6 +208,19 @@ def time_precision(
     return entries
 
 
+def time_fallback(
+    case: dict[str, Any], contenders: list[str], seconds: float
+) -> list[dict[str, Any]]:
+    """One entry for each mode: ours beside ours by Numba, and torch where it takes part."""
+    makers: Makers = {peers.BASELINE: Ours, peers.NUMBA: partial(Ours, backend="numba")}
+    if "torch" in contenders:
+        makers["torch"] = partial(peers.load, "torch")
+    problem = make_problem(Case.from_dict(case))
+    return [
+        {"case": case, "mode": mode, **_time_mode(problem, mode, makers, seconds)} for mode in MODES
+    ]
+
+
 def levels(dtypes: list[str]) -> dict[str, dict[str, float]] | None:
     """The peak and bandwidths by dtype; None without the compiled module."""
     native = roofline.native_module()
@@ -228,6 +241,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "memory": peak_memory,
     "steps": time_steps,
     "precision": time_precision,
+    "fallback": time_fallback,
     "latency": low_precision.latency,
     "characters": low_precision.characters,
 }

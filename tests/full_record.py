@@ -11,7 +11,16 @@ import low_records
 from low_records import spread
 
 from bench import machine, memory, peers, records, roofline, runs
-from bench.shapes import CELLS, MODES, SHAPES, WAYS, Case, scaling_shapes
+from bench.shapes import (
+    CELLS,
+    FALLBACK,
+    FALLBACK_SHAPES,
+    MODES,
+    SHAPES,
+    WAYS,
+    Case,
+    scaling_shapes,
+)
 
 DROPIN_COST = 5.0  # µs
 
@@ -60,6 +69,12 @@ def make():
         "memory": [
             {"case": big, "contender": contender, "mib": mib}
             for contender, mib in zip(memory.CONTENDERS, (30.0, 15.0, 60.0), strict=True)
+        ],
+        FALLBACK: [
+            low_records.row(Case(cell, shape), mode, {"ours": 1.0, peers.NUMBA: 3.0, "torch": 4.0})
+            for shape in FALLBACK_SHAPES.values()
+            for cell in CELLS
+            for mode in MODES
         ],
         "scaling": [entry(case, mode) for case in swept for mode in MODES],
         "levels": {"float32": {"peak": 100.0, **dict.fromkeys(roofline.LEVELS, 50.0)}},

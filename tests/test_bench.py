@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from subprocesses import python
 
 import rnnfast
+from rnnfast import _backend
 
 # At the end of the path: the package that is tested stays the installed one.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
@@ -28,6 +30,8 @@ from bench.peers.ours import Ours
 from bench.shapes import (
     CELL_LOOPS,
     CELLS,
+    FALLBACK,
+    FALLBACK_SHAPES,
     GATES,
     MODES,
     NAMED,
@@ -128,6 +132,36 @@ def test_what_autograd_takes_of_a_step(cell):
         else:
             assert "function_us" not in entry
     assert entries[-1]["function_us"] > 10 * entries[1]["function_us"]  # that of 100 steps
+
+
+@pytest.mark.usefixtures("keep_backend", "keep_threads")
+def test_numba_beside_the_compiled_module(native, monkeypatch):
+    pytest.importorskip("numba")
+    seen, build = [], Ours.build
+    case = asdict(Case("gru", TINY))
+
+    def built(self, problem, mode):
+        runner = build(self, problem, mode)
+        with runner.ready():
+            seen.append(_backend.current().name)
+        return runner
+
+    monkeypatch.setattr(Ours, "build", built)
+    entries = tasks.time_fallback(case, [], MOMENT)
+    assert [entry["mode"] for entry in entries] == [*MODES]
+    for entry in entries:
+        assert_measured(entry, {peers.BASELINE, peers.NUMBA})
+    assert seen == ["native", "numba"] * 2 and _backend.current().name == "native"
+
+
+def test_numba_is_timed_where_it_is_installed(monkeypatch):
+    def fallback():
+        found = runs.tasks(runs.Options("full"), ["ours"])
+        return [task.fields["case"]["cell"] for task in found if task.section == FALLBACK]
+
+    assert fallback() == [*CELLS] if importlib.util.find_spec("numba") else []
+    monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: None)
+    assert fallback() == []
 
 
 @pytest.mark.skipif(peers.DROPIN not in INSTALLED, reason="torch is not installed")
@@ -247,7 +281,7 @@ def test_presets_name_shapes_and_peers():
         assert {*preset.shapes, *preset.double, *preset.memory} <= SHAPES.keys()
         assert {*preset.peers} <= peers.PEERS.keys()
         assert {*preset.streams} <= STREAM_SHAPES.keys()
-    lists = (SHAPES, *WAYS.values(), STREAM_SHAPES, PRECISION_SHAPES)
+    lists = (SHAPES, *WAYS.values(), STREAM_SHAPES, PRECISION_SHAPES, FALLBACK_SHAPES)
     assert len(NAMED) == sum(map(len, lists))
 
 

@@ -85,6 +85,20 @@ def test_probes_do_what_they_say(native, dtype):
         native.probe_fma("float16", 1)
 
 
+def test_an_interruption_is_not_taken_for_a_long_run(monkeypatch):
+    """A clock that stands still but while something runs: 1 us a round, and once 5 ms beside."""
+    now, late, longest = [0.0], [5e-3], [0]
+
+    def probe(rounds):
+        now[0] += 1e-6 * rounds + (late.pop() if rounds == 16 and late else 0)
+        longest[0] = max(longest[0], rounds)
+        return rounds
+
+    monkeypatch.setattr(roofline.time, "perf_counter", lambda: now[0])
+    assert roofline.measure_rate(probe) == pytest.approx(1e6)
+    assert not late and longest[0] == round(roofline.PROBE_SECONDS * 1e6)
+
+
 @pytest.mark.usefixtures("keep_threads")
 def test_threads_that_meet(native):
     rnnfast.set_num_threads(3)

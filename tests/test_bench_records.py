@@ -19,7 +19,7 @@ from low_records import spread
 
 from bench import cli, floors, machine, peers, records
 from bench.compare import compare
-from bench.shapes import CELLS, MODES, PRECISION, STREAMS, WAYS
+from bench.shapes import CELLS, FALLBACK, MODES, PRECISION, STREAMS, WAYS
 
 
 @pytest.fixture
@@ -100,6 +100,11 @@ def test_means_bounds_memory_and_errors_fail_too(record):
     find(record, "gru", "100-1-128-128", "training")["bound_us"] = 79.0
     record["memory"][0]["mib"], record["memory"][1]["mib"] = 61.0, 25.0
     find(record, "gru", "100-1-64-64", "training")["errors"]["torch"] = "Mismatch: output"
+    numba = "100-8-128-128-fallback"
+    slow = find(record, "rnn", numba, "inference", section=FALLBACK)
+    slow["ratios"][peers.NUMBA] = spread(4.1)
+    slow = find(record, "gru", numba, "training", section=FALLBACK)
+    slow["times_us"] |= {peers.NUMBA: spread(3.0), "torch": spread(2.97)}
     verdicts, problems = floors.check(record)
     failing = {v.floor.name: v.failures for v in verdicts if v.failures}
     assert failing == {
@@ -109,18 +114,24 @@ def test_means_bounds_memory_and_errors_fail_too(record):
         "fraction of the bound, training, H ≥ 128": [
             "gru 100-1-128-128 training: 0.790, expected at least 0.8"
         ],
+        "Numba, its time over the compiled module's": [
+            "rnn 100-8-128-128-fallback inference: 4.100, expected at most 4"
+        ],
+        "Numba, GRU, against torch": [
+            "gru 100-8-128-128-fallback training: 0.990, expected at least 1"
+        ],
         "peak memory of a training step, over torch's": [
-            "gru 100-32-256-256: 1.017, expected at most 1"
+            "gru 100-32-256-256: 1.017, expected at most 1; 0.13 at the bound"
         ],
         "peak memory with recompute, over torch's": [
-            "gru 100-32-256-256: 0.417, expected at most 0.4"
+            "gru 100-32-256-256: 0.417, expected at most 0.4; 0.13 at the bound"
         ],
     }
     assert problems == ["gru 100-1-64-64 float32 threads=1 training: torch: Mismatch: output"]
 
 
 def test_a_record_of_nothing_fails(record):
-    parts = ("results", "memory", *WAYS, *low_records.sections())
+    parts = ("results", "memory", FALLBACK, *WAYS, *low_records.sections())
     empty = {**record, **{part: [] for part in parts}}
     assert floors.check(empty)[1] == ["no floor was measured"]
 
@@ -159,6 +170,7 @@ def test_the_report(record, tmp_path):
         assert page.count(f"| {floor.name} |") == 1
     assert "| 100-1-128-128 | one sequence | 100 | 5.00 | 5.00 | 5.00 | 0.95 |" in page
     assert "| GRU | 100-32-256-256 | 30.0 | 15.0 | 60.0 |" in page
+    assert page.count("| GRU | 100-8-128-128-fallback | 1 | 3.00 | 1.33 |") == len(MODES)
     step = "| 1-1-1024-1024 | streaming audio |"
     assert f"{step}{' 12.00 |' * len(MODES) * len(CELLS)}" in page
     assert "| LSTM | 100-16-64-64-cells | 2 | 500 | 105 | 12.00 | 100 |" in page

@@ -16,6 +16,7 @@ __all__ = [
     "IN_C",
     "MODULES",
     "NEW_WEIGHTS",
+    "NUMBA",
     "ONE_THREAD",
     "OURS_IN",
     "PEERS",
@@ -48,6 +49,7 @@ BASELINE = "ours"
 ONE_THREAD = "ours, one thread"  # where the baseline has more
 NEW_WEIGHTS = "ours, new weights"  # packed in each training step, as after an optimiser's
 RECOMPUTE = "ours, recompute"  # in backward, for its memory
+NUMBA = "ours, Numba"  # without the compiled module
 DROPIN = "rnnfast.torch"  # ours as modules of torch, which compare with torch's
 YARDSTICK = "yardstick"
 # Steps of a stream, beside the baseline's in float32 from Python: ours, and ONNX Runtime's.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ import rnnfast
 from bench.peers.base import Peer, Runner
 from bench.problem import Problem, layer_of
 from bench.shapes import Case
+from rnnfast import _backend
 
 
 class Ours(Peer):
@@ -20,6 +22,7 @@ class Ours(Peer):
     new_weights : the parameters are taken to have changed before each training step.
     recompute : as in `record`.
     precision : of the layer; None: its dtype's.
+    backend : that computes; None: the one in use.
     """
 
     def __init__(
@@ -28,8 +31,10 @@ class Ours(Peer):
         new_weights: bool = False,
         recompute: bool = False,
         precision: str | None = None,
+        backend: str | None = None,
     ) -> None:
         self._threads = threads
+        self._backend = backend
         self._new_weights = new_weights
         self._recompute = recompute
         self._precision = precision
@@ -42,23 +47,35 @@ class Ours(Peer):
     def build(self, problem: Problem, mode: str) -> Runner:
         threads = self._threads or problem.case.threads
         if mode == "training":
-            options = self._precision, self._new_weights, self._recompute
+            options = self._backend, self._precision, self._new_weights, self._recompute
             return _Training(problem, threads, *options)
-        return _Inference(problem, threads, self._precision)
+        return _Inference(problem, threads, self._backend, self._precision)
+
+
+@contextmanager
+def _by(backend: str) -> Iterator[None]:
+    before = _backend.current().name
+    rnnfast.set_backend(backend)
+    try:
+        yield
+    finally:
+        rnnfast.set_backend(before)
 
 
 class _Inference(Runner):
-    def __init__(self, problem: Problem, threads: int, precision: str | None) -> None:
+    def __init__(
+        self, problem: Problem, threads: int, backend: str | None, precision: str | None
+    ) -> None:
         options = {} if precision is None else {"precision": precision}
         self.precision = precision
         self._layer = layer_of(problem.case, **options)
         self._layer.load_state_dict(problem.weights)
         self._inputs, self._lengths = problem.inputs, problem.lengths
-        self._threads = threads
+        self._threads, self._backend = threads, backend
 
     def ready(self) -> AbstractContextManager[Any]:
         rnnfast.set_num_threads(self._threads)
-        return nullcontext()
+        return nullcontext() if self._backend is None else _by(self._backend)
 
     def run(self, k: int) -> Any:
         return self._layer(self._inputs[k], lengths=self._lengths)
@@ -72,11 +89,12 @@ class _Training(_Inference):
         self,
         problem: Problem,
         threads: int,
+        backend: str | None,
         precision: str | None,
         new_weights: bool,
         recompute: bool,
     ) -> None:
-        super().__init__(problem, threads, precision)
+        super().__init__(problem, threads, backend, precision)
         self._gradients = problem.gradients
         self._new_weights, self._recompute = new_weights, recompute
 
