@@ -44,6 +44,7 @@ def test_the_example_learns(capsys) -> None:
 
 def test_every_use_has_an_example() -> None:
     headings = [
+        "rnnfast",
         "Use",
         "Training",
         "Lengths and resets",

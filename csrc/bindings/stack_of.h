@@ -278,7 +278,7 @@ private:
     const Layers<T> layers_;
     const std::vector<Names> names_;
     const Form form_;
-    double work_ = 0;  // of a step of one row, in multiplications of float32
+    double work_ = 0;  // of a step of one row, in multiplications of its dtype
 };
 
 }  // namespace rnnfast

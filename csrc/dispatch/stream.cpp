@@ -19,7 +19,7 @@ struct Stack {
     const CellKernels<T>& kernels;
     const Format* const format;
     std::vector<Layer> layers;
-    double work;  // of a step of one row, in multiplications of float32
+    double work;  // of a step of one row, in multiplications of its dtype
 
     Stack(const StreamConfig& config, const Weights<const T>* weights)
         : kernels(active_kernels_for<T>().cells[int(config.cell)]),

@@ -31,7 +31,7 @@ public:
     virtual void set_state(const void* h, const void* c) noexcept = 0;
     // Zeros for the rows whose entry in `rows` (B) is not 0; null: for all.
     virtual void reset(const uint8_t* rows) noexcept = 0;
-    // What a step takes, in multiplications of float32.
+    // What a step takes, in multiplications of its dtype.
     virtual double work() const noexcept = 0;
     // Of the packed weights, which its copies share.
     virtual size_t weights_bytes() const noexcept = 0;
