@@ -1,12 +1,14 @@
 #include "dispatch/buffer.h"
 
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace rnnfast {
@@ -19,39 +21,75 @@ constexpr size_t kHuge = kHugePage;
 // What a thread keeps: enough for the chunks of all but the largest layers.
 constexpr size_t kMostKept = size_t(8) << 20;
 
+// Whether blocks of so many bytes are the system's own. malloc may give memory that others had, which
+// lies on small pages and stays there; but sanitizers watch over its blocks alone.
+constexpr bool is_mapped([[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+    return bytes >= kHuge;
+#else
+    return false;
+#endif
+}
+
+#if defined(__linux__)
+// On huge pages, if there are some: that is advice, and all that is asked for may lie on others.
+void* map(size_t bytes) {
+    if (bytes > SIZE_MAX / 2) return nullptr;
+    void* const all = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED) return nullptr;
+    const size_t before = -reinterpret_cast<uintptr_t>(all) % kHugePage;
+    char* const p = static_cast<char*>(all) + before;
+    // What is left over, in whole small pages, of which nothing has been touched.
+    static const auto page = size_t(sysconf(_SC_PAGESIZE));
+    const size_t used = (bytes + page - 1) / page * page;
+    const size_t after = (bytes + kHugePage + page - 1) / page * page - before - used;
+    if (before) (void)munmap(all, before);
+    if (after) (void)munmap(p + used, after);
+    (void)madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+    return p;
+}
+#endif
+
 // Null where there is not so much memory.
 void* system_allocate(size_t bytes) {
 #if defined(_WIN32)
     return ::operator new(bytes, std::align_val_t(kLine), std::nothrow);
 #else
-    void* p = nullptr;
-    const size_t align = bytes >= kHuge ? kHugePage : kLine;
-    if (posix_memalign(&p, align, bytes ? bytes : 1)) return nullptr;
 #if defined(__linux__)
-    // Advice: where it is refused, the memory is as good as any other.
-    if (bytes >= kHuge) (void)madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+    if (is_mapped(bytes)) return map(bytes);
 #endif
-    return p;
+    void* p = nullptr;
+    return posix_memalign(&p, kLine, bytes ? bytes : 1) ? nullptr : p;
 #endif
 }
 
-void system_free(void* p) noexcept {
+void system_free(void* p, size_t bytes) noexcept {
 #if defined(_WIN32)
     ::operator delete(p, std::align_val_t(kLine));
 #else
+#if defined(__linux__)
+    if (is_mapped(bytes)) return (void)munmap(p, bytes);
+#endif
     free(p);
 #endif
 }
 
-// The blocks that are kept: whoever exchanges a pointer for another owns the block.
-using Spare = Block;
+// A block that is kept, and the how manyth it was to be freed.
+struct Spare {
+    void* memory;
+    size_t bytes;
+    uint64_t number;
+};
 
+// Whoever exchanges a pointer for another owns the block.
 constexpr size_t kSpares = 8;
 std::atomic<Spare*> spares[kSpares];
 std::atomic<size_t> next_dropped{0};
+std::atomic<uint64_t> next_number{0};
 
 void drop(Spare* s) noexcept {
-    if (s) system_free(s->memory);
+    if (s) system_free(s->memory, s->bytes);
     delete s;
 }
 
@@ -64,19 +102,24 @@ void keep(Spare* s) noexcept {
     drop(spares[next_dropped++ % kSpares].exchange(s));
 }
 
+bool fits_better(const Spare& a, const Spare& b) {
+    return a.bytes != b.bytes ? a.bytes < b.bytes : a.number > b.number;
+}
+
 // The smallest kept block of at least `bytes`, and less than twice as many; null: there is none. One
-// that is larger than need be would be missed by whom it fits.
+// that is larger than need be would be missed by whom it fits. Of several the one that was freed last,
+// of which most is in a cache: in turns they would all be cold.
 Block take(size_t bytes) noexcept {
     Spare* best = nullptr;
     for (std::atomic<Spare*>& slot : spares) {
         Spare* s = slot.exchange(nullptr);
         if (!s) continue;
-        if (s->bytes >= bytes && s->bytes / 2 < bytes && (!best || s->bytes < best->bytes))
+        if (s->bytes >= bytes && s->bytes / 2 < bytes && (!best || fits_better(*s, *best)))
             std::swap(s, best);
         if (s) keep(s);
     }
     if (!best) return {nullptr, 0};
-    const Block block = *best;
+    const Block block{best->memory, best->bytes};
     delete best;
     return block;
 }
@@ -94,7 +137,7 @@ struct Kept {
     void* block = nullptr;
     size_t bytes = 0;
 
-    ~Kept() { system_free(block); }
+    ~Kept() { system_free(block, bytes); }
 };
 
 thread_local Kept kept;
@@ -119,15 +162,15 @@ void free_bytes(void* p, size_t bytes) noexcept {
     const bool offered = bytes < kHuge;
 #endif
     if (p && bytes >= kKeptFrom && offered)
-        if (Spare* const s = new (std::nothrow) Spare{p, bytes}) return keep(s);
-    system_free(p);
+        if (Spare* const s = new (std::nothrow) Spare{p, bytes, next_number++}) return keep(s);
+    system_free(p, bytes);
 }
 
 ScratchBlock::ScratchBlock(size_t bytes) : block_(kept.block), bytes_(kept.bytes) {
     kept.block = nullptr;
     kept.bytes = 0;
     if (bytes_ >= bytes && block_) return;
-    system_free(block_);
+    system_free(block_, bytes_);
     block_ = nullptr;
     block_ = new_block(bytes);
     bytes_ = bytes;
@@ -138,7 +181,7 @@ ScratchBlock::~ScratchBlock() {
         kept.block = block_;
         kept.bytes = bytes_;
     } else {
-        system_free(block_);
+        system_free(block_, bytes_);
     }
 }
 

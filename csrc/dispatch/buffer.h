@@ -6,7 +6,7 @@
 
 namespace rnnfast {
 
-// Aligned to a cache line. Blocks of 4 MiB and more lie on huge pages where the system has them: a
+// Aligned to a cache line. Blocks of 2 MiB and more lie on huge pages where the system has them: a
 // first touch of 4 KiB costs about 0.25 us, and a product that walks over rows of several KiB would
 // miss the TLB at each. Throws std::bad_alloc where there is not so much memory.
 //
