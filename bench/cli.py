@@ -15,7 +15,7 @@ from bench.compare import compare
 from bench.cuda import main as cuda_main
 from bench.cuda.cases import cases as cuda_cases
 from bench.peers import BASELINE, DROPIN, PEERS
-from bench.shapes import CELLS, FALLBACK, NAMED, PRECISION, PRESETS, STREAMS, WAYS
+from bench.shapes import CELLS, NAMED, PRESETS
 
 DEFAULT_OUT = Path("rnnfast-bench.json")
 EPILOG = """examples:
@@ -192,7 +192,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         )
     )
     records.save(record, options.out)
-    printed = ("results", *WAYS, STREAMS, PRECISION, FALLBACK)
+    printed = [section for section in records.SECTIONS if section != "scaling"]
     for row in chain.from_iterable(records.rows(record, section) for section in printed):
         ratios = ", ".join(f"{name} {ratio['median']:.2f}" for name, ratio in row.ratios.items())
         fraction = "" if row.fraction is None else f"  {row.fraction:.2f} of the bound"

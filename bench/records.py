@@ -115,22 +115,23 @@ class Row:
     def over_one_thread_at_best(self) -> float | None:
         """What that would be if threads gained as much as in arithmetic; None where not known.
 
-        The only row of the only layer and direction is shared out by units, and its threads meet in
-        each step, in training twice. Where more threads gain nothing one does it all.
+        They may gain more, by the second core's caches. The only row of the only layer and
+        direction is shared out by units, and its threads meet in each step, in training twice.
+        Where more threads gain nothing one does it all.
         """
-        alone = self.times.get(ONE_THREAD)
-        if alone is None or self.arithmetic_over_one is None or self.meeting is None:
+        alone, own = self.times.get(ONE_THREAD), self.over_one_thread
+        if alone is None or own is None or self.arithmetic_over_one is None:
             return None
         shape, best = self.case.shape, alone["median"] / self.arithmetic_over_one["median"]
         if shape.B * shape.L * shape.D == 1:
-            best += self.meeting * shape.T * (2 if self.mode == "training" else 1)
-        return max(1.0, alone["median"] / best)
+            best += (self.meeting or 0.0) * shape.T * (2 if self.mode == "training" else 1)
+        return max(1.0, own, alone["median"] / best)
 
     @property
     def dropin_speedup_at_best(self) -> float | None:
         """`dropin_speedup` if rnnfast.torch took what ours does at least, and autograd does.
 
-        At least: the bound where that is known.
+        At least: the bound, or the layer's own time where that is not known or less.
         """
         dropin = self.times.get(DROPIN)
         if self.dropin_speedup is None or dropin is None:
@@ -160,18 +161,18 @@ def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
         Row(
             Case.from_dict(entry["case"]),
             entry["mode"],
-            entry["times_us"],
-            entry["ratios"],
-            entry["errors"],
-            entry.get("bound_us"),
-            entry.get("dropin_speedup"),
-            entry.get("peak_gflops"),
-            entry.get("bytes"),
-            entry.get("relative_error"),
-            entry.get("function_us"),
-            entry.get("low_bound_us"),
-            entry.get("arithmetic_over_one"),
-            entry.get("meeting_us"),
+            times=entry["times_us"],
+            ratios=entry["ratios"],
+            errors=entry["errors"],
+            bound=entry.get("bound_us"),
+            dropin_speedup=entry.get("dropin_speedup"),
+            peak=entry.get("peak_gflops"),
+            bytes=entry.get("bytes"),
+            relative_error=entry.get("relative_error"),
+            function=entry.get("function_us"),
+            low_bound=entry.get("low_bound_us"),
+            arithmetic_over_one=entry.get("arithmetic_over_one"),
+            meeting=entry.get("meeting_us"),
         )
         for entry in record.get(section, [])
     ]
@@ -195,6 +196,14 @@ def disturbed(record: dict[str, Any]) -> str | None:
         f"{count} of {len(entries)} measurements shared their core with other processes, and are "
         "uncertain."
     )
+
+
+def slowed(record: dict[str, Any]) -> tuple[float, float] | None:
+    """How many times as long arithmetic took as at its best: the median and the most."""
+    found = [
+        entry["slowed"] for name in SECTIONS for entry in record.get(name, []) if "slowed" in entry
+    ]
+    return (float(np.median(found)), max(found)) if found else None
 
 
 def memory(record: dict[str, Any]) -> dict[Case, dict[str, float]]:

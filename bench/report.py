@@ -48,9 +48,10 @@ reading the weights from the cache they lie in and of writing their gradients, a
 activations, all measured in the same process; [`bench/roofline.py`](../bench/roofline.py) has the
 formula. It is stretched by how much longer arithmetic took in the rounds than at its best
 ([`bench/pace.py`](../bench/pace.py)), as a machine that others use too is seldom at its best. What
-a floor's figure would be if we took no more than the bound stands beside it; two threads gain at
-most what arithmetic does by them, less what it takes them to meet; and rnnfast.torch takes at least
-the bound and, in training, what torch does where nothing is computed.
+a floor's figure would be at the bound stands beside it. Of two threads that is what arithmetic
+gains by them, less what it takes them to meet (more where each has its weights nearer); of
+rnnfast.torch, that it takes the bound, or the layer's own time where none is known, and in training
+what torch does where nothing is computed.
 """
 DROPIN = """\
 Modules of [`rnnfast.torch`](../rnnfast/torch) beside those of `torch.nn`, with the same weights and
@@ -65,7 +66,7 @@ above are part of the step. The layer is rnnfast's, from NumPy, over the same st
 COST = """\
 What rnnfast.torch takes beyond rnnfast's layer, which takes and gives NumPy's arrays, where nearly
 nothing is to be computed. *Autograd's* is what torch takes of a training step of a layer that
-computes nothing, and so the least of ours.
+computes nothing: about the least of ours.
 """
 
 
@@ -132,6 +133,10 @@ def _floors(record: dict[str, Any]) -> Iterator[str]:
 def _cells(record: dict[str, Any]) -> Iterator[str]:
     found = [row for row in records.rows(record) if row.case.dtype == "float32"]
     yield from ["## Times", "", "float32; shapes are T-B-I-H.", "", BOUND]
+    slowed = records.slowed(record)
+    if slowed is not None:
+        yield f"Here that was {slowed[0]:.2f} times in the median row, {slowed[1]:.2f} at most."
+        yield ""
     for cell in CELLS:
         for mode in MODES:
             for threads in sorted({row.case.threads for row in found}):

@@ -255,12 +255,10 @@ def run(options: Options) -> dict[str, Any]:
         },
         "missing": absent,
         "levels": None,
-        "results": [],
-        **{section: [] for section in (*WAYS, STREAMS, PRECISION, FALLBACK)},
+        **{section: [] for section in records.SECTIONS},
         "latency": [],
         "characters": [],
         "memory": [],
-        "scaling": [],
         "errors": [],
     }
     started = time.perf_counter()

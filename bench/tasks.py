@@ -100,7 +100,7 @@ def _time_mode(
         entry |= pace.entries(rounds.times)
     if {"torch", peers.DROPIN} <= times.keys():
         entry["dropin_speedup"] = timing.spread_of(times["torch"] / times[peers.DROPIN]).as_dict()
-    for name in least:
+    for name in least:  # at most one
         entry["function_us"] = float(f"{np.median(rounds.times[name]) * 1e6:.5g}")
     return entry
 
@@ -185,7 +185,7 @@ def time_precision(
     """One entry for each mode: our layer in float32 beside ours and torch's in low precision.
 
     `peak_gflops` is the core's peak in bfloat16, as `low_precision.peak` has it, and
-    `low_bound_us` what a layer in it takes at best, both at the speed that the machine had.
+    `low_bound_us` what a layer in it takes at best.
     """
     parsed = Case.from_dict(case)
     problem = make_problem(parsed)
@@ -193,17 +193,16 @@ def time_precision(
     makers |= {name: partial(Ours, precision=kind) for kind, name in peers.OURS_IN.items()}
     if "torch" in contenders:
         makers |= {name: partial(peers.load, name) for name in peers.TORCH_IN.values()}
-    native, pace = roofline.native_module(), None
+    native = roofline.native_module()
     if native is not None:
         roof, peak = roofline.measure_roof(native, "float32"), low_precision.peak(native)
-        pace = Pace(native, "float32", roof.peak)
         bounds = low_precision.bound(parsed, roof, peak)
     entries = []
     for mode in MODES:
-        entry = {"case": case, "mode": mode, **_time_mode(problem, mode, makers, seconds, pace)}
-        if pace is not None:
-            entry["peak_gflops"] = round(peak / entry["slowed"] / 1e9, 2)
-            entry["low_bound_us"] = _stretched(bounds[mode], entry)
+        entry = {"case": case, "mode": mode, **_time_mode(problem, mode, makers, seconds)}
+        if native is not None:
+            entry["peak_gflops"] = round(peak / 1e9, 2)
+            entry["low_bound_us"] = float(f"{bounds[mode] * 1e6:.5g}")
         entries.append(entry)
     return entries
 

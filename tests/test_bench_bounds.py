@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 pytest.importorskip("bench", reason="the tests run without bench")
 
 import rnnfast
-from bench import problem, roofline, timing
+from bench import problem, roofline, tasks, timing
 from bench.pace import Pace
 from bench.shapes import CELLS, GATES, Case, Shape
 
@@ -113,13 +113,14 @@ def test_the_pace_of_the_machine(native, threads):
     with pace.contenders() as contenders:
         times = timing.interleave(contenders, 0.05, threads).times
     measured = pace.entries(times)
-    assert 0.9 < measured["slowed"] < 20
+    assert measured["slowed"] > 0.9
     if threads == 1:
         assert measured.keys() == {"slowed"}
         return
-    assert 0.4 < measured["arithmetic_over_one"]["median"] < 2.2
-    assert 0 < measured["meeting_us"] < 1000
+    assert 0 < measured["arithmetic_over_one"]["median"] < 1.1 * threads
+    assert measured["meeting_us"] > 0
     # A machine at half of its speed.
     later = pace.entries({name: 2 * seconds for name, seconds in times.items()})
     assert later["slowed"] == pytest.approx(2 * measured["slowed"], rel=1e-3)
     assert later["arithmetic_over_one"] == measured["arithmetic_over_one"]
+    assert tasks._stretched(2e-6, {"slowed": 1.5}) == 3.0

@@ -24,8 +24,8 @@ control = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 control.madvise(mmap.MADV_HUGEPAGE)
 view = np.frombuffer(control, np.uint8)
 view[:] = 1
-if not huge(view)[1]:
-    sys.exit("the system had no huge page")
+if huge(view)[1] < 14 << 20:
+    sys.exit("the system had too few huge pages")
 layer, x = rnnfast.RNN(1024, 1024, seed=0), np.ones((1, 1, 1024), np.float32)
 # Once malloc has been given back an array of 8 MiB, it has arrays from its heap, and keeps their
 # small pages below what is still in use. Arrays of 4 MiB would get those.
@@ -45,6 +45,6 @@ for name in ("weight_ih_l0", "weight_hh_l0"):
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux's /proc")
 def test_large_blocks_lie_on_huge_pages_whatever_was_freed_before(native):
     done = python(WHERE_GRADIENTS_LIE, RNNFAST_BACKEND="native")
-    if "the system had no huge page" in done.stderr:
-        pytest.skip("the system had no huge page")
+    if "too few huge pages" in done.stderr:
+        pytest.skip("the system had too few huge pages")
     assert done.returncode == 0, done.stderr

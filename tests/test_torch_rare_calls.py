@@ -142,7 +142,9 @@ def test_what_steps_share_may_be_dropped_by_another_thread(native):
     x = normal(3, 4)
     parameters, weights = eager._ready(ours, x, None)
     call = eager.Call(parameters, parameters.packed(weights))
-    cells.record(Dropped(), call, weights, x, None)[0].sum().backward()
+    holder = Dropped()
+    cells.record(holder, call, weights, x, None)[0].sum().backward()
+    assert holder.shared is None
     theirs(x).sum().backward()
     found = [{name: p.grad for name, p in m.named_parameters()} for m in (ours, theirs)]
     assert_same_gradients(*found, "float64")

@@ -123,7 +123,7 @@ def test_layers_below_what_is_wanted(kind, bidirectional, trained, layers):
 
 @pytest.mark.usefixtures("keep_threads")
 def test_frozen_layers_below_cost_no_work(native):
-    """A backward pass of the highest of four layers is a sixth of one of all, or less."""
+    """A backward pass of the highest of four layers has a fifth of the products of one of all."""
     rnnfast.set_num_threads(1)
     module, x = make(rt, "gru", 128, 128, num_layers=4), torch.randn(40, 16, 128)
     least = {True: float("inf"), False: float("inf")}

@@ -163,6 +163,10 @@ class _Empty(torch.autograd.Function):
         return None, *map(torch.empty_like, ctx.saved_tensors)
 
 
+# Without what Python's `apply` does for `torch.func`, as a lean module would.
+_empty = super(torch.autograd.Function, _Empty).apply
+
+
 class Nothing(_Training):
     """A layer that computes nothing: what torch's autograd takes of a training step by itself."""
 
@@ -174,18 +178,21 @@ class Nothing(_Training):
         self._tensors = list(self._parameters.values())
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Empty.apply(self._shapes, x, *self._tensors)[0]
+        return _empty(self._shapes, x, *self._tensors)[0]
 
 
 class NothingInALoop(_Loop):
-    """The same for a loop of cells."""
+    """The same for a loop of cells, whose weights take part once, as what stands for them."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem, torch.nn)
-        parameters, shape = list(self._parameters.values()), problem.case.shape
-        states = (2 if problem.case.cell == "lstm" else 1) * [(shape.B, shape.H)]
+        self._tensors, shape = list(self._parameters.values()), problem.case.shape
+        self._states = (2 if problem.case.cell == "lstm" else 1) * [(shape.B, shape.H)]
+        self._module = self._step
 
-        def cell(x: torch.Tensor, before: Any) -> Any:
-            return _Empty.apply(states, x, *(before or ()), *parameters)
+    def _step(self, x: torch.Tensor, before: Any) -> Any:
+        return _empty(self._states, x, self._weights, *(before or ()))
 
-        self._module = cell
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        (self._weights,) = _empty([()], *self._tensors)
+        return super()._forward(x)

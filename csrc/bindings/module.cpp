@@ -119,6 +119,16 @@ ptrdiff_t probe_fma(ptrdiff_t rounds) {
     return flops;
 }
 
+template <class T>
+T probe_read(const py::array_t<T>& array, ptrdiff_t rounds) {
+    const auto from = view<const T>(array, {"array", {array.size()}});
+    const ptrdiff_t lanes = active_kernels().vector_bytes / ptrdiff_t(sizeof(T));
+    const DtypeKernels<T>& kernels = active_kernels_for<T>();
+    const ptrdiff_t count = array.size() / lanes * lanes;
+    py::gil_scoped_release release;
+    return kernels.probe_read(from.data, count, rounds);
+}
+
 // The threads of a team that met so many times and did nothing else.
 int probe_meetings(int threads, ptrdiff_t rounds) {
     py::gil_scoped_release release;
@@ -130,16 +140,6 @@ int probe_meetings(int threads, ptrdiff_t rounds) {
         for (ptrdiff_t round = 0; round < rounds; ++round) place.wait();
     });
     return size;
-}
-
-template <class T>
-T probe_read(const py::array_t<T>& array, ptrdiff_t rounds) {
-    const auto from = view<const T>(array, {"array", {array.size()}});
-    const ptrdiff_t lanes = active_kernels().vector_bytes / ptrdiff_t(sizeof(T));
-    const DtypeKernels<T>& kernels = active_kernels_for<T>();
-    const ptrdiff_t count = array.size() / lanes * lanes;
-    py::gil_scoped_release release;
-    return kernels.probe_read(from.data, count, rounds);
 }
 
 }  // namespace

@@ -134,7 +134,6 @@ public:
 
     void forward() const { run_forward_stack(jobs_.data(), layers_.layers(), layers_.directions); }
     void backward(const PassGradients<T>& grads) const;
-    int lowest_wanted(const PassGradients<T>& grads) const;
 
     // Of the tape of a pass of so many rows; throws where no memory could hold it.
     static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
@@ -151,6 +150,7 @@ public:
 
 private:
     ptrdiff_t rows() const { return extent_.rows(); }
+    int lowest_wanted(const PassGradients<T>& grads) const;
     // The rows of one direction in (T, B, D*W) rows.
     template <class U>
     Rows<U> half(const Rows<U>& rows, int direction) const {

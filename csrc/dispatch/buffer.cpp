@@ -21,17 +21,27 @@ constexpr size_t kHuge = kHugePage;
 // What a thread keeps: enough for the chunks of all but the largest layers.
 constexpr size_t kMostKept = size_t(8) << 20;
 
-// Whether blocks of so many bytes are the system's own. malloc may give memory that others had, which
-// lies on small pages and stays there; but sanitizers watch over its blocks alone.
-constexpr bool is_mapped([[maybe_unused]] size_t bytes) {
-#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
-    return bytes >= kHuge;
-#else
-    return false;
+// Sanitizers watch over malloc's blocks alone.
+#if defined(__SANITIZE_ADDRESS__)
+#define RNNFAST_MAPS 0
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define RNNFAST_MAPS 0
 #endif
-}
-
+#endif
+#ifndef RNNFAST_MAPS
 #if defined(__linux__)
+#define RNNFAST_MAPS 1
+#else
+#define RNNFAST_MAPS 0
+#endif
+#endif
+
+#if RNNFAST_MAPS
+// Blocks of so many bytes are the system's own: malloc may give memory that others had, which lies on
+// small pages and stays there.
+constexpr bool is_mapped(size_t bytes) { return bytes >= kHuge; }
+
 // On huge pages, if there are some: that is advice, and all that is asked for may lie on others.
 void* map(size_t bytes) {
     if (bytes > SIZE_MAX / 2) return nullptr;
@@ -43,9 +53,8 @@ void* map(size_t bytes) {
     // What is left over, in whole small pages, of which nothing has been touched.
     static const auto page = size_t(sysconf(_SC_PAGESIZE));
     const size_t used = (bytes + page - 1) / page * page;
-    const size_t after = (bytes + kHugePage + page - 1) / page * page - before - used;
     if (before) (void)munmap(all, before);
-    if (after) (void)munmap(p + used, after);
+    (void)munmap(p + used, kHugePage - before);
     (void)madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
     return p;
 }
@@ -56,7 +65,7 @@ void* system_allocate(size_t bytes) {
 #if defined(_WIN32)
     return ::operator new(bytes, std::align_val_t(kLine), std::nothrow);
 #else
-#if defined(__linux__)
+#if RNNFAST_MAPS
     if (is_mapped(bytes)) return map(bytes);
 #endif
     void* p = nullptr;
@@ -64,18 +73,18 @@ void* system_allocate(size_t bytes) {
 #endif
 }
 
-void system_free(void* p, size_t bytes) noexcept {
+void system_free(void* p, [[maybe_unused]] size_t bytes) noexcept {
 #if defined(_WIN32)
     ::operator delete(p, std::align_val_t(kLine));
 #else
-#if defined(__linux__)
+#if RNNFAST_MAPS
     if (is_mapped(bytes)) return (void)munmap(p, bytes);
 #endif
     free(p);
 #endif
 }
 
-// A block that is kept, and the how manyth it was to be freed.
+// A block that is kept; of those freed later the number is higher.
 struct Spare {
     void* memory;
     size_t bytes;

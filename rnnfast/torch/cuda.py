@@ -269,7 +269,6 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, *d_last: Tensor | None) -> tuple[Tensor | None, ...]:
         form: _Form = ctx.form
         *given, y, saved = ctx.saved_tensors
-        # With create_graph; or for gradients in batches, or negated ones, which no kernel reads.
         if are_for_torch((dy, *d_last)):
             return None, *_by_torch(form, (dy, *d_last), given, ctx.needs_input_grad[1:])
         x, h0, c0, w_ih, w_hh, *_ = given

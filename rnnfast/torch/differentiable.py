@@ -1,4 +1,7 @@
-"""The same computation by torch's own differentiable operations, for gradients of gradients."""
+"""The same computation by torch's own differentiable operations.
+
+For gradients of gradients, and for gradients that no kernel takes, as those of `torch.vmap`.
+"""
 
 from __future__ import annotations
 
@@ -131,9 +134,9 @@ def gradients(
     weights: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients at x, h0, c0 and each weight that `wanted` tells, differentiable in turn.
+    """The gradients at x, h0, c0 and each weight that `wanted` tells.
 
-    They are differentiable in everything given, also in dy and dstates.
+    Where gradients are enabled, they are differentiable in everything given, dy and dstates too.
     """
 
     def run(x: Tensor, h0: Any, c0: Any, *weights: Any) -> tuple[Tensor, ...]:

@@ -130,8 +130,6 @@ def _empty(layer: type[torch_rnn.RNNBase]) -> type[torch_rnn.RNNBase]:
     return type(layer.__name__, (layer,), {"reset_parameters": lambda self: None})
 
 
-_EMPTY = {layer: _empty(layer) for layer in (torch_rnn.RNN, torch_rnn.GRU, torch_rnn.LSTM)}
-
 # What `Layer._states` says of a state in no form that it knows.
 _OTHER: Any = object()
 
@@ -269,4 +267,7 @@ TWINS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch_rnn.RNNCell: RNNCell,
     torch_rnn.GRUCell: GRUCell,
     torch_rnn.LSTMCell: LSTMCell,
+}
+_EMPTY: dict[Any, Any] = {
+    theirs: _empty(theirs) for theirs, ours in TWINS.items() if issubclass(ours, Layer)
 }

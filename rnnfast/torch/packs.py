@@ -16,8 +16,10 @@ from rnnfast._cells import CELLS, Weights
 from rnnfast._locks import Lock
 from rnnfast._native_backend import NativeBackend
 from rnnfast.torch.exchange import (
+    TENSORS,
     array,
     copy_of,
+    is_leaf,
     is_neg,
     stack_taking_tensors,
     taking_tensors,
@@ -213,9 +215,15 @@ class PackCache:
         return PackCache()
 
     def freeze(self, weights: tuple[Tensor, ...] | None) -> None:
-        """Takes the promise that the contents of these stay as they are; None: gives it back."""
+        """Takes the promise that the contents of these stay as they are; None: gives it back.
+
+        Of weights in other memory than the CPU's, or made anew for each call, there is none.
+        """
         self._parameters = None  # their pack may be of contents before these
-        self._promise = None if weights is None else _addresses(weights)
+        lasting = weights is not None and all(
+            type(w) in TENSORS and w.is_cpu and is_leaf(w) for w in weights
+        )
+        self._promise = _addresses(weights) if weights is not None and lasting else None
 
     @staticmethod
     def of(module: torch.nn.Module) -> PackCache:
