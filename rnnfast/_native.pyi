@@ -148,6 +148,34 @@ class Stack:
             direction, whether its gradient is to be computed; None stands for the others.
         """
 
+    def step_backward(
+        self,
+        x: Array,
+        state: State | None,
+        tape: Array,
+        d_state: Any,
+        wanted: tuple[bool, bool, bool],
+        threads: int,
+        /,
+    ) -> tuple[Array | None, State | None, Array | None]:
+        """The gradients of a cell's step that `forward` ran: at x, at the state, and at the gates.
+
+        The last are rows for `steps_backward`. wanted : of each of the three, as of `backward`.
+        Not of a cell with two products in a step.
+        """
+
+    def steps_backward(
+        self,
+        steps: list[tuple[Array, Array | None, Array]],
+        wanted: tuple[bool, ...],
+        threads: int,
+        /,
+    ) -> list[Array | None]:
+        """The gradients at the parameters, of all steps together.
+
+        steps : of each its x, the h before it, and what `step_backward` gave for the gates.
+        """
+
 class Run:
     """A forward pass that has run, with all that its backward pass needs."""
 

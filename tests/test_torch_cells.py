@@ -40,9 +40,29 @@ def found(cell):
     return {name: p.grad for name, p in cell.named_parameters()}
 
 
-def test_many_rows(both):
-    """More than are copied for one product."""
-    x = inputs(steps=5, batch=cells._MOST_ROWS // 2 - 7)
+def test_batches_that_shrink_and_single_rows(both):
+    """As in decoding: the steps of one size are one batch, which is added to that of another."""
+    x = inputs(steps=6, batch=9)
+    for cell in both:
+        total, state = run(cell, x[:2])
+        cut = tuple(s[:4] for s in state) if isinstance(state, tuple) else state[:4]
+        more, state = run(cell, x[2:4, :4], cut)
+        one = tuple(s[2] for s in state) if isinstance(state, tuple) else state[2]
+        (total + more + run(cell, x[4:, 2], one)[0]).backward()
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_inputs_whose_rows_lie_apart(both):
+    """Neither forward nor backward copies them."""
+    x = inputs(steps=6, batch=4).repeat(1, 1, 2)[..., :SIZE]
+    assert not x[0].is_contiguous()
+    for cell in both:
+        run(cell, x)[0].backward()
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_more_rows_than_a_chunk_of_the_kernels(both):
+    x = inputs(steps=5, batch=2041)
     for cell in both:
         run(cell, x)[0].backward()
     assert_same_gradients(found(both[1]), found(both[0]), "float64")

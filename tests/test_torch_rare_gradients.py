@@ -139,12 +139,23 @@ def test_frozen_layers_below_cost_no_work(native):
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_the_first_step_of_a_loop_takes_no_pass_for_nothing(kind, native, monkeypatch):
-    """Its input and states need no gradient: only the pass of the weights runs."""
+def test_what_the_steps_of_a_loop_compute(kind, native, monkeypatch):
+    """The gradients at x where it needs one, and none at the states before the first step."""
     cells = pytest.importorskip("rnnfast.torch.cells")
-    wanted, gradients = [], cells.gradients
+    wanted, gradients = [], cells.step_gradients
     monkeypatch.setattr(
-        cells, "gradients", lambda *args: wanted.append(any(args[-1])) or gradients(*args)
+        cells, "step_gradients", lambda *args: wanted.append(args[-1]) or gradients(*args)
     )
-    flat(make(rt, kind, dtype=F64)(normal(3, 4)))[0].sum().backward()
-    assert wanted == [True]
+    cell = make(rt, kind, dtype=F64)
+
+    def found(x, needed):
+        cell.requires_grad_(needed)
+        wanted.clear()
+        state = cell(normal(3, 4))
+        flat(cell(x, state))[0].sum().backward()
+        return wanted
+
+    x = normal(3, 4)
+    assert found(x, True) == [(False, True, True), (False, False, True)]
+    assert found(x.requires_grad_(), True) == [(True, True, True), (False, False, True)]
+    assert found(x, False) == [(True, False, False)]

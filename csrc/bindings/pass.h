@@ -56,6 +56,7 @@ struct PassGradients {
     T* dh0 = nullptr;                 // (L*D, B, W)  out, assigned; null: not wanted
     T* dc0 = nullptr;                 // (L*D, B, H)  the same; null also: the cell has no c
     std::vector<Weights<T>> weights;  // of each job  out, assigned; null: not wanted
+    T* gates = nullptr;  // as of BackwardArgs, of one step of one layer; null: not wanted
 };
 
 // Some memory, cut into arrays that begin on cache lines. Each thread keeps the last of moderate
@@ -286,6 +287,7 @@ void Pass<T>::backward(const PassGradients<T>& grads) const {
             args.dh0 = grads.dh0 ? grads.dh0 + k * batch_ * width : nullptr;
             args.dc0 = grads.dc0 ? grads.dc0 + k * batch_ * hidden : nullptr;
             args.weights = grads.weights[size_t(k)];
+            args.gates = grads.gates;
             args.assign = true;
         }
         dy = {dx.data, dx.step, dx.row};
@@ -296,7 +298,7 @@ void Pass<T>::backward(const PassGradients<T>& grads) const {
 // The lowest layer at or below which a gradient is wanted; that after the last where none is.
 template <class T>
 int Pass<T>::lowest_wanted(const PassGradients<T>& grads) const {
-    if (grads.dx.data || grads.dh0 || grads.dc0) return 0;
+    if (grads.dx.data || grads.dh0 || grads.dc0 || grads.gates) return 0;
     size_t job = 0;
     for (; job < grads.weights.size(); ++job) {
         const Weights<T>& w = grads.weights[job];

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "bindings/returned.h"
+#include "bindings/stack_steps.h"
 #include "bindings/stack_training.h"
 
 namespace rnnfast {
@@ -65,6 +66,16 @@ PyObject* forward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     if (!takes("backward", count, count == 9)) return nullptr;
     return returned([&] { return impl_of<Stack>(self).backward(args); });
+}
+
+PyObject* step_backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (!takes("step_backward", count, count == 6)) return nullptr;
+    return returned([&] { return impl_of<Stack>(self).step_backward(args); });
+}
+
+PyObject* steps_backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (!takes("steps_backward", count, count == 3)) return nullptr;
+    return returned([&] { return impl_of<Stack>(self).steps_backward(args); });
 }
 
 PyObject* run_backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
@@ -153,6 +164,8 @@ void add_stack(py::module_& module) {
                                      method("record", &record),
                                      method("forward", &forward),
                                      method("backward", &backward),
+                                     method("step_backward", &step_backward),
+                                     method("steps_backward", &steps_backward),
                                      {}};
     static PyMethodDef of_run[] = {method("backward", &run_backward), {}};
     const py::object stack_type = add_type<Stack>(module, "rnnfast._native.Stack", of_stack);

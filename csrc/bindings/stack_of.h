@@ -69,6 +69,26 @@ struct Form {
     }
 };
 
+// Which gradients a caller wants: all, or those for which a tuple has True, asked for in its order.
+class Choice {
+public:
+    explicit Choice(PyObject* tuple) : tuple_(tuple) {}  // null: all
+    bool all() const { return !tuple_; }
+    bool next() { return !tuple_ || PyTuple_GET_ITEM(tuple_, next_++) == Py_True; }
+
+private:
+    PyObject* const tuple_;
+    Py_ssize_t next_ = 0;
+};
+
+// Whether it is a tuple of so many bools.
+inline bool are_bools(PyObject* object, Py_ssize_t count) {
+    if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) != count) return false;
+    for (Py_ssize_t i = 0; i < count; ++i)
+        if (!PyBool_Check(PyTuple_GET_ITEM(object, i))) return false;
+    return true;
+}
+
 // What `Stack` in _native.pyi describes.
 class Stack {
 public:
@@ -78,6 +98,8 @@ public:
     virtual py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const = 0;
     virtual py::object forward(PyObject* const* args) const = 0;
     virtual py::object backward(PyObject* const* args) const = 0;
+    virtual py::object step_backward(PyObject* const* args) const = 0;
+    virtual py::object steps_backward(PyObject* const* args) const = 0;
     const py::object run_type;
 };
 
@@ -125,15 +147,25 @@ public:
 
     py::object forward(PyObject* const* args) const override;
     py::object backward(PyObject* const* args) const override;
+    py::object step_backward(PyObject* const* args) const override;
+    py::object steps_backward(PyObject* const* args) const override;
 
     // The gradients of `pass`, or NotImplemented where an argument is not what can be read: all of
-    // them, those of parameters by name; or those that `wanted` tells, in a list. Arrays, or tensors
+    // them, those of parameters by name; or those that `tells` does, in a list. Arrays, or tensors
     // if `like` is one.
     py::object gradients(const Pass<T>& pass, PyObject* like, const Axes& axes,
                          const Extent& extent, PyObject* d_output, PyObject* d_state,
-                         PyObject* wanted) const;
+                         PyObject* tells) const;
 
 private:
+    // New arrays for the gradients that are wanted; None for others.
+    py::object new_input_gradient(PyObject* like, const Axes& axes, const Extent& extent,
+                                  Choice& wanted, PassGradients<T>& grads) const;
+    py::object new_state_gradient(PyObject* like, const Axes& axes, const Extent& extent,
+                                  Choice& wanted, PassGradients<T>& grads) const;
+    py::object new_parameter_gradients(PyObject* like, Choice& wanted, PassGradients<T>& grads,
+                                       std::vector<py::object>& arrays) const;
+
     bool has_c() const { return layers_.kernels().has_c; }
     Py_ssize_t parameters() const {
         Py_ssize_t count = 0;
@@ -142,6 +174,14 @@ private:
         return count;
     }
     bool trains() const { return layers_.packs[0]->trains(); }
+    // Whether the gradients of the parameters can be those of many steps together.
+    bool leaves_steps() const {
+        return form_.cell && trains() && layers_.kernels().meetings(layers_.packs[0]->sizes()) == 1;
+    }
+    // Of what a step leaves for them.
+    Shape gates_shape(ptrdiff_t batch) const {
+        return {{batch, layers_.kernels().gradient_row(layers_.packs[0]->sizes())}, 2};
+    }
     // Borrowed weights are for passes that read them once, or not at all. Of more steps or rows, those
     // that pack them are faster, and so may be those whose lengths leave rows out: callers keep a pack
     // for these.

@@ -10,6 +10,12 @@
 
 namespace rnnfast {
 
+// Of a pass that has run, backward only reads the memory.
+template <class T>
+T* only_read(const T* data) {
+    return const_cast<T*>(data);
+}
+
 template <class T>
 class RunOf final : public Run {
 public:
@@ -71,38 +77,36 @@ py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t 
 }
 
 template <class T>
-py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes& axes,
-                                 const Extent& extent, PyObject* d_output, PyObject* d_state,
-                                 PyObject* wanted) const {
-    PassGradients<T> grads;
-    const ptrdiff_t batch = extent.batch;
-    const Shape y_shape = axes.shape(extent, layers_.output());
-    if (!read_rows_or_none(d_output, axes, y_shape, grads.dy)) return not_implemented();
-    if (!read_state(d_state, axes, batch, true, grads.dhn, grads.dcn)) return not_implemented();
-    const Shape x_shape = axes.shape(extent, layers_.input());
-    Py_ssize_t next = 0;  // of `wanted`
-    const auto is_wanted = [&] { return !wanted || PyTuple_GET_ITEM(wanted, next++) == Py_True; };
-    py::object dx = py::none();
-    if (is_wanted()) {
-        auto made = new_like<T>(like, x_shape);
-        grads.dx = dense_rows(made.data, axes, x_shape);
-        dx = std::move(made.object);
-    }
-    py::object initial = py::none();
-    if (is_wanted()) {
-        auto dh0 = new_like<T>(like, state_shape(axes, batch, layers_.width()));
-        grads.dh0 = dh0.data;
-        New<T> dc0{};
-        if (has_c()) dc0 = new_like<T>(like, state_shape(axes, batch, layers_.hidden()));
-        grads.dc0 = dc0.data;
-        initial = state(dh0.object, dc0.object);
-    }
-    const py::object parameters = owned_or_throw(wanted ? PyList_New(0) : PyDict_New());
-    std::vector<py::object> arrays;  // also those whose name another takes
+py::object StackOf<T>::new_input_gradient(PyObject* like, const Axes& axes, const Extent& extent,
+                                          Choice& wanted, PassGradients<T>& grads) const {
+    if (!wanted.next()) return py::none();
+    const Shape shape = axes.shape(extent, layers_.input());
+    auto made = new_like<T>(like, shape);
+    grads.dx = dense_rows(made.data, axes, shape);
+    return std::move(made.object);
+}
+
+template <class T>
+py::object StackOf<T>::new_state_gradient(PyObject* like, const Axes& axes, const Extent& extent,
+                                          Choice& wanted, PassGradients<T>& grads) const {
+    if (!wanted.next()) return py::none();
+    auto dh0 = new_like<T>(like, state_shape(axes, extent.batch, layers_.width()));
+    grads.dh0 = dh0.data;
+    New<T> dc0{};
+    if (has_c()) dc0 = new_like<T>(like, state_shape(axes, extent.batch, layers_.hidden()));
+    grads.dc0 = dc0.data;
+    return state(dh0.object, dc0.object);
+}
+
+template <class T>
+py::object StackOf<T>::new_parameter_gradients(PyObject* like, Choice& wanted,
+                                               PassGradients<T>& grads,
+                                               std::vector<py::object>& arrays) const {
+    const py::object parameters = owned_or_throw(wanted.all() ? PyDict_New() : PyList_New(0));
     const auto add = [&](const py::object& name, const py::object& array) {
         PyObject* const to = parameters.ptr();
-        if ((wanted ? PyList_Append(to, array.ptr())
-                    : PyDict_SetItem(to, name.ptr(), array.ptr())) < 0)
+        if ((wanted.all() ? PyDict_SetItem(to, name.ptr(), array.ptr())
+                          : PyList_Append(to, array.ptr())) < 0)
             throw py::error_already_set();
     };
     grads.weights.resize(layers_.packs.size());
@@ -112,7 +116,7 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes
         const auto gradient = [&](size_t which, const Shape& shape) -> T* {
             const py::object& name = names_[k][which];
             if (name.is_none()) return nullptr;
-            if (!is_wanted()) {
+            if (!wanted.next()) {
                 add(name, py::none());
                 return nullptr;
             }
@@ -127,6 +131,23 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes
                             gradient(3, {{gates}, 1}),
                             gradient(4, {{sizes.projection, sizes.hidden}, 2})};
     }
+    return parameters;
+}
+
+template <class T>
+py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes& axes,
+                                 const Extent& extent, PyObject* d_output, PyObject* d_state,
+                                 PyObject* tells) const {
+    PassGradients<T> grads;
+    const ptrdiff_t batch = extent.batch;
+    const Shape y_shape = axes.shape(extent, layers_.output());
+    if (!read_rows_or_none(d_output, axes, y_shape, grads.dy)) return not_implemented();
+    if (!read_state(d_state, axes, batch, true, grads.dhn, grads.dcn)) return not_implemented();
+    Choice wanted(tells);
+    const py::object dx = new_input_gradient(like, axes, extent, wanted, grads);
+    const py::object initial = new_state_gradient(like, axes, extent, wanted, grads);
+    std::vector<py::object> arrays;  // also those whose name another takes
+    const py::object parameters = new_parameter_gradients(like, wanted, grads, arrays);
     {
         const GilRelease release(releases(extent, 2));
         pass.backward(grads);
@@ -164,16 +185,10 @@ py::object StackOf<T>::backward(PyObject* const* args) const {
     if ((args[3] == Py_None) != form_.cell || !read_rows_or_none(args[3], axes, y_shape, y) ||
         !read_contiguous(args[4], form_.tensors, tape_shape, tape) || args[4] == Py_None)
         return not_implemented();
-    const Py_ssize_t gradients_of = 2 + parameters();
-    if (!PyTuple_CheckExact(args[7]) || PyTuple_GET_SIZE(args[7]) != gradients_of)
-        return not_implemented();
-    for (Py_ssize_t i = 0; i < gradients_of; ++i)
-        if (!PyBool_Check(PyTuple_GET_ITEM(args[7], i))) return not_implemented();
+    if (!are_bools(args[7], 2 + parameters())) return not_implemented();
     const bool at_inputs =
         PyTuple_GET_ITEM(args[7], 0) == Py_True || PyTuple_GET_ITEM(args[7], 1) == Py_True;
     if (!runs(in) && (at_inputs || in.steps > 1 || layers_.jobs() > 1)) return not_implemented();
-    // The pass has run: of its memory, backward only reads.
-    const auto only_read = [](const T* data) { return const_cast<T*>(data); };
     const PassOutputs<T> out{{only_read(y.data), y.step, y.row}, nullptr, nullptr};
     const ThreadLimit limit(integer(args[8]));
     const Pass<T> pass(layers_, in, out, true, only_read(tape));

@@ -143,6 +143,15 @@ struct ForwardArgs {
     const Format* format = nullptr;  // of the pack, and of operands; null: T. Not of doubles
 };
 
+// A step whose gate gradients an earlier pass has left: what the parameters' gradients take of it.
+template <class T>
+struct LeftStep {
+    const T* x;       // (B, I)  rows of unit stride
+    ptrdiff_t x_row;  //         stride of B
+    const T* h;       // (B, W)  before the step; null: zeros
+    const T* gates;   // (B, gradient_row())
+};
+
 template <class T>
 struct BackwardArgs {
     const T* transposed;    // of R and P, by pack_transposed(); null: there is no pack, or no need
@@ -159,6 +168,11 @@ struct BackwardArgs {
     T* dc0;              // (B, H)  out, assigned; null: not wanted, or the cell has no c
     Weights<T> weights;  // in/out, accumulated; out, assigned, where `assign`; null: not wanted
     bool assign = false;
+    // (B, gradient_row())  out, of one step: the gradients at its gates; null: not wanted
+    T* gates = nullptr;
+    // (T)  in: all that is read, for the parameters' gradients alone; null: the pass is computed. Not of
+    // a cell with two products, nor with a projection.
+    const LeftStep<T>* left = nullptr;
 };
 
 }  // namespace rnnfast

@@ -65,7 +65,7 @@ struct Job {
         args.packed = job.weights->packed();
         args.format = job.weights->format();
         // Of one step whose state's gradient is not wanted, nothing reads the weights.
-        if (grads.dh0 || plan.steps > 1 || kernels.meetings(args.sizes) > 1)
+        if (grads.dh0 || (plan.steps > 1 && !grads.left) || kernels.meetings(args.sizes) > 1)
             grads.transposed = job.weights->transposed(Transposed::of_steps);
         const ptrdiff_t row = kernels.gradient_row(args.sizes);
         chunks = make_chunks(plan, row, row * (args.sizes.input + args.sizes.width()));

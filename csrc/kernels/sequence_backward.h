@@ -71,6 +71,10 @@ public:
             const T* const dy =
                 grads.dy ? grads.dy + plan.offset(t, grads.dy_step, grads.dy_row) : nullptr;
             const Step step{t, chunk_row(t, chunk) + first, first, n, slice.rows.step, dy};
+            if (grads.left) {
+                gather_left(step, units);
+                continue;
+            }
             gather(step, units);
             if constexpr (Cell::kTwoProducts)
                 step_two_products(step, units, slice);
@@ -112,6 +116,24 @@ private:
         }
     }
 
+    // What the products need of a step whose gate gradients are there.
+    void gather_left(const Step& step, const Units& units) {
+        const LeftStep<T>& left = grads.left[step.t];
+        for (ptrdiff_t i = 0; i < step.rows; ++i) {
+            const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
+            if (grads.weights.weight_ih)
+                put_row(x, row, left.x + p * left.x_row, shape.input, units.x);
+            if (grads.weights.weight_hh)
+                put_row(h_prev, row, row_of(left.h, p, shape.width), shape.width, units.h);
+            const T* const gates = left.gates + p * shape.gradient_row();
+            for (int s = 0; s < Cell::kSlots; ++s)
+                for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
+                    const ptrdiff_t v = s * shape.blocks + b;
+                    store(da.at(row, v), load(gates + v * L));
+                }
+        }
+    }
+
     // The gradient at h_t, block b: from the steps after it, and from the caller.
     RNNFAST_INLINE V dh_at(const Step& step, ptrdiff_t p, ptrdiff_t b) const {
         const V later = load(dh + p * h_ld + b * L);
@@ -133,8 +155,12 @@ private:
 
     RNNFAST_INLINE void store_gradients(ptrdiff_t row, ptrdiff_t b, const V* gradient, int first,
                                         int last) const {
-        for (int s = first; s < last; ++s)
-            store(da.at(row, s * shape.blocks + b), keep_units(gradient[s], shape.lanes(b)));
+        for (int s = first; s < last; ++s) {
+            const ptrdiff_t v = s * shape.blocks + b;
+            const V kept = keep_units(gradient[s], shape.lanes(b));
+            store(da.at(row, v), kept);
+            if (grads.gates) store(grads.gates + row * shape.gradient_row() + v * L, kept);
+        }
     }
 
     void step_one_product(const Step& step, const Units& units, const Slice& slice) {

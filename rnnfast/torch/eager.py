@@ -55,9 +55,11 @@ def _ready(
         or not x.numel()
         or _tracing_state() is not None
         or forward_ad._current_level >= 0
-        or not (states is None or all(type(s) in TENSORS and not s.is_neg() for s in states))
     ):
         return None
+    for s in states or ():
+        if type(s) not in TENSORS or s.is_neg():
+            return None
     cache = PackCache.of(module)
     weights = module._weights(cache)
     parameters = cache.get(module._kind(cache), weights)
@@ -174,28 +176,29 @@ def _cell(
     states: Sequence[Tensor] | None,
 ) -> States | None:
     if format_name is None:
-        borrowed = parameters.borrowed(len(x) if x.dim() == 2 else 1)
+        shape = x.shape
+        borrowed = parameters.borrowed(shape[0] if len(shape) == 2 else 1)
         if borrowed is not None:
-            last = _step(module, Call(parameters, borrowed), weights, x, states)
+            last = _step(module, parameters, borrowed, weights, x, states)
             if last is not None:
                 return last
-    own = module, Call(parameters, parameters.packed(weights, format_name)), weights
+    own = module, parameters, parameters.packed(weights, format_name), weights
     return _step(*own, x, states) or _again(_step, *own, x, states)
 
 
 def _step(
     module: Cell,
-    call: Call,
+    parameters: Parameters,
+    packs: Packs,
     weights: tuple[Tensor, ...],
     x: Tensor,
     states: Sequence[Tensor] | None,
 ) -> States | None:
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        result = infer(call, x, states)
-        return None if result is None else result[1]
+        return cells.infer(packs, x, states)
     if weights[0].is_inference():  # which torch refuses to save for backward
         return None
-    return cells.record(PackCache.of(module), call, weights, x, states)
+    return cells.record(PackCache.of(module), parameters, packs, weights, x, states)
 
 
 def _again(function: Callable[..., Any], *args: Any) -> Any:

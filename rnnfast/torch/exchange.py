@@ -92,12 +92,14 @@ def stack_taking_tensors(stack: Any) -> Any:
 
 
 class _Stack:
-    __slots__ = ("backward", "forward", "infer")
+    __slots__ = ("backward", "forward", "infer", "step_backward", "steps_backward")
 
     def __init__(self, stack: Any) -> None:
         self.infer = taking_tensors(stack.infer)
         self.forward = taking_tensors(stack.forward)
         self.backward = taking_tensors(stack.backward)
+        self.step_backward = taking_tensors(stack.step_backward)
+        self.steps_backward = taking_tensors(stack.steps_backward)
 
 
 def are_for_torch(gradients: Sequence[Tensor | None]) -> bool:
@@ -157,6 +159,39 @@ def gradients(
     return dx, _NO_STATES if initial is None else states_of(initial), parameters
 
 
+def step_gradients(
+    stack: Any,
+    x: Tensor,
+    states: Any,
+    tape: Tensor,
+    d_states: Any,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Any, Tensor | None]:
+    """What `stack.step_backward` gives, whatever the strides; states as a stack takes them."""
+    threads = torch.get_num_threads()
+    result = stack.step_backward(x, states, tape, d_states, wanted, threads)
+    if result is NotImplemented:
+        result = stack.step_backward(
+            *map(_contiguous, (x, states, tape, d_states)), wanted, threads
+        )
+    if result is NotImplemented:
+        raise RuntimeError(UNREADABLE)
+    return result
+
+
+def steps_gradients(
+    stack: Any, steps: list[tuple[Tensor, Tensor | None, Tensor]], wanted: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """What `stack.steps_backward` gives, whatever the strides."""
+    threads = torch.get_num_threads()
+    result = stack.steps_backward(steps, wanted, threads)
+    if result is NotImplemented:
+        result = stack.steps_backward(list(map(_contiguous, steps)), wanted, threads)
+    if result is NotImplemented:
+        raise RuntimeError(UNREADABLE)
+    return result
+
+
 def copy_of(tensor: Tensor) -> Tensor:
     """Not by torch, whose threads would share a large one, and then spin for milliseconds.
 
@@ -189,7 +224,7 @@ def _with_arrays(value: Any) -> Any:
         if value.dtype is torch.bfloat16:  # weights, as bytes: of what is computed with it is none
             value = value.view(torch.int16)
         return np.from_dlpack(value.detach())
-    return tuple(map(_with_arrays, value)) if isinstance(value, tuple) else value
+    return type(value)(map(_with_arrays, value)) if isinstance(value, (tuple, list)) else value
 
 
 def _with_tensors(value: Any) -> Any:

@@ -1,0 +1,95 @@
+// Backward passes of a cell's steps: each by itself, and the gradients of the parameters of all of them
+// together, where one step's alone would take as much memory to write as all that its forward pass
+// reads.
+#pragma once
+
+#include <vector>
+
+#include "bindings/stack_training.h"
+
+namespace rnnfast {
+
+// x, state, tape, d_state, wanted, threads -> gradients at x and at the state, and the gates'.
+template <class T>
+py::object StackOf<T>::step_backward(PyObject* const* args) const {
+    Axes axes;
+    PassInputs<T> in;
+    if (!leaves_steps() || !read(args, 2, axes, in) || !are_bools(args[4], 3))
+        return not_implemented();
+    const Shape tape_shape{{Pass<T>::tape_size(layers_, in.rows())}, 1};
+    const T* tape;
+    PassGradients<T> grads;
+    if (args[2] == Py_None || !read_contiguous(args[2], form_.tensors, tape_shape, tape) ||
+        !read_state(args[3], axes, in.batch, true, grads.dhn, grads.dcn))
+        return not_implemented();
+    Choice wanted(args[4]);
+    const py::object dx = new_input_gradient(args[0], axes, in, wanted, grads);
+    const py::object initial = new_state_gradient(args[0], axes, in, wanted, grads);
+    if (!runs(in) && !(dx.is_none() && initial.is_none())) return not_implemented();
+    py::object gates = py::none();
+    if (wanted.next()) {
+        auto made = new_like<T>(args[0], gates_shape(in.batch));
+        grads.gates = made.data;
+        gates = std::move(made.object);
+    }
+    grads.weights.resize(1);  // none is wanted
+    const ThreadLimit limit(integer(args[5]));
+    const Pass<T> pass(layers_, in, {}, true, only_read(tape));
+    {
+        const GilRelease release(releases(in, 1));
+        pass.backward(grads);
+    }
+    return owned_or_throw(PyTuple_Pack(3, dx.ptr(), initial.ptr(), gates.ptr()));
+}
+
+// Steps in a list of tuples (x, h before it or None, gates), wanted, threads -> gradients of the
+// parameters.
+template <class T>
+py::object StackOf<T>::steps_backward(PyObject* const* args) const {
+    PyObject* const steps = args[0];
+    if (!leaves_steps() || !PyList_CheckExact(steps) || PyList_GET_SIZE(steps) == 0 ||
+        !are_bools(args[1], parameters()))
+        return not_implemented();
+    const auto count = size_t(PyList_GET_SIZE(steps));
+    std::vector<LeftStep<T>> left(count);
+    std::vector<Extent> extents(count);
+    PyObject* like = nullptr;
+    for (size_t i = 0; i < count; ++i) {
+        PyObject* const step = PyList_GET_ITEM(steps, Py_ssize_t(i));
+        if (!PyTuple_CheckExact(step) || PyTuple_GET_SIZE(step) != 3) return not_implemented();
+        PyObject* const own[] = {PyTuple_GET_ITEM(step, 0), Py_None};
+        Axes axes;
+        PassInputs<T> in;
+        if (!read(own, 2, axes, in)) return not_implemented();
+        const Shape h_shape = state_shape(axes, in.batch, layers_.width());
+        if (PyTuple_GET_ITEM(step, 2) == Py_None ||
+            !read_contiguous(PyTuple_GET_ITEM(step, 1), form_.tensors, h_shape, left[i].h) ||
+            !read_contiguous(PyTuple_GET_ITEM(step, 2), form_.tensors, gates_shape(in.batch),
+                             left[i].gates))
+            return not_implemented();
+        left[i].x = in.x.data, left[i].x_row = in.x.row;
+        extents[i] = in;
+        if (!like) like = own[0];
+    }
+    PassGradients<T> grads;
+    Choice wanted(args[1]);
+    std::vector<py::object> arrays;
+    const py::object parameters = new_parameter_gradients(like, wanted, grads, arrays);
+    const ThreadLimit limit(integer(args[2]));
+    double rows = 0;
+    for (const Extent& extent : extents) rows += double(extent.rows());
+    const GilRelease release(rows * work_ >= kReleasingPays);
+    for (size_t begin = 0, end; begin < count; begin = end) {  // as many as have as many rows
+        end = begin + 1;
+        while (end < count && extents[end].batch == extents[begin].batch) ++end;
+        const RowPlan plan(ptrdiff_t(end - begin), extents[begin].batch, false, nullptr);
+        BackwardJob<T> job{layers_.packs[0].get(), {}, {}, &plan};
+        job.grads.weights = grads.weights[0];
+        job.grads.assign = begin == 0;
+        job.grads.left = &left[begin];
+        run_backward_stack(&job, 1, 1);
+    }
+    return parameters;
+}
+
+}  // namespace rnnfast
