@@ -10,6 +10,8 @@ namespace {
 
 // A right operand of so many bytes stays in L1 beside what else a tile reads.
 constexpr ptrdiff_t kStaysInL1 = 16384;
+// A left operand of so many stays in L2 beside a few columns of the right one.
+constexpr ptrdiff_t kStaysInL2 = 524288;
 
 // Vectors that are joined at a time, of so many: all of few rows, whose products are in the order of C;
 // else whole tiles of a product, of three vectors or of four.
@@ -64,13 +66,13 @@ struct ParameterGradients {
     // C (m, n) += A^T B for some of its m rows, by vectors of them.
     void outer(const Shard& of_vectors, ptrdiff_t m, const Columns<T>& a, const Columns<T>& b,
                ptrdiff_t n, T* c) const {
-        const auto each_vector = [&](const auto& body) {
-            for (ptrdiff_t i = of_vectors.begin; i < of_vectors.end; ++i)
+        const auto each_of = [&](const Shard& some, const auto& body) {
+            for (ptrdiff_t i = some.begin; i < some.end; ++i)
                 body(a.at(0, i), i * L, smaller(L, m - i * L));
         };
         if constexpr (kHasFormats<T>)
-            if (format) return low_weight(each_vector, b, n, c);
-        by_panels(each_vector, b, n, c);
+            if (format) return low_weight(of_vectors, each_of, b, n, c);
+        by_panels(of_vectors, each_of, b, n, c);
     }
 
 private:
@@ -83,17 +85,17 @@ private:
     void weight(const Slots& slots, const Columns<T>& right, ptrdiff_t n, T* dw) const {
         const ptrdiff_t all = vectors<T>(n);
         if (slots.begin == slots.end || all == 0) return;
-        const auto each_pair = [&](const auto& body) { each(slots, body); };
+        const auto each_of = [&](const Shard& some, const auto& body) { each(some, slots, body); };
         if constexpr (kHasFormats<T>)
-            if (format) return low_weight(each_pair, right, n, dw);
+            if (format) return low_weight(pairs, each_of, right, n, dw);
         if (all * L * rows * ptrdiff_t(sizeof(T)) <= kStaysInL1) {  // dW in order
-            each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+            each(pairs, slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
                 if (outer_few<Term<T>>(lanes, rows, a, right, n, dw + row * n, assign)) return;
                 for (ptrdiff_t v = 0; v < all;) v += panel(a, row, lanes, right, v, n, dw);
             });
             return;
         }
-        by_panels(each_pair, right, n, dw);
+        by_panels(pairs, each_of, right, n, dw);
     }
 
     ptrdiff_t panel(const T* a, ptrdiff_t row, ptrdiff_t lanes, const Columns<T>& right,
@@ -101,22 +103,28 @@ private:
         return outer_panel<Term<T>>(lanes, rows, a, right, v, c + row * n, n, n, assign);
     }
 
-    // C += A^T B, for those vectors of A that `each_vector` calls its argument with: a few columns of
-    // B stay in L1.
+    // C += A^T B, for those of some vectors of A that `each_of` calls its argument with: groups of them
+    // that stay in L2, each for all of B, a few columns after the other.
     template <class Each>
-    void by_panels(const Each& each_vector, const Columns<T>& right, ptrdiff_t n, T* c) const {
-        for (ptrdiff_t v = 0; v < vectors<T>(n);) {
-            ptrdiff_t width = vectors<T>(n);
-            each_vector([&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
-                width = panel(a, row, lanes, right, v, n, c);
-            });
-            v += width;
+    void by_panels(const Shard& of_vectors, const Each& each_of, const Columns<T>& right,
+                   ptrdiff_t n, T* c) const {
+        const ptrdiff_t count = of_vectors.end - of_vectors.begin;
+        const ptrdiff_t bytes = count * rows * L * ptrdiff_t(sizeof(T));
+        const ptrdiff_t groups = smaller(count, (bytes + kStaysInL2 - 1) / kStaysInL2);
+        for (ptrdiff_t group = 0; group < groups; ++group) {
+            Shard own = share(count, group, groups);
+            own.begin += of_vectors.begin, own.end += of_vectors.begin;
+            for (ptrdiff_t v = 0; v < vectors<T>(n); v += kOuterVectors)
+                each_of(own, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+                    panel(a, row, lanes, right, v, n, c);
+                });
         }
     }
 
     // The same in a format: of B some vectors are joined at a time, and for these A's, one by one.
     template <class Each>
-    void low_weight(const Each& each_vector, const Columns<T>& right, ptrdiff_t n, T* c) const {
+    void low_weight(const Shard& of_vectors, const Each& each_of, const Columns<T>& right,
+                    ptrdiff_t n, T* c) const {
         const ptrdiff_t all = vectors<T>(n), most = joined_vectors(*format, rows, all);
         const ptrdiff_t words = (rows + format->of_word - 1) / format->of_word;
         T* const a_joined = join_room;
@@ -126,7 +134,7 @@ private:
             const ptrdiff_t columns = smaller(count * L, n - from * L);
             for (ptrdiff_t v = 0; v < count; ++v)
                 format->join_rows(right.at(0, from + v), rows, b_joined.at(0, v));
-            each_vector([&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+            each_of(of_vectors, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
                 format->join_rows(a, rows, a_joined);
                 format->outer(lanes, words, a_joined, b_joined.base, b_joined.stride,
                               c + row * n + from * L, n, columns, assign, prepared);
@@ -135,7 +143,7 @@ private:
     }
 
     void bias(const Slots& slots, T* db) const {
-        each(slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
+        each(pairs, slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
             Vec<T> total = zero<T>();
             for (ptrdiff_t first = 0; first < rows; first += kSumRows) {
                 Vec<T> sum = zero<T>();
@@ -147,10 +155,10 @@ private:
         });
     }
 
-    // body(gradients of one of this thread's pairs, the first row of dW they belong to, lanes).
+    // body(gradients of one of some pairs, the first row of dW they belong to, lanes).
     template <class Body>
-    void each(const Slots& slots, const Body& body) const {
-        for (ptrdiff_t i = pairs.begin; i < pairs.end; ++i) {
+    void each(const Shard& some, const Slots& slots, const Body& body) const {
+        for (ptrdiff_t i = some.begin; i < some.end; ++i) {
             const ptrdiff_t b = i % shape.blocks;
             const int slot = int(i / shape.blocks) + slots.first;
             if (slot >= slots.begin && slot < slots.end)
