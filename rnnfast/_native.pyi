@@ -152,16 +152,21 @@ class Stack:
         self,
         x: Array,
         state: State | None,
+        output: Array | None,
         tape: Array,
+        d_output: Array | None,
         d_state: Any,
         wanted: tuple[bool, bool, bool],
         threads: int,
         /,
     ) -> tuple[Array | None, State | None, Array | None]:
-        """The gradients of a cell's step that `forward` ran: at x, at the state, and at the gates.
+        """The gradients of one step that `forward` ran: at x, at the state, and at the gates.
 
-        The last are rows for `steps_backward`. wanted : of each of the three, as of `backward`.
-        Not of a cell with two products in a step.
+        The last are rows for `steps_backward`. Of a cell, or of one layer in one direction without a
+        projection; not with two products in a step.
+
+        output : of a layer; only an RNN reads it.
+        wanted : of each of the three, as of `backward`.
         """
 
     def steps_backward(

@@ -33,7 +33,7 @@ def step(case, wanted=EVERY, **changes):
     return case.stack.step_backward(*(given[name] for name in STEP_ARGUMENTS))
 
 
-STEP_ARGUMENTS = ("x", "state", "tape", "d_state", "wanted", "threads")
+STEP_ARGUMENTS = ("x", "state", "output", "tape", "d_output", "d_state", "wanted", "threads")
 
 
 def left(case):

@@ -27,9 +27,9 @@ from torch_modules import (
 from rnnfast._native_backend import NativeBackend
 
 torch = pytest.importorskip("torch")
-cells, eager, operators, packs = (
+eager, operators, packs, steps = (
     importlib.import_module(f"rnnfast.torch.{name}")
-    for name in ("cells", "eager", "operators", "packs")
+    for name in ("eager", "operators", "packs", "steps")
 )
 
 F64 = TORCH_DTYPES["float64"]
@@ -142,7 +142,7 @@ def test_what_steps_share_may_be_dropped_by_another_thread(native):
     x = normal(3, 4)
     parameters, weights = eager._ready(ours, x, None)
     holder, packed = Dropped(), parameters.packed(weights)
-    cells.record(holder, parameters, packed, weights, x, None)[0].sum().backward()
+    steps.record(holder, parameters, packed, weights, x, None)[0].sum().backward()
     assert holder.shared is None
     theirs(x).sum().backward()
     found = [{name: p.grad for name, p in m.named_parameters()} for m in (ours, theirs)]

@@ -141,10 +141,10 @@ def test_frozen_layers_below_cost_no_work(native):
 @pytest.mark.parametrize("kind", CELLS)
 def test_what_the_steps_of_a_loop_compute(kind, native, monkeypatch):
     """The gradients at x where it needs one, and none at the states before the first step."""
-    cells = pytest.importorskip("rnnfast.torch.cells")
-    wanted, gradients = [], cells.step_gradients
+    steps = pytest.importorskip("rnnfast.torch.steps")
+    wanted, gradients = [], steps.step_gradients
     monkeypatch.setattr(
-        cells, "step_gradients", lambda *args: wanted.append(args[-1]) or gradients(*args)
+        steps, "step_gradients", lambda *args: wanted.append(args[-1]) or gradients(*args)
     )
     cell = make(rt, kind, dtype=F64)
 

@@ -69,7 +69,7 @@ PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 }
 
 PyObject* step_backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-    if (!takes("step_backward", count, count == 6)) return nullptr;
+    if (!takes("step_backward", count, count == 8)) return nullptr;
     return returned([&] { return impl_of<Stack>(self).step_backward(args); });
 }
 

@@ -176,7 +176,8 @@ private:
     bool trains() const { return layers_.packs[0]->trains(); }
     // Whether the gradients of the parameters can be those of many steps together.
     bool leaves_steps() const {
-        return form_.cell && trains() && layers_.kernels().meetings(layers_.packs[0]->sizes()) == 1;
+        return layers_.jobs() == 1 && !form_.ragged && trains() &&
+               layers_.kernels().meetings(layers_.packs[0]->sizes()) == 1;
     }
     // Of what a step leaves for them.
     Shape gates_shape(ptrdiff_t batch) const {

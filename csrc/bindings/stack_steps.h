@@ -1,6 +1,6 @@
-// Backward passes of a cell's steps: each by itself, and the gradients of the parameters of all of them
-// together, where one step's alone would take as much memory to write as all that its forward pass
-// reads.
+// Backward passes of steps, of a cell or of a layer called with one: each by itself, and the gradients of
+// the parameters of all of them together, where one step's alone would take as much memory to write as
+// all that its forward pass reads.
 #pragma once
 
 #include <vector>
@@ -9,20 +9,27 @@
 
 namespace rnnfast {
 
-// x, state, tape, d_state, wanted, threads -> gradients at x and at the state, and the gates'.
+// x, state, output, tape, d_output, d_state, wanted, threads -> gradients at x and at the state, and
+// the gates'.
 template <class T>
 py::object StackOf<T>::step_backward(PyObject* const* args) const {
     Axes axes;
     PassInputs<T> in;
-    if (!leaves_steps() || !read(args, 2, axes, in) || !are_bools(args[4], 3))
+    if (!leaves_steps() || !read(args, 2, axes, in) || in.steps != 1 || !are_bools(args[6], 3))
         return not_implemented();
+    const Shape y_shape = axes.shape(in, layers_.output());
     const Shape tape_shape{{Pass<T>::tape_size(layers_, in.rows())}, 1};
+    Rows<const T> y;
     const T* tape;
     PassGradients<T> grads;
-    if (args[2] == Py_None || !read_contiguous(args[2], form_.tensors, tape_shape, tape) ||
-        !read_state(args[3], axes, in.batch, true, grads.dhn, grads.dcn))
+    if (!read_rows_or_none(args[2], axes, y_shape, y) || args[3] == Py_None ||
+        (layers_.keeps_y && layers_.kernels().saves_y && args[2] == Py_None) ||
+        !read_contiguous(args[3], form_.tensors, tape_shape, tape) ||
+        (form_.cell && args[4] != Py_None) ||
+        !read_rows_or_none(args[4], axes, y_shape, grads.dy) ||
+        !read_state(args[5], axes, in.batch, true, grads.dhn, grads.dcn))
         return not_implemented();
-    Choice wanted(args[4]);
+    Choice wanted(args[6]);
     const py::object dx = new_input_gradient(args[0], axes, in, wanted, grads);
     const py::object initial = new_state_gradient(args[0], axes, in, wanted, grads);
     if (!runs(in) && !(dx.is_none() && initial.is_none())) return not_implemented();
@@ -33,8 +40,9 @@ py::object StackOf<T>::step_backward(PyObject* const* args) const {
         gates = std::move(made.object);
     }
     grads.weights.resize(1);  // none is wanted
-    const ThreadLimit limit(integer(args[5]));
-    const Pass<T> pass(layers_, in, {}, true, only_read(tape));
+    const ThreadLimit limit(integer(args[7]));
+    const PassOutputs<T> out{{only_read(y.data), y.step, y.row}, nullptr, nullptr};
+    const Pass<T> pass(layers_, in, out, true, only_read(tape));
     {
         const GilRelease release(releases(in, 1));
         pass.backward(grads);
@@ -60,7 +68,7 @@ py::object StackOf<T>::steps_backward(PyObject* const* args) const {
         PyObject* const own[] = {PyTuple_GET_ITEM(step, 0), Py_None};
         Axes axes;
         PassInputs<T> in;
-        if (!read(own, 2, axes, in)) return not_implemented();
+        if (!read(own, 2, axes, in) || in.steps != 1) return not_implemented();
         const Shape h_shape = state_shape(axes, in.batch, layers_.width());
         if (PyTuple_GET_ITEM(step, 2) == Py_None ||
             !read_contiguous(PyTuple_GET_ITEM(step, 1), form_.tensors, h_shape, left[i].h) ||

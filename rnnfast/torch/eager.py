@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast.torch import cells
+from rnnfast.torch import steps
 from rnnfast.torch.autograd import Call, infer, record
 from rnnfast.torch.exchange import TENSORS, States, converted, requires_grad
 from rnnfast.torch.kinds import DTYPES, FORMATS
@@ -110,14 +111,32 @@ def _layer(
         packs = parameters.packed(weights, format_name)
         return _with_dropout(module, parameters, packs, x, batch_sizes, states, weights)
     batch_first = module.batch_first and batch_sizes is None
+    run = _run
+    if batch_sizes is None and steps.goes_on(parameters.kind, x, states, batch_first):
+        run = partial(_run_step, PackCache.of(module))
     if batch_sizes is None and format_name is None:
         borrowed = parameters.borrowed(_rows_of_one_step(x, batch_first))
         if borrowed is not None:
-            result = _run(Call(parameters, borrowed, None, batch_first), weights, x, states)
+            result = run(Call(parameters, borrowed, None, batch_first), weights, x, states)
             if result is not None:
                 return result
     call = Call(parameters, parameters.packed(weights, format_name), batch_sizes, batch_first)
-    return _run(call, weights, x, states) or _again(_run, call, weights, x, states)
+    return run(call, weights, x, states) or _again(run, call, weights, x, states)
+
+
+def _run_step(
+    holder: PackCache,
+    call: Call,
+    weights: tuple[Tensor, ...],
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+) -> tuple[Tensor, States] | None:
+    """As `_run`, of a step of a loop."""
+    if not _is_grad_enabled() or weights[0].is_inference():
+        return _run(call, weights, x, states)
+    own = call.parameters, call.packs, weights, x, states, call.batch_first
+    outputs = steps.record(holder, *own)
+    return None if outputs is None else (outputs[0], outputs[1:])
 
 
 def _widened(
@@ -195,10 +214,10 @@ def _step(
     states: Sequence[Tensor] | None,
 ) -> States | None:
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        return cells.infer(packs, x, states)
+        return steps.infer(packs, x, states)
     if weights[0].is_inference():  # which torch refuses to save for backward
         return None
-    return cells.record(PackCache.of(module), parameters, packs, weights, x, states)
+    return steps.record(PackCache.of(module), parameters, packs, weights, x, states)
 
 
 def _again(function: Callable[..., Any], *args: Any) -> Any:

@@ -163,17 +163,18 @@ def step_gradients(
     stack: Any,
     x: Tensor,
     states: Any,
+    output: Tensor | None,
     tape: Tensor,
+    d_output: Tensor | None,
     d_states: Any,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Any, Tensor | None]:
     """What `stack.step_backward` gives, whatever the strides; states as a stack takes them."""
     threads = torch.get_num_threads()
-    result = stack.step_backward(x, states, tape, d_states, wanted, threads)
+    given = x, states, output, tape, d_output, d_states
+    result = stack.step_backward(*given, wanted, threads)
     if result is NotImplemented:
-        result = stack.step_backward(
-            *map(_contiguous, (x, states, tape, d_states)), wanted, threads
-        )
+        result = stack.step_backward(*map(_contiguous, given), wanted, threads)
     if result is NotImplemented:
         raise RuntimeError(UNREADABLE)
     return result

@@ -204,7 +204,7 @@ class PackCache:
         self.kinds: dict[str, Kind] = {}  # of the module, by its cell, which users may change
         # From the dict of the module's parameters, those of its flat list.
         self.select: Callable[[Any], tuple[Tensor, ...]] | None = None
-        self.shared: Any = None  # of a cell: what `rnnfast.torch.cells` keeps from step to step
+        self.shared: Any = None  # what `rnnfast.torch.steps` keeps from step to step
         # Where those parameters lie whose contents the user has promised to leave as they are.
         self._promise: tuple[int, ...] | None = None
 

@@ -1,4 +1,4 @@
-"""What the steps of a cell share on torch's graph: rnnfast/torch/cells.py."""
+"""What the steps of a cell share on torch's graph: rnnfast/torch/steps.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from torch_modules import CELLS, SIZE, assert_same_gradients, flat, normal, twins
 
 torch = pytest.importorskip("torch")
-cells = importlib.import_module("rnnfast.torch.cells")
+steps = importlib.import_module("rnnfast.torch.steps")
 packs = importlib.import_module("rnnfast.torch.packs")
 rt = importlib.import_module("rnnfast.torch")
 

@@ -1,8 +1,9 @@
-"""Cells with gradients: the steps of a loop, whose weights' gradients are computed together.
+"""The steps of a loop with gradients, whose weights' gradients are computed together.
 
-A step of its own would add an outer product to each weight's gradient: as much memory to write as
-all that its forward pass reads. So a step takes not the weights but a token that stands for them.
-Torch takes the token's node back after all steps that used it, which then are one batch.
+They are those of a cell, or of a layer that is called with one step after the other. A step of its
+own would add an outer product to each weight's gradient: as much memory to write as all that its
+forward pass reads. So a step takes not the weights but a token that stands for them. Torch takes the
+token's node back after all steps that used it, which then are one batch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rnnfast.torch import differentiable
 from rnnfast.torch.exchange import (
     States,
     are_for_torch,
+    copy_of,
     is_leaf,
     requires_grad,
     state_of,
@@ -27,6 +29,7 @@ from rnnfast.torch.exchange import (
     steps_gradients,
     version,
 )
+from rnnfast.torch.kinds import Kind
 from rnnfast.torch.packs import PackCache, Packs, Parameters
 
 _get_num_threads = torch.get_num_threads
@@ -56,24 +59,33 @@ class _Weights:
         holder: PackCache,
         parameters: Parameters,
         packs: Packs,
+        batch_first: bool,
         weights: tuple[Tensor, ...],
     ) -> None:
         self._holder = weakref.ref(holder)
-        self.parameters = parameters
-        self.packs = packs
+        self.kind = packs.kind
+        self.batch_first = batch_first
+        self._parameters = parameters
+        self._packs = packs
+        self._stack = packs.stack(batch_first)
         self.weights = weights
         self.needed = tuple(map(requires_grad, weights))
         self._versions = tuple(map(version, weights))
         self._left: dict[int, _Left] = {}
 
-    def still_fit(self, packs: Packs, weights: tuple[Tensor, ...]) -> bool:
+    def still_fit(self, stack: Any, weights: tuple[Tensor, ...]) -> bool:
         """Whether another step can share them, as they are the same and have not changed."""
         return (
-            packs is self.packs
+            stack is self._stack
             and all(map(operator.is_, weights, self.weights))
             and tuple(map(requires_grad, weights)) == self.needed
             and tuple(map(version, weights)) == self._versions
         )
+
+    def stack(self) -> Any:
+        """What runs the step's backward pass, which reads the weights as they are."""
+        packs = self._parameters.still(self._packs, self.weights)
+        return self._stack if packs is self._packs else packs.stack(self.batch_first)
 
     def new_token(self) -> Tensor | None:
         """What stands for the weights; None: none of them needs a gradient."""
@@ -114,7 +126,7 @@ class _Weights:
         left = self._left.pop(_graph_task(), None) or _Left()
         found = left.found
         if left.steps:
-            found.append(steps_gradients(self.packs.stack(), left.steps, wanted))
+            found.append(steps_gradients(self._stack, left.steps, wanted))
         total: list[Tensor | None] = [None] * len(wanted)
         for own in found:
             for k, gradient in enumerate(own):
@@ -145,6 +157,15 @@ def infer(packs: Packs, x: Tensor, states: Sequence[Tensor] | None) -> States | 
     return None if result is NotImplemented else states_of(result[1])
 
 
+def goes_on(kind: Kind, x: Tensor, states: Sequence[Tensor] | None, batch_first: bool) -> bool:
+    """Whether a layer's call is a step of a loop: of one step, from a state that is on a graph."""
+    if states is None or is_leaf(states[0]) or kind.layers * kind.directions > 1:
+        return False
+    shape = x.shape
+    time = batch_first if len(shape) == 3 else 0
+    return len(shape) in (2, 3) and shape[time] == 1 and not kind.sizes.projection
+
+
 def record(
     holder: PackCache,
     parameters: Parameters,
@@ -152,35 +173,44 @@ def record(
     weights: tuple[Tensor, ...],
     x: Tensor,
     states: Sequence[Tensor] | None,
-) -> States | None:
-    """The same on torch's graph.
+    batch_first: bool = False,
+) -> tuple[Tensor, ...] | None:
+    """One step on torch's graph: a layer's output, and (h,) or (h, c). None: they do not fit.
 
     holder : has an attribute `shared`, where the `_Weights` of the module's last step are kept,
         and their token.
     """
-    result = packs.stack().forward(x, state_of(states), None, _get_num_threads())
+    stack = packs.stack(batch_first)
+    result = stack.forward(x, state_of(states), None, _get_num_threads())
     if result is NotImplemented:
         return None
     own, token = holder.shared or (None, None)
-    if own is None or not own.still_fit(packs, weights):
-        own = _Weights(holder, parameters, packs, weights)
+    if own is None or not own.still_fit(stack, weights):
+        own = _Weights(holder, parameters, packs, batch_first, weights)
         token = own.new_token()
         # Weights made from others would keep the graph that they are on.
         holder.shared = (own, token) if all(map(is_leaf, weights)) else None
-    _, last, tape = result
-    results = (*last, tape) if isinstance(last, tuple) else (last, tape)
+    y, last, tape = result
+    outputs = last if isinstance(last, tuple) else (last,)
+    kept = None
+    if y is not None:
+        outputs = y, *outputs
+        if not tape.numel():  # an RNN's backward pass reads y, which the caller may change
+            kept = copy_of(y)
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
-    return _apply(own, results, token, x, h0, c0)
+    return _apply(own, outputs, kept, tape, token, x, h0, c0)
 
 
 class _StepFunction(torch.autograd.Function):
-    """A step that has run: `results` are its outputs, and its tape, which no output is."""
+    """A step that has run: its outputs; and, which are none, y as kept and the tape."""
 
     @staticmethod
     def forward(
         ctx: Any,
         own: _Weights,
-        results: tuple[Tensor, ...],
+        outputs: tuple[Tensor, ...],
+        kept: Tensor | None,
+        tape: Tensor,
         token: Tensor | None,
         x: Tensor,
         h0: Tensor | None,
@@ -188,32 +218,32 @@ class _StepFunction(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.own = own
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(results[-1], x, h0, c0)
-        return results[:-1]
+        ctx.save_for_backward(kept, tape, x, h0, c0)
+        return outputs
 
     @staticmethod
-    def backward(ctx: Any, *d_states: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
         own: _Weights = ctx.own
-        tape, x, h0, c0 = ctx.saved_tensors
-        _, _, at_weights, at_x, at_h0, at_c0 = ctx.needs_input_grad
-        left = own.left()
-        if are_for_torch(d_states):
-            given = None, d_states, x, h0, c0, own.weights
+        y, tape, x, h0, c0 = ctx.saved_tensors
+        *_, at_weights, at_x, at_h0, at_c0 = ctx.needs_input_grad
+        left, kind = own.left(), own.kind
+        dy, d_states = (None, d_outputs) if kind.one_step else (d_outputs[0], d_outputs[1:])
+        if are_for_torch(d_outputs):
+            given = dy, d_states, x, h0, c0, own.weights
             wanted = [at_x, at_h0, at_c0, *(needed and at_weights for needed in own.needed)]
-            found = differentiable.gradients(own.parameters.kind, None, False, *given, wanted)
+            found = differentiable.gradients(kind, None, own.batch_first, *given, wanted)
             left.found.append(found[3:])
-            return (None, None, None, *found[:3])
-        stack = own.parameters.still(own.packs, own.weights).stack()
+            return (None,) * 5 + tuple(found[:3])
         state = (h0, c0) if c0 is not None else h0
         d_state = d_states if len(d_states) == 2 else d_states[0]
         at = at_x, at_h0 or at_c0, at_weights
-        dx, initial, gates = step_gradients(stack, x, state, tape, d_state, at)
+        given = own.stack(), x, state, y, tape, dy, d_state, at
+        dx, initial, gates = step_gradients(*given)
         if gates is not None:
             left.steps.append((x, h0, gates))
-        if initial is None:
-            return None, None, None, dx, None, None
         dh0, dc0 = initial if isinstance(initial, tuple) else (initial, None)
-        return None, None, None, dx, dh0 if at_h0 else None, dc0 if at_c0 else None
+        at_states = dh0 if at_h0 else None, dc0 if at_c0 else None
+        return None, None, None, None, None, dx, *at_states
 
 
 # Without what Python's `apply` does for `torch.func`, which is not in force here: 2 us of 10.
