@@ -59,9 +59,10 @@ tensors, ragged lengths as a PackedSequence: torch.nn's time over rnnfast.torch'
 so above 1 rnnfast.torch is faster. Inference is in torch's inference mode.
 """
 IN_OTHER_WAYS = """\
-Training, by modules used in other ways: a loop in Python that calls a cell for each of 100 steps;
-and a layer from a PackedSequence to a PackedSequence, without torch's packing and padding, which
-above are part of the step. The layer is rnnfast's, from NumPy, over the same steps in one call.
+Training, by modules used in other ways: a loop in Python that calls a cell (`-cells`) or a layer
+(`-steps`) for each step; and a layer from a PackedSequence to a PackedSequence, without torch's
+packing and padding, which above are part of the step. The layer is rnnfast's, from NumPy, over the
+same steps in one call.
 """
 COST = """\
 What rnnfast.torch takes beyond rnnfast's layer, which takes and gives NumPy's arrays, where nearly
@@ -187,7 +188,7 @@ def _dropin(record: dict[str, Any]) -> Iterator[str]:
         yield from [f"### {_counted(threads).capitalize()}", ""]
         yield from _speedups([row for row in rows if row.case.threads == threads])
     if in_other_ways:
-        yield from ["### Loops of cells and PackedSequences", "", IN_OTHER_WAYS]
+        yield from ["### Loops over steps and PackedSequences", "", IN_OTHER_WAYS]
         header = ["cell", "shape", "threads", "torch.nn µs", "rnnfast.torch µs", "×", "layer µs"]
         yield from table(header, [_in_other_way(row) for row in in_other_ways])
     shortest = [row for row in rows if row.case.shape.name == SHORTEST]

@@ -114,9 +114,9 @@ SHAPES: dict[str, Shape] = {
     )
 }
 
-# Other ways to use torch's modules, each a section of a record: a loop in Python that calls a cell
-# for each of T steps; and a layer from a PackedSequence to a PackedSequence.
-CELL_LOOPS, PACKED = "cell_loops", "packed"
+# Other ways to use torch's modules, each a section of a record: a loop in Python that calls a cell,
+# or a layer, for each of T steps; and a layer from a PackedSequence to a PackedSequence.
+CELL_LOOPS, LAYER_LOOPS, PACKED = "cell_loops", "layer_loops", "packed"
 WAYS: dict[str, dict[str, Shape]] = {
     section: {shape.name: shape for shape in shapes}
     for section, shapes in (
@@ -127,6 +127,15 @@ WAYS: dict[str, dict[str, Shape]] = {
                 _shape("loop of cells", 100, 16, 64, 64, "-cells"),
                 _shape("loop of cells", 100, 1, 256, 256, "-cells"),
                 _shape("loop of cells", 100, 16, 256, 256, "-cells"),
+            ),
+        ),
+        (
+            LAYER_LOOPS,
+            (
+                _shape("loop of a layer", 50, 1, 64, 64, "-steps"),
+                _shape("loop of a layer", 50, 16, 256, 256, "-steps"),
+                _shape("loop of two layers", 50, 16, 256, 256, "-steps", L=2),
+                _shape("loop of a layer", 50, 32, 512, 512, "-steps"),
             ),
         ),
         (PACKED, (_shape("packed", 200, 32, 256, 256, "-packed", ragged=True),)),

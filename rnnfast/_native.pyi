@@ -162,8 +162,8 @@ class Stack:
     ) -> tuple[Array | None, State | None, Array | None]:
         """The gradients of one step that `forward` ran: at x, at the state, and at the gates.
 
-        The last are rows for `steps_backward`. Of a cell, or of one layer in one direction without a
-        projection; not with two products in a step.
+        The last are rows for `steps_backward`. Not of two directions, of a projection, nor of a
+        cell with two products in a step.
 
         output : of a layer; only an RNN reads it.
         wanted : of each of the three, as of `backward`.
@@ -171,14 +171,15 @@ class Stack:
 
     def steps_backward(
         self,
-        steps: list[tuple[Array, Array | None, Array]],
+        steps: list[tuple[Array, Array | None, Array | None, Array]],
         wanted: tuple[bool, ...],
         threads: int,
         /,
     ) -> list[Array | None]:
         """The gradients at the parameters, of all steps together.
 
-        steps : of each its x, the h before it, and what `step_backward` gave for the gates.
+        steps : of each its x, the h before it, its tape, which one layer does not need, and what
+            `step_backward` gave for the gates.
         """
 
 class Run:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import assert_same_bits, normal, parts
+from oracle import assert_same_bits, make, normal, parts, state_for
 from tape_cases import HIDDEN, ONE_STEP, SIZE, Case, cell_case
 from test_native_tape_arguments import WRONG
 
@@ -39,7 +39,7 @@ STEP_ARGUMENTS = ("x", "state", "output", "tape", "d_output", "d_state", "wanted
 def left(case):
     """What a step leaves for `steps_backward`."""
     h = None if case.state is None else parts(case.state)[0]
-    return case.x, h, step(case)[2]
+    return case.x, h, case.forward()[2], step(case)[2]
 
 
 def cell_of(kind, dtype, size=SIZE, hidden=HIDDEN, bias=True):
@@ -83,14 +83,61 @@ def test_one_step_has_the_bits_of_its_pass(kind, batched, bias, state, dtype):
         assert_same_bits(got, one)
 
 
+LAYERS = {
+    "one": {},
+    "two": {"num_layers": 2},
+    "three": {"num_layers": 3, "bias": False},
+    "batch_first": {"num_layers": 2, "batch_first": True},
+}
+
+
+def step_of(layer, batch, rng, state=True):
+    """The same of a layer that is called with one step; batch None: unbatched."""
+    dtype, size = layer.parameters["weight_ih_l0"].dtype, layer.input_size
+    initial = state_for(layer, batch or 1, rng)
+    if batch is None:
+        shape = (1, size)
+        initial = tuple(s[:, 0].copy() for s in parts(initial))
+        initial = initial if len(initial) > 1 else initial[0]
+    else:
+        shape = (batch, 1, size) if layer.batch_first else (1, batch, size)
+    return Case(layer, normal(rng, shape, dtype), initial if state else None)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("form", LAYERS)
+@pytest.mark.parametrize("kind", SINGLE)
+def test_one_step_of_a_layer_has_the_bits_of_its_pass(kind, form, batch, dtype, rng):
+    layer = make(kind, SIZE, HIDDEN, dtype=dtype, **LAYERS[form])
+    for state in (True, False):
+        case = step_of(layer, batch, rng, state)
+        dx, d_state, _ = step(case)
+        for got, want in zip([dx, *parts(d_state)], case.want, strict=False):
+            assert_same_bits(got, want)
+        for got, want in zip(together([case]), case.want[-case.parameters :], strict=True):
+            assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("form", LAYERS)
+@pytest.mark.parametrize("kind", SINGLE)
+def test_steps_of_a_layer_together(kind, form, dtype, rng):
+    layer = make(kind, 17, 33, dtype=dtype, **LAYERS[form])
+    cases = [step_of(layer, batch, rng, bool(batch)) for batch in (3, 3, 9, 9, None, 1, 40)]
+    assert_sums(cases)
+
+
 @pytest.mark.parametrize("size, hidden", [(1, 1), (17, 33), (64, 16)])
 @pytest.mark.parametrize("batches", [[3] * 7, [9, 4, 4, 1, None, 4], [0, 3], [40] * 9], ids=str)
 @pytest.mark.parametrize("kind", SINGLE)
 def test_steps_together(kind, batches, size, hidden, dtype, rng):
     """The sums of what each step gives by itself, also of other batch sizes and without a state."""
     cell = cell_of(kind, dtype, size, hidden)
-    cases = [case_of(cell, batch, rng, state=bool(i % 3)) for i, batch in enumerate(batches)]
-    close = 1e-12 if dtype == "float64" else 1e-4
+    assert_sums([case_of(cell, batch, rng, bool(i % 3)) for i, batch in enumerate(batches)])
+
+
+def assert_sums(cases):
+    """What the steps give together is the sum of what each gives by itself."""
+    close = 1e-12 if cases[0].x.dtype == "float64" else 1e-4
     for k, got in enumerate(together(cases)):
         want = sum(case.want[k - case.parameters].astype("f8") for case in cases)
         np.testing.assert_allclose(got, want, rtol=close, atol=close * np.abs(want).max(initial=1))
@@ -145,14 +192,36 @@ def test_some_parameters_alone(rng):
                 assert_same_bits(got, want)
 
 
-def test_only_cells_with_one_product_in_a_step():
-    case = cell_case("gru_reset_before")
-    assert step(case) is NotImplemented
-    gates = left(cell_case("lstm"))[2]
-    assert case.stack.steps_backward([(case.x, None, gates)], case.all[2:], 0) is NotImplemented
-    layer = rnnfast.LSTM(SIZE, HIDDEN)
-    layer(normal(np.random.default_rng(0), (1, 1, SIZE), "float32"))
-    assert layer._packs().native.steps_backward([], (True,) * 4, 0) is NotImplemented
+def test_other_passes_are_refused(rng):
+    """Two products in a step, two directions, a projection, more steps than one, or none."""
+    refused = [
+        cell_case("gru_reset_before"),
+        step_of(make("gru_reset_before", SIZE, HIDDEN), 3, rng),
+        step_of(make("lstm", SIZE, HIDDEN, bidirectional=True), 3, rng),
+        step_of(make("lstm", SIZE, HIDDEN, proj_size=2), 3, rng),
+        *(
+            Case(layer, normal(rng, (steps, 3, SIZE), "float32"), None)
+            for layer in [make("lstm", SIZE, HIDDEN)]
+            for steps in (0, 2)
+        ),
+    ]
+    x, _, tape, gates = left(cell_case("lstm"))
+    for case in refused:
+        assert step(case) is NotImplemented
+        for own in ((x, None, tape, gates), (case.x, None, tape, gates)):
+            assert case.stack.steps_backward([own], case.all[2:], 0) is NotImplemented
+    # What a layer cannot do without.
+    for kind, name in (("rnn_tanh", "output"), ("lstm", "tape")):
+        case = step_of(make(kind, SIZE, HIDDEN), 3, rng)
+        assert step(case, **{name: None}) is NotImplemented
+    case = step_of(make("lstm", SIZE, HIDDEN, num_layers=2), 3, rng)
+    x, h, tape, gates = left(case)
+    backward = case.stack.steps_backward
+    assert backward([(x, h, tape, gates)], case.all[2:], 0) is not NotImplemented
+    for own in ((x, h, None, gates), (x, h, tape[:-1], gates), (x, h, tape, gates[:1])):
+        assert backward([own], case.all[2:], 0) is NotImplemented
+    cell = cell_case("lstm")
+    assert step(cell, d_output=cell.x) is NotImplemented
 
 
 @pytest.mark.parametrize("how", WRONG)
@@ -170,10 +239,10 @@ def test_other_arguments_are_not_read(how):
                 assert step(case, **{name: tuple(pair)}) is NotImplemented
     good = left(case)
     wanted = case.all[2:]
-    for which in range(3):
+    for which in range(4):
         own = list(good)
         own[which] = wrong(own[which])
-        if not (which == 1 and how == "None"):
+        if not (which in (1, 2) and how == "None"):
             for steps in ([tuple(own)], [good, tuple(own)]):
                 assert case.stack.steps_backward(steps, wanted, 0) is NotImplemented
 
@@ -182,7 +251,7 @@ def test_wrong_forms():
     case = cell_case("lstm")
     good, wanted = left(case), case.all[2:]
     backward = case.stack.steps_backward
-    for steps in ([], (good,), None, 3, [None], [good[:2]], [[*good]], [(*good, None)], [good, 1]):
+    for steps in ([], (good,), None, 3, [None], [good[:3]], [[*good]], [(*good, None)], [good, 1]):
         assert backward(steps, wanted, 0) is NotImplemented
     for some in (None, True, wanted[1:], (*wanted, True), (1, 1, 1, 1), list(wanted)):
         assert backward([good], some, 0) is NotImplemented

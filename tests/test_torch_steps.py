@@ -1,4 +1,4 @@
-"""What the steps of a cell share on torch's graph: rnnfast/torch/steps.py."""
+"""What the steps of a loop share on torch's graph: rnnfast/torch/steps.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 import weakref
 
 import pytest
-from torch_modules import CELLS, SIZE, assert_same_gradients, flat, normal, twins
+from torch_modules import CELLS, SIZE, assert_same_gradients, flat, make, normal, twins
 
 torch = pytest.importorskip("torch")
 steps = importlib.import_module("rnnfast.torch.steps")
@@ -164,3 +164,90 @@ def test_no_inputs(cell):
             result = module(torch.zeros(3, 0))
         assert (result[0] if isinstance(result, tuple) else result).shape == (3, 5)
     assert found[0] == found[1]
+
+
+LAYERS = {
+    "one": {},
+    "two": {"num_layers": 2},
+    "dropout": {"num_layers": 2, "dropout": 0.5},
+    "batch_first": {"num_layers": 3, "batch_first": True, "bias": False},
+    "both_directions": {"bidirectional": True},
+}
+
+
+def decode(layer, x, dtype):
+    """A loop that calls a layer with one step after the other: the loss, and gradients by name."""
+    torch.manual_seed(3)  # of dropout
+    x = x.to(dtype).requires_grad_()
+    state, total = None, 0
+    for step in x:
+        one = step.unsqueeze(1 if layer.batch_first else 0)
+        y, state = layer(one, state)
+        total = total + y.sin().sum() + flat(state)[-1].cos().sum()
+    total.backward()
+    gradients = {name: p.grad for name, p in layer.named_parameters()}
+    return total, {**gradients, "x": x.grad}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", LAYERS)
+@pytest.mark.parametrize("kind", ["rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected"])
+def test_loops_of_layers(kind, form, dtype):
+    ours, theirs = twins(kind, dtype=dtype, **LAYERS[form])
+    x = inputs(steps=5, batch=3)
+    (got, d_got), (want, d_want) = (decode(m, x, dtype) for m in (ours, theirs))
+    torch.testing.assert_close(got, want)
+    assert_same_gradients(d_got, d_want, str(dtype).removeprefix("torch."))
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_steps_of_a_layer_from_a_state_on_a_graph_share_a_token(kind):
+    """And no others: one of more steps, or without such a state, has its own gradients."""
+    layer = make(rt, kind, dtype=torch.float64)
+    x = inputs(steps=4)
+    cache = packs.PackCache.of(layer)
+    _, state = layer(x[:1])
+    assert cache.shared is None
+    layer(x[:2], state)
+    assert cache.shared is None
+    layer(x[1:2], state)
+    shared = cache.shared
+    _, state = layer(x[2:3], state)
+    assert cache.shared is shared is not None
+    with torch.no_grad():
+        layer(x[3:], state)
+    assert cache.shared is shared
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_an_output_of_a_step_may_be_changed(kind):
+    """And so may its state, where nothing goes on from it."""
+    ours, theirs = twins(kind, dtype=torch.float64)
+    found = []
+    for layer in (ours, theirs):
+        x = inputs(steps=3)
+        _, first = layer(x[:1])
+        y, state = layer(x[1:2] * 1, first)
+        if kind != "lstm" or layer is ours:  # torch's own reads its output in backward
+            y = y.mul_(3) / 3
+        flat(state)[0].add_(1)
+        (y.sin().sum() + flat(state)[0].cos().sum()).backward()
+        found.append({name: p.grad for name, p in layer.named_parameters()})
+    assert_same_gradients(*found, "float64")
+
+
+@pytest.mark.parametrize("form", ["one", "two"])
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_gradients_of_gradients_through_steps_of_a_layer(kind, form):
+    found = []
+    for layer in twins(kind, dtype=torch.float64, **LAYERS[form]):
+        x = inputs(steps=3).requires_grad_()
+        state, total = None, 0
+        for step in x:
+            y, state = layer(step[None], state)
+            total = total + y.sin().sum()
+        weights = list(layer.parameters())
+        first = torch.autograd.grad(total, [x, *weights], create_graph=True)
+        sum((g * g).sum() for g in first).backward()
+        found.append({**{n: p.grad for n, p in layer.named_parameters()}, "x": x.grad})
+    assert_same_gradients(*found, "float64")

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from bench.peers.base import Peer, Runner
 from bench.problem import Problem
-from bench.shapes import CELL_LOOPS, PACKED, Case
+from bench.shapes import CELL_LOOPS, LAYER_LOOPS, PACKED, Case
 
 
 class Torch(Peer):
@@ -30,7 +30,7 @@ class Torch(Peer):
         return "timed in training" if self._way and mode != "training" else None
 
     def build(self, problem: Problem, mode: str) -> Runner:
-        ways = {CELL_LOOPS: _Loop, PACKED: _Packed, "": _Training}
+        ways = {CELL_LOOPS: _Loop, LAYER_LOOPS: _Steps, PACKED: _Packed, "": _Training}
         runner = ways[self._way] if mode == "training" else _Inference
         return runner(problem, self.modules)
 
@@ -116,6 +116,17 @@ class _Loop(_Training):
             states = self._module(step, states)
             outputs.append(states[0] if isinstance(states, tuple) else states)
         return torch.stack(outputs)
+
+
+class _Steps(_Training):
+    """A layer that is called with one step after the other."""
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs, states = [], None
+        for step in x.split(1):
+            output, states = self._module(step, states)
+            outputs.append(output)
+        return torch.cat(outputs)
 
 
 class _Packed(_Training):

@@ -56,7 +56,7 @@ struct PassGradients {
     T* dh0 = nullptr;                 // (L*D, B, W)  out, assigned; null: not wanted
     T* dc0 = nullptr;                 // (L*D, B, H)  the same; null also: the cell has no c
     std::vector<Weights<T>> weights;  // of each job  out, assigned; null: not wanted
-    T* gates = nullptr;  // as of BackwardArgs, of one step of one layer; null: not wanted
+    T* gates = nullptr;  // (L, B, gradient_row())  of one step and direction, as of BackwardArgs
 };
 
 // Some memory, cut into arrays that begin on cache lines. Each thread keeps the last of moderate
@@ -149,7 +149,23 @@ public:
         return directions * (layers * saved + (layers - 1) * sizes.width());
     }
 
+    // Of the gate gradients of a layer.
+    static ptrdiff_t gradient_row(const Layers<T>& layers) {
+        return layers.kernels().gradient_row(layers.packs[0]->sizes());
+    }
+    // The output of a layer below the last, of one direction, in the tape of so many rows.
+    static const T* inner_output(const Layers<T>& layers, ptrdiff_t rows, const T* tape,
+                                 int layer) {
+        const ptrdiff_t below = layer * rows * layers.output();
+        return tape + layers.jobs() * rows * saved_row(layers) + below;
+    }
+
 private:
+    static ptrdiff_t saved_row(const Layers<T>& layers) {
+        const CellKernels<T>& kernels = layers.kernels();
+        const bool is_y = kernels.saves_y && layers.keeps_y;
+        return is_y ? 0 : kernels.saved_row(layers.packs[0]->sizes());
+    }
     ptrdiff_t rows() const { return extent_.rows(); }
     int lowest_wanted(const PassGradients<T>& grads) const;
     // The rows of one direction in (T, B, D*W) rows.
@@ -168,10 +184,7 @@ private:
         if (in.c0) count += lines(layers_.jobs() * batch_ * layers_.hidden());
         return count + layers_.jobs() * lines(saved_size());
     }
-    ptrdiff_t saved_size() const {
-        if (layers_.kernels().saves_y && layers_.keeps_y) return 0;
-        return plan_.rows() * layers_.kernels().saved_row(layers_.packs[0]->sizes());
-    }
+    ptrdiff_t saved_size() const { return plan_.rows() * saved_row(layers_); }
 
     PassInputs<T> copied(const PassInputs<T>& in);
     void lay_out(const PassInputs<T>& in, const PassOutputs<T>& out, bool training);
@@ -287,7 +300,7 @@ void Pass<T>::backward(const PassGradients<T>& grads) const {
             args.dh0 = grads.dh0 ? grads.dh0 + k * batch_ * width : nullptr;
             args.dc0 = grads.dc0 ? grads.dc0 + k * batch_ * hidden : nullptr;
             args.weights = grads.weights[size_t(k)];
-            args.gates = grads.gates;
+            args.gates = grads.gates ? grads.gates + k * batch_ * gradient_row(layers_) : nullptr;
             args.assign = true;
         }
         dy = {dx.data, dx.step, dx.row};

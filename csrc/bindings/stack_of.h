@@ -176,12 +176,12 @@ private:
     bool trains() const { return layers_.packs[0]->trains(); }
     // Whether the gradients of the parameters can be those of many steps together.
     bool leaves_steps() const {
-        return layers_.jobs() == 1 && !form_.ragged && trains() &&
+        return layers_.directions == 1 && !form_.ragged && trains() &&
                layers_.kernels().meetings(layers_.packs[0]->sizes()) == 1;
     }
     // Of what a step leaves for them.
     Shape gates_shape(ptrdiff_t batch) const {
-        return {{batch, layers_.kernels().gradient_row(layers_.packs[0]->sizes())}, 2};
+        return {{layers_.jobs(), batch, Pass<T>::gradient_row(layers_)}, 3};
     }
     // Borrowed weights are for passes that read them once, or not at all. Of more steps or rows, those
     // that pack them are faster, and so may be those whose lengths leave rows out: callers keep a pack

@@ -39,7 +39,7 @@ py::object StackOf<T>::step_backward(PyObject* const* args) const {
         grads.gates = made.data;
         gates = std::move(made.object);
     }
-    grads.weights.resize(1);  // none is wanted
+    grads.weights.resize(layers_.packs.size());  // none is wanted
     const ThreadLimit limit(integer(args[7]));
     const PassOutputs<T> out{{only_read(y.data), y.step, y.row}, nullptr, nullptr};
     const Pass<T> pass(layers_, in, out, true, only_read(tape));
@@ -50,38 +50,47 @@ py::object StackOf<T>::step_backward(PyObject* const* args) const {
     return owned_or_throw(PyTuple_Pack(3, dx.ptr(), initial.ptr(), gates.ptr()));
 }
 
-// Steps in a list of tuples (x, h before it or None, gates), wanted, threads -> gradients of the
-// parameters.
+// Steps in a list of tuples (x, h before it or None, tape or of one layer None, gates), wanted, threads ->
+// gradients of the parameters.
 template <class T>
 py::object StackOf<T>::steps_backward(PyObject* const* args) const {
     PyObject* const steps = args[0];
     if (!leaves_steps() || !PyList_CheckExact(steps) || PyList_GET_SIZE(steps) == 0 ||
         !are_bools(args[1], parameters()))
         return not_implemented();
-    const auto count = size_t(PyList_GET_SIZE(steps));
-    std::vector<LeftStep<T>> left(count);
+    const auto count = size_t(PyList_GET_SIZE(steps)), layers = size_t(layers_.layers());
+    std::vector<LeftStep<T>> left(layers * count);  // layer by layer
     std::vector<Extent> extents(count);
-    PyObject* like = nullptr;
     for (size_t i = 0; i < count; ++i) {
         PyObject* const step = PyList_GET_ITEM(steps, Py_ssize_t(i));
-        if (!PyTuple_CheckExact(step) || PyTuple_GET_SIZE(step) != 3) return not_implemented();
+        if (!PyTuple_CheckExact(step) || PyTuple_GET_SIZE(step) != 4) return not_implemented();
         PyObject* const own[] = {PyTuple_GET_ITEM(step, 0), Py_None};
         Axes axes;
         PassInputs<T> in;
         if (!read(own, 2, axes, in) || in.steps != 1) return not_implemented();
-        const Shape h_shape = state_shape(axes, in.batch, layers_.width());
-        if (PyTuple_GET_ITEM(step, 2) == Py_None ||
-            !read_contiguous(PyTuple_GET_ITEM(step, 1), form_.tensors, h_shape, left[i].h) ||
-            !read_contiguous(PyTuple_GET_ITEM(step, 2), form_.tensors, gates_shape(in.batch),
-                             left[i].gates))
+        const ptrdiff_t batch = in.batch;
+        const Shape h_shape = state_shape(axes, batch, layers_.width());
+        const Shape tape_shape{{Pass<T>::tape_size(layers_, batch)}, 1};
+        const T *h, *tape, *gates;
+        if (!read_contiguous(PyTuple_GET_ITEM(step, 1), form_.tensors, h_shape, h) ||
+            !read_contiguous(PyTuple_GET_ITEM(step, 2), form_.tensors, tape_shape, tape) ||
+            !read_contiguous(PyTuple_GET_ITEM(step, 3), form_.tensors, gates_shape(batch), gates) ||
+            !gates || (!tape && layers > 1))
             return not_implemented();
-        left[i].x = in.x.data, left[i].x_row = in.x.row;
+        for (size_t layer = 0; layer < layers; ++layer) {
+            LeftStep<T>& part = left[layer * count + i];
+            const auto l = ptrdiff_t(layer);
+            part.x = l ? Pass<T>::inner_output(layers_, batch, tape, int(l) - 1) : in.x.data;
+            part.x_row = l ? layers_.output() : in.x.row;
+            part.h = h ? h + l * batch * layers_.width() : nullptr;
+            part.gates = gates + l * batch * Pass<T>::gradient_row(layers_);
+        }
         extents[i] = in;
-        if (!like) like = own[0];
     }
     PassGradients<T> grads;
     Choice wanted(args[1]);
     std::vector<py::object> arrays;
+    PyObject* const like = PyTuple_GET_ITEM(PyList_GET_ITEM(steps, 0), 0);
     const py::object parameters = new_parameter_gradients(like, wanted, grads, arrays);
     const ThreadLimit limit(integer(args[2]));
     double rows = 0;
@@ -91,11 +100,13 @@ py::object StackOf<T>::steps_backward(PyObject* const* args) const {
         end = begin + 1;
         while (end < count && extents[end].batch == extents[begin].batch) ++end;
         const RowPlan plan(ptrdiff_t(end - begin), extents[begin].batch, false, nullptr);
-        BackwardJob<T> job{layers_.packs[0].get(), {}, {}, &plan};
-        job.grads.weights = grads.weights[0];
-        job.grads.assign = begin == 0;
-        job.grads.left = &left[begin];
-        run_backward_stack(&job, 1, 1);
+        for (size_t layer = 0; layer < layers; ++layer) {
+            BackwardJob<T> job{layers_.packs[layer].get(), {}, {}, &plan};
+            job.grads.weights = grads.weights[layer];
+            job.grads.assign = begin == 0;
+            job.grads.left = &left[layer * count + begin];
+            run_backward_stack(&job, 1, 1);
+        }
     }
     return parameters;
 }

@@ -181,7 +181,9 @@ def step_gradients(
 
 
 def steps_gradients(
-    stack: Any, steps: list[tuple[Tensor, Tensor | None, Tensor]], wanted: tuple[bool, ...]
+    stack: Any,
+    steps: list[tuple[Tensor, Tensor | None, Tensor | None, Tensor]],
+    wanted: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """What `stack.steps_backward` gives, whatever the strides."""
     threads = torch.get_num_threads()

@@ -1,9 +1,9 @@
 """The steps of a loop with gradients, whose weights' gradients are computed together.
 
-They are those of a cell, or of a layer that is called with one step after the other. A step of its
-own would add an outer product to each weight's gradient: as much memory to write as all that its
-forward pass reads. So a step takes not the weights but a token that stands for them. Torch takes the
-token's node back after all steps that used it, which then are one batch.
+They are those of a cell, or of a layer that is called with one step after the other. A step of
+its own would add an outer product to each weight's gradient: as much memory to write as all that
+its forward pass reads. So a step takes not the weights but a token that stands for them. Torch
+takes the token's node back after all steps that used it, which then are one batch.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ _graph_task = torch._C._current_graph_task_id
 
 
 # A step, as far as the gradients of the weights need it: its input, the h before it if there is
-# one, and the gradients at its gates.
-_Step = tuple[Tensor, Tensor | None, Tensor]
+# one, its tape, where the outputs of inner layers are, if there are some, and the gradients at its
+# gates.
+_Step = tuple[Tensor, Tensor | None, Tensor | None, Tensor]
 
 
 class _Left:
@@ -159,7 +160,7 @@ def infer(packs: Packs, x: Tensor, states: Sequence[Tensor] | None) -> States | 
 
 def goes_on(kind: Kind, x: Tensor, states: Sequence[Tensor] | None, batch_first: bool) -> bool:
     """Whether a layer's call is a step of a loop: of one step, from a state that is on a graph."""
-    if states is None or is_leaf(states[0]) or kind.layers * kind.directions > 1:
+    if states is None or is_leaf(states[0]) or kind.directions > 1:
         return False
     shape = x.shape
     time = batch_first if len(shape) == 3 else 0
@@ -195,7 +196,7 @@ def record(
     kept = None
     if y is not None:
         outputs = y, *outputs
-        if not tape.numel():  # an RNN's backward pass reads y, which the caller may change
+        if own.kind.cell.startswith("rnn"):  # its backward pass reads y, which may be changed
             kept = copy_of(y)
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     return _apply(own, outputs, kept, tape, token, x, h0, c0)
@@ -229,18 +230,17 @@ class _StepFunction(torch.autograd.Function):
         left, kind = own.left(), own.kind
         dy, d_states = (None, d_outputs) if kind.one_step else (d_outputs[0], d_outputs[1:])
         if are_for_torch(d_outputs):
-            given = dy, d_states, x, h0, c0, own.weights
+            form, inputs = (kind, None, own.batch_first), (x, h0, c0, own.weights)
             wanted = [at_x, at_h0, at_c0, *(needed and at_weights for needed in own.needed)]
-            found = differentiable.gradients(kind, None, own.batch_first, *given, wanted)
+            found = differentiable.gradients(*form, dy, d_states, *inputs, wanted)
             left.found.append(found[3:])
             return (None,) * 5 + tuple(found[:3])
         state = (h0, c0) if c0 is not None else h0
         d_state = d_states if len(d_states) == 2 else d_states[0]
         at = at_x, at_h0 or at_c0, at_weights
-        given = own.stack(), x, state, y, tape, dy, d_state, at
-        dx, initial, gates = step_gradients(*given)
+        dx, initial, gates = step_gradients(own.stack(), x, state, y, tape, dy, d_state, at)
         if gates is not None:
-            left.steps.append((x, h0, gates))
+            left.steps.append((x, h0, tape if kind.layers > 1 else None, gates))
         dh0, dc0 = initial if isinstance(initial, tuple) else (initial, None)
         at_states = dh0 if at_h0 else None, dc0 if at_c0 else None
         return None, None, None, None, None, dx, *at_states
