@@ -134,7 +134,7 @@ WAYS: dict[str, dict[str, Shape]] = {
             (
                 _shape("loop of a layer", 50, 1, 64, 64, "-steps"),
                 _shape("loop of a layer", 50, 16, 256, 256, "-steps"),
-                _shape("loop of two layers", 50, 16, 256, 256, "-steps", L=2),
+                _shape("loop of two layers", 50, 16, 256, 256, "-2-steps", L=2),
                 _shape("loop of a layer", 50, 32, 512, 512, "-steps"),
             ),
         ),

@@ -141,8 +141,8 @@ def test_what_steps_share_may_be_dropped_by_another_thread(native):
     ours, theirs = twins("gru_cell", dtype=F64)
     x = normal(3, 4)
     parameters, weights = eager._ready(ours, x, None)
-    holder, packed = Dropped(), parameters.packed(weights)
-    steps.record(holder, parameters, packed, weights, x, None)[0].sum().backward()
+    holder, call = Dropped(), eager.Call(parameters, parameters.packed(weights))
+    steps.record(holder, call, weights, x, None)[0].sum().backward()
     assert holder.shared is None
     theirs(x).sum().backward()
     found = [{name: p.grad for name, p in m.named_parameters()} for m in (ours, theirs)]

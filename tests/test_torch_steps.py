@@ -184,6 +184,9 @@ def decode(layer, x, dtype):
         one = step.unsqueeze(1 if layer.batch_first else 0)
         y, state = layer(one, state)
         total = total + y.sin().sum() + flat(state)[-1].cos().sum()
+    shared = getattr(layer, "_rnnfast", None) and packs.PackCache.of(layer).shared
+    share = not (layer.bidirectional or layer.dropout or layer.proj_size)
+    assert (shared is not None) == (share and isinstance(layer, rt.modules.Layer))
     total.backward()
     gradients = {name: p.grad for name, p in layer.named_parameters()}
     return total, {**gradients, "x": x.grad}
@@ -251,3 +254,126 @@ def test_gradients_of_gradients_through_steps_of_a_layer(kind, form):
         sum((g * g).sum() for g in first).backward()
         found.append({**{n: p.grad for n, p in layer.named_parameters()}, "x": x.grad})
     assert_same_gradients(*found, "float64")
+
+
+def steps_of(layer, x, call=None):
+    """The loss of a loop, of whose steps `call` runs each."""
+    state, total = None, 0
+    for step in x:
+        y, state = (call or layer)(step[None], state)
+        total = total + y.sin().sum()
+    return total
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_a_frozen_layer_and_frozen_weights_in_a_loop(kind):
+    found = []
+    for layer in twins(kind, dtype=torch.float64, num_layers=2):
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad_("l1" in name and name != "bias_hh_l1")
+        steps_of(layer, inputs(steps=4)).backward()
+        found.append({name: p.grad for name, p in layer.named_parameters()})
+    assert {name for name, d in found[0].items() if d is None} == {
+        name for name, d in found[1].items() if d is None
+    }
+    got, want = ({n: d for n, d in own.items() if d is not None} for own in found)
+    assert_same_gradients(got, want, "float64")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_checkpointed_steps(kind, reentrant):
+    found = []
+    for layer in twins(kind, dtype=torch.float64, num_layers=2):
+
+        def call(x, state, layer=layer):
+            return torch.utils.checkpoint.checkpoint(layer, x, state, use_reentrant=reentrant)
+
+        x = inputs(steps=4).requires_grad_()
+        steps_of(layer, x, call).backward()
+        found.append({**{n: p.grad for n, p in layer.named_parameters()}, "x": x.grad})
+    assert_same_gradients(*found, "float64")
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_saved_tensors_that_come_back_otherwise(kind):
+    """With other strides: what the kernels do not take as it lies is copied."""
+
+    def spread(tensor):
+        return torch.stack([tensor, tensor], -1)[..., 0]
+
+    found = []
+    for layer in twins(kind, dtype=torch.float64):
+        with torch.autograd.graph.saved_tensors_hooks(spread, lambda tensor: tensor):
+            total = steps_of(layer, inputs(steps=4))
+        total.backward()
+        found.append({name: p.grad for name, p in layer.named_parameters()})
+    assert_same_gradients(*found, "float64")
+
+
+@pytest.mark.parametrize("which", ["h", "c"])
+def test_one_of_two_states_on_the_graph(which):
+    found = []
+    for layer in twins("lstm", dtype=torch.float64):
+        x = inputs(steps=2)
+        h, c = layer(x[:1])[1]
+        state = (h, c.detach()) if which == "h" else (h.detach(), c)
+        layer(x[1:], state)[0].sin().sum().backward()
+        found.append({name: p.grad for name, p in layer.named_parameters()})
+    assert_same_gradients(*found, "float64")
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_unbatched_steps(kind):
+    found = []
+    for layer in twins(kind, dtype=torch.float64, num_layers=2):
+        x = inputs(steps=4, batch=1)[:, 0].requires_grad_()
+        steps_of(layer, x).backward()
+        found.append({**{n: p.grad for n, p in layer.named_parameters()}, "x": x.grad})
+    assert_same_gradients(*found, "float64")
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_steps_in_bfloat16(kind):
+    """The gradients of one call with all steps, up to what rounding the states between does."""
+    layer = make(rt, kind, dtype=torch.bfloat16)
+    x = inputs(steps=4).to(torch.bfloat16)
+    found = []
+    for run_all in (lambda: steps_of(layer, x), lambda: layer(x)[0].sin().sum()):
+        layer.zero_grad()
+        run_all().backward()
+        found.append({name: p.grad.float() for name, p in layer.named_parameters()})
+    for name, want in found[1].items():
+        torch.testing.assert_close(found[0][name], want, rtol=0.05, atol=0.05 * want.abs().max())
+
+
+def test_few_and_many_rows_in_turn_share_a_token():
+    """Whether their weights are packed or read where they lie."""
+    ours, theirs = twins("lstm_cell", dtype=torch.float64)
+    found, tokens = [], set()
+    for cell in (ours, theirs):
+        x = inputs(steps=6, batch=20)
+        few = many = None
+        for step in x:
+            few, many = cell(step[:2], few), cell(step, many)
+            if cell is ours:
+                tokens.add(packs.PackCache.of(cell).shared[1])
+        (few[0].sin().sum() + many[0].cos().sum()).backward()
+        found.append({name: p.grad for name, p in cell.named_parameters()})
+    assert len(tokens) == 1
+    assert_same_gradients(*found, "float64")
+
+
+def test_weights_changed_by_a_hook_in_the_middle_of_backward(both):
+    """Torch refuses to go on, and so do we."""
+    x = inputs(steps=3)
+    for cell in both:
+
+        def change(_, cell=cell):
+            with torch.no_grad():
+                cell.weight_hh.mul_(2)
+
+        state = cell(x[1], cell(x[0]))
+        flat(state)[0].register_hook(change)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            flat(cell(x[2], state))[0].sum().backward()

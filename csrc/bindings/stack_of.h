@@ -151,19 +151,19 @@ public:
     py::object steps_backward(PyObject* const* args) const override;
 
     // The gradients of `pass`, or NotImplemented where an argument is not what can be read: all of
-    // them, those of parameters by name; or those that `tells` does, in a list. Arrays, or tensors
+    // them, those of parameters by name; or those that `wanted` tells, in a list. Arrays, or tensors
     // if `like` is one.
     py::object gradients(const Pass<T>& pass, PyObject* like, const Axes& axes,
                          const Extent& extent, PyObject* d_output, PyObject* d_state,
-                         PyObject* tells) const;
+                         PyObject* wanted) const;
 
 private:
     // New arrays for the gradients that are wanted; None for others.
     py::object new_input_gradient(PyObject* like, const Axes& axes, const Extent& extent,
-                                  Choice& wanted, PassGradients<T>& grads) const;
+                                  Choice& choice, PassGradients<T>& grads) const;
     py::object new_state_gradient(PyObject* like, const Axes& axes, const Extent& extent,
-                                  Choice& wanted, PassGradients<T>& grads) const;
-    py::object new_parameter_gradients(PyObject* like, Choice& wanted, PassGradients<T>& grads,
+                                  Choice& choice, PassGradients<T>& grads) const;
+    py::object new_parameter_gradients(PyObject* like, Choice& choice, PassGradients<T>& grads,
                                        std::vector<py::object>& arrays) const;
 
     bool has_c() const { return layers_.kernels().has_c; }

@@ -29,12 +29,13 @@ py::object StackOf<T>::step_backward(PyObject* const* args) const {
         !read_rows_or_none(args[4], axes, y_shape, grads.dy) ||
         !read_state(args[5], axes, in.batch, true, grads.dhn, grads.dcn))
         return not_implemented();
-    Choice wanted(args[6]);
-    const py::object dx = new_input_gradient(args[0], axes, in, wanted, grads);
-    const py::object initial = new_state_gradient(args[0], axes, in, wanted, grads);
-    if (!runs(in) && !(dx.is_none() && initial.is_none())) return not_implemented();
+    Choice choice(args[6]);
+    const py::object dx = new_input_gradient(args[0], axes, in, choice, grads);
+    const py::object initial = new_state_gradient(args[0], axes, in, choice, grads);
+    const bool at_inputs = !(dx.is_none() && initial.is_none());
+    if (!runs(in) && (at_inputs || layers_.jobs() > 1)) return not_implemented();
     py::object gates = py::none();
-    if (wanted.next()) {
+    if (choice.next()) {
         auto made = new_like<T>(args[0], gates_shape(in.batch));
         grads.gates = made.data;
         gates = std::move(made.object);
@@ -88,24 +89,28 @@ py::object StackOf<T>::steps_backward(PyObject* const* args) const {
         extents[i] = in;
     }
     PassGradients<T> grads;
-    Choice wanted(args[1]);
+    Choice choice(args[1]);
     std::vector<py::object> arrays;
     PyObject* const like = PyTuple_GET_ITEM(PyList_GET_ITEM(steps, 0), 0);
-    const py::object parameters = new_parameter_gradients(like, wanted, grads, arrays);
+    const py::object parameters = new_parameter_gradients(like, choice, grads, arrays);
     const ThreadLimit limit(integer(args[2]));
     double rows = 0;
     for (const Extent& extent : extents) rows += double(extent.rows());
-    const GilRelease release(rows * work_ >= kReleasingPays);
-    for (size_t begin = 0, end; begin < count; begin = end) {  // as many as have as many rows
-        end = begin + 1;
-        while (end < count && extents[end].batch == extents[begin].batch) ++end;
-        const RowPlan plan(ptrdiff_t(end - begin), extents[begin].batch, false, nullptr);
-        for (size_t layer = 0; layer < layers; ++layer) {
-            BackwardJob<T> job{layers_.packs[layer].get(), {}, {}, &plan};
-            job.grads.weights = grads.weights[layer];
-            job.grads.assign = begin == 0;
-            job.grads.left = &left[layer * count + begin];
-            run_backward_stack(&job, 1, 1);
+    {
+        const GilRelease release(rows * work_ >= kReleasingPays);
+        for (size_t begin = 0, end; begin < count; begin = end) {  // as many as have as many rows
+            end = begin + 1;
+            while (end < count && extents[end].batch == extents[begin].batch) ++end;
+            const RowPlan plan(ptrdiff_t(end - begin), extents[begin].batch, false, nullptr);
+            for (size_t layer = 0; layer < layers; ++layer) {
+                const Weights<T>& w = grads.weights[layer];
+                if (!(w.weight_ih || w.weight_hh || w.bias_ih || w.bias_hh)) continue;
+                BackwardJob<T> job{layers_.packs[layer].get(), {}, {}, &plan};
+                job.grads.weights = w;
+                job.grads.assign = begin == 0;
+                job.grads.left = &left[layer * count + begin];
+                run_backward_stack(&job, 1, 1);
+            }
         }
     }
     return parameters;

@@ -78,8 +78,8 @@ py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t 
 
 template <class T>
 py::object StackOf<T>::new_input_gradient(PyObject* like, const Axes& axes, const Extent& extent,
-                                          Choice& wanted, PassGradients<T>& grads) const {
-    if (!wanted.next()) return py::none();
+                                          Choice& choice, PassGradients<T>& grads) const {
+    if (!choice.next()) return py::none();
     const Shape shape = axes.shape(extent, layers_.input());
     auto made = new_like<T>(like, shape);
     grads.dx = dense_rows(made.data, axes, shape);
@@ -88,8 +88,8 @@ py::object StackOf<T>::new_input_gradient(PyObject* like, const Axes& axes, cons
 
 template <class T>
 py::object StackOf<T>::new_state_gradient(PyObject* like, const Axes& axes, const Extent& extent,
-                                          Choice& wanted, PassGradients<T>& grads) const {
-    if (!wanted.next()) return py::none();
+                                          Choice& choice, PassGradients<T>& grads) const {
+    if (!choice.next()) return py::none();
     auto dh0 = new_like<T>(like, state_shape(axes, extent.batch, layers_.width()));
     grads.dh0 = dh0.data;
     New<T> dc0{};
@@ -99,13 +99,13 @@ py::object StackOf<T>::new_state_gradient(PyObject* like, const Axes& axes, cons
 }
 
 template <class T>
-py::object StackOf<T>::new_parameter_gradients(PyObject* like, Choice& wanted,
+py::object StackOf<T>::new_parameter_gradients(PyObject* like, Choice& choice,
                                                PassGradients<T>& grads,
                                                std::vector<py::object>& arrays) const {
-    const py::object parameters = owned_or_throw(wanted.all() ? PyDict_New() : PyList_New(0));
+    const py::object parameters = owned_or_throw(choice.all() ? PyDict_New() : PyList_New(0));
     const auto add = [&](const py::object& name, const py::object& array) {
         PyObject* const to = parameters.ptr();
-        if ((wanted.all() ? PyDict_SetItem(to, name.ptr(), array.ptr())
+        if ((choice.all() ? PyDict_SetItem(to, name.ptr(), array.ptr())
                           : PyList_Append(to, array.ptr())) < 0)
             throw py::error_already_set();
     };
@@ -116,7 +116,7 @@ py::object StackOf<T>::new_parameter_gradients(PyObject* like, Choice& wanted,
         const auto gradient = [&](size_t which, const Shape& shape) -> T* {
             const py::object& name = names_[k][which];
             if (name.is_none()) return nullptr;
-            if (!wanted.next()) {
+            if (!choice.next()) {
                 add(name, py::none());
                 return nullptr;
             }
@@ -137,17 +137,17 @@ py::object StackOf<T>::new_parameter_gradients(PyObject* like, Choice& wanted,
 template <class T>
 py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes& axes,
                                  const Extent& extent, PyObject* d_output, PyObject* d_state,
-                                 PyObject* tells) const {
+                                 PyObject* wanted) const {
     PassGradients<T> grads;
     const ptrdiff_t batch = extent.batch;
     const Shape y_shape = axes.shape(extent, layers_.output());
     if (!read_rows_or_none(d_output, axes, y_shape, grads.dy)) return not_implemented();
     if (!read_state(d_state, axes, batch, true, grads.dhn, grads.dcn)) return not_implemented();
-    Choice wanted(tells);
-    const py::object dx = new_input_gradient(like, axes, extent, wanted, grads);
-    const py::object initial = new_state_gradient(like, axes, extent, wanted, grads);
+    Choice choice(wanted);
+    const py::object dx = new_input_gradient(like, axes, extent, choice, grads);
+    const py::object initial = new_state_gradient(like, axes, extent, choice, grads);
     std::vector<py::object> arrays;  // also those whose name another takes
-    const py::object parameters = new_parameter_gradients(like, wanted, grads, arrays);
+    const py::object parameters = new_parameter_gradients(like, choice, grads, arrays);
     {
         const GilRelease release(releases(extent, 2));
         pass.backward(grads);

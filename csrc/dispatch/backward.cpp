@@ -20,6 +20,7 @@ std::vector<Chunk> make_chunks(const Plan& plan, ptrdiff_t gradient_row, ptrdiff
     ptrdiff_t target = std::max(kRows, kElements / gradient_row);
     if (weights > kInL2)
         target = std::max(target, std::min(kMostRows, kMostElements / gradient_row));
+    if (plan.batch) target = (target + plan.batch - 1) / plan.batch * plan.batch;  // whole steps
     // Of about as many rows each, a quarter more where that saves a last one of few.
     const ptrdiff_t all = plan.start(plan.steps);
     const ptrdiff_t count = std::max(ptrdiff_t(1), (4 * all + 3 * target - 1) / (4 * target));
@@ -27,9 +28,9 @@ std::vector<Chunk> make_chunks(const Plan& plan, ptrdiff_t gradient_row, ptrdiff
     ptrdiff_t rows = 0;  // of the steps that are done
     for (ptrdiff_t done = 0; done < plan.steps;) {
         const ptrdiff_t from = done;
-        // At least a step; all of those without rows.
-        const ptrdiff_t end = std::max(ptrdiff_t(1), all * ptrdiff_t(chunks.size() + 1) / count);
-        while (done < plan.steps && (rows < end || done == from)) {
+        const ptrdiff_t end = all * ptrdiff_t(chunks.size() + 1) / count;
+        // At least a step; the last has all of those without rows.
+        while (done < plan.steps && (rows < end || done == from || rows == all)) {
             rows += plan.rows(plan.reverse ? done : plan.steps - 1 - done);
             ++done;
         }
@@ -85,7 +86,8 @@ struct Job {
     }
 
     JobWork work() const {
-        return backward_work(kernels, args.sizes, args.format, plan, ptrdiff_t(chunks.size()));
+        return backward_work(kernels, args.sizes, args.format, plan, ptrdiff_t(chunks.size()),
+                             grads.left != nullptr);
     }
 
     void phase(const BackwardWork& work, T* memory) const {

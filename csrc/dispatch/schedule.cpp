@@ -79,9 +79,11 @@ JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Fo
 
 template <class T>
 JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
-                      const Plan& plan, ptrdiff_t chunks) {
+                      const Plan& plan, ptrdiff_t chunks, bool left) {
+    constexpr double kCopiedPerNs = 8;  // elements of gate gradients
     JobWork w = work_of(kernels, sizes, format, plan);
-    w.rest = 2 * w.rest + w.rows * double(w.steps) * w.row_step;
+    w.rest = (left ? 1 : 2) * w.rest + w.rows * double(w.steps) * w.row_step;
+    if (left) w.row_step = double(kernels.gradient_row(sizes)) / kCopiedPerNs, w.meetings = 0;
     w.rest_by_all = true;
     w.pieces = chunks;
     return w;
@@ -167,7 +169,7 @@ Schedule best_schedule(const JobWork* jobs, int layers, int directions, int thre
     template JobWork forward_work(const CellKernels<type>&, const Sizes&, const Format*,  \
                                   const Plan&);                                           \
     template JobWork backward_work(const CellKernels<type>&, const Sizes&, const Format*, \
-                                   const Plan&, ptrdiff_t);
+                                   const Plan&, ptrdiff_t, bool);
 #include "core/dtypes.inc"
 #undef DTYPE
 

@@ -41,10 +41,10 @@ template <class T>
 JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
                      const Plan& plan);
 
-// `chunks`: of the backward pass.
+// `chunks`: of the backward pass. `left`: as that of BackwardArgs.
 template <class T>
 JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
-                      const Plan& plan, ptrdiff_t chunks);
+                      const Plan& plan, ptrdiff_t chunks, bool left);
 
 // For tests: schedules that estimates would not choose, on whatever sizes. Teams then wait for every
 // thread that they ask for.

@@ -110,7 +110,8 @@ private:
                    ptrdiff_t n, T* c) const {
         const ptrdiff_t count = of_vectors.end - of_vectors.begin;
         const ptrdiff_t bytes = count * rows * L * ptrdiff_t(sizeof(T));
-        const ptrdiff_t groups = smaller(count, (bytes + kStaysInL2 - 1) / kStaysInL2);
+        // Also of no rows, whose sums are zeros.
+        const ptrdiff_t groups = smaller(count, bytes / kStaysInL2 + 1);
         for (ptrdiff_t group = 0; group < groups; ++group) {
             Shard own = share(count, group, groups);
             own.begin += of_vectors.begin, own.end += of_vectors.begin;

@@ -134,8 +134,7 @@ def _run_step(
     """As `_run`, of a step of a loop."""
     if not _is_grad_enabled() or weights[0].is_inference():
         return _run(call, weights, x, states)
-    own = call.parameters, call.packs, weights, x, states, call.batch_first
-    outputs = steps.record(holder, *own)
+    outputs = steps.record(holder, call, weights, x, states)
     return None if outputs is None else (outputs[0], outputs[1:])
 
 
@@ -198,26 +197,26 @@ def _cell(
         shape = x.shape
         borrowed = parameters.borrowed(shape[0] if len(shape) == 2 else 1)
         if borrowed is not None:
-            last = _step(module, parameters, borrowed, weights, x, states)
+            last = _step(module, Call(parameters, borrowed), weights, x, states)
             if last is not None:
                 return last
-    own = module, parameters, parameters.packed(weights, format_name), weights
+    own = module, Call(parameters, parameters.packed(weights, format_name)), weights
     return _step(*own, x, states) or _again(_step, *own, x, states)
 
 
 def _step(
     module: Cell,
-    parameters: Parameters,
-    packs: Packs,
+    call: Call,
     weights: tuple[Tensor, ...],
     x: Tensor,
     states: Sequence[Tensor] | None,
 ) -> States | None:
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        return steps.infer(packs, x, states)
+        result = infer(call, x, states)
+        return None if result is None else result[1]
     if weights[0].is_inference():  # which torch refuses to save for backward
         return None
-    return steps.record(PackCache.of(module), parameters, packs, weights, x, states)
+    return steps.record(PackCache.of(module), call, weights, x, states)
 
 
 def _again(function: Callable[..., Any], *args: Any) -> Any:

@@ -59,6 +59,11 @@ class Kind(NamedTuple):
             for _ in range(self.directions)
         ]
 
+    @property
+    def saves_y(self) -> bool:
+        """Whether a layer's backward pass reads the output and has no tape of its own."""
+        return self.cell.startswith("rnn")
+
     def layer(self, layer: int) -> Kind:
         """The same for one of its layers alone."""
         return self._replace(sizes=self.sizes_of(layer), layers=1)

@@ -17,20 +17,19 @@ import torch
 from torch import Tensor
 
 from rnnfast.torch import differentiable
+from rnnfast.torch.autograd import Call
 from rnnfast.torch.exchange import (
-    States,
     are_for_torch,
     copy_of,
     is_leaf,
     requires_grad,
     state_of,
-    states_of,
     step_gradients,
     steps_gradients,
     version,
 )
 from rnnfast.torch.kinds import Kind
-from rnnfast.torch.packs import PackCache, Packs, Parameters
+from rnnfast.torch.packs import PackCache, Packs
 
 _get_num_threads = torch.get_num_threads
 _graph_task = torch._C._current_graph_task_id
@@ -39,7 +38,7 @@ _graph_task = torch._C._current_graph_task_id
 # A step, as far as the gradients of the weights need it: its input, the h before it if there is
 # one, its tape, where the outputs of inner layers are, if there are some, and the gradients at its
 # gates.
-_Step = tuple[Tensor, Tensor | None, Tensor | None, Tensor]
+_LeftStep = tuple[Tensor, Tensor | None, Tensor | None, Tensor]
 
 
 class _Left:
@@ -48,51 +47,45 @@ class _Left:
     __slots__ = ("found", "steps")
 
     def __init__(self) -> None:
-        self.steps: list[_Step] = []
+        self.steps: list[_LeftStep] = []
         self.found: list[Sequence[Tensor | None]] = []
 
 
 class _Weights:
     """The weights as the steps of a graph share them, and what those steps left in backward."""
 
-    def __init__(
-        self,
-        holder: PackCache,
-        parameters: Parameters,
-        packs: Packs,
-        batch_first: bool,
-        weights: tuple[Tensor, ...],
-    ) -> None:
+    def __init__(self, holder: PackCache, call: Call, weights: tuple[Tensor, ...]) -> None:
         self._holder = weakref.ref(holder)
-        self.kind = packs.kind
-        self.batch_first = batch_first
-        self._parameters = parameters
-        self._packs = packs
-        self._stack = packs.stack(batch_first)
+        self._parameters, packs, _, self.batch_first = call
+        self.kind, self._format_name = packs.kind, packs.format_name
+        self._any_stack = packs.stack(self.batch_first)  # for products that read no weights
         self.weights = weights
         self.needed = tuple(map(requires_grad, weights))
         self._versions = tuple(map(version, weights))
         self._left: dict[int, _Left] = {}
 
-    def still_fit(self, stack: Any, weights: tuple[Tensor, ...]) -> bool:
+    def still_fit(self, call: Call, weights: tuple[Tensor, ...]) -> bool:
         """Whether another step can share them, as they are the same and have not changed."""
+        parameters, packs, _, batch_first = call
         return (
-            stack is self._stack
+            parameters is self._parameters
+            and packs.format_name == self._format_name
+            and batch_first == self.batch_first
             and all(map(operator.is_, weights, self.weights))
             and tuple(map(requires_grad, weights)) == self.needed
             and tuple(map(version, weights)) == self._versions
         )
 
-    def stack(self) -> Any:
-        """What runs the step's backward pass, which reads the weights as they are."""
-        packs = self._parameters.still(self._packs, self.weights)
-        return self._stack if packs is self._packs else packs.stack(self.batch_first)
+    def stack(self, packs: Packs) -> Any:
+        """What runs a step's backward pass: on `packs`, or on others of weights that have moved."""
+        return self._parameters.still(packs, self.weights).stack(self.batch_first)
 
     def new_token(self) -> Tensor | None:
         """What stands for the weights; None: none of them needs a gradient."""
         return _Token.apply(self, *self.weights) if any(self.needed) else None
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
+        """Raises what torch does where a weight was changed in place since the forward pass."""
         if tuple(map(version, self.weights)) == self._versions:
             return
         for weight, seen in zip(self.weights, self._versions, strict=True):
@@ -104,14 +97,10 @@ class _Weights:
                 )
 
     def left(self) -> _Left:
-        """Where the present backward pass leaves its steps for the token's backward.
-
-        Raises what torch does where a weight was changed in place since the forward pass.
-        """
+        """Where the present backward pass leaves its steps for the token's backward."""
         task = _graph_task()
         left = self._left.get(task)
         if left is None:
-            self._check_unchanged()
             left = self._left[task] = _Left()
             holder = self._holder()
             shared = None if holder is None else holder.shared  # other threads may change it
@@ -127,7 +116,7 @@ class _Weights:
         left = self._left.pop(_graph_task(), None) or _Left()
         found = left.found
         if left.steps:
-            found.append(steps_gradients(self._stack, left.steps, wanted))
+            found.append(steps_gradients(self._any_stack, left.steps, wanted))
         total: list[Tensor | None] = [None] * len(wanted)
         for own in found:
             for k, gradient in enumerate(own):
@@ -151,13 +140,6 @@ class _Token(torch.autograd.Function):
         return (None, *ctx.own.gradients(ctx.needs_input_grad[1:]))
 
 
-def infer(packs: Packs, x: Tensor, states: Sequence[Tensor] | None) -> States | None:
-    """One step without gradients: (h,) or (h, c). None: the arguments do not fit."""
-    threads = _get_num_threads()
-    result = packs.stack().infer(x, state_of(states), None, None, None, threads)
-    return None if result is NotImplemented else states_of(result[1])
-
-
 def goes_on(kind: Kind, x: Tensor, states: Sequence[Tensor] | None, batch_first: bool) -> bool:
     """Whether a layer's call is a step of a loop: of one step, from a state that is on a graph."""
     if states is None or is_leaf(states[0]) or kind.directions > 1:
@@ -169,25 +151,24 @@ def goes_on(kind: Kind, x: Tensor, states: Sequence[Tensor] | None, batch_first:
 
 def record(
     holder: PackCache,
-    parameters: Parameters,
-    packs: Packs,
+    call: Call,
     weights: tuple[Tensor, ...],
     x: Tensor,
     states: Sequence[Tensor] | None,
-    batch_first: bool = False,
 ) -> tuple[Tensor, ...] | None:
     """One step on torch's graph: a layer's output, and (h,) or (h, c). None: they do not fit.
 
     holder : has an attribute `shared`, where the `_Weights` of the module's last step are kept,
         and their token.
     """
-    stack = packs.stack(batch_first)
+    packs = call.packs
+    stack = packs.stack(call.batch_first)
     result = stack.forward(x, state_of(states), None, _get_num_threads())
     if result is NotImplemented:
         return None
     own, token = holder.shared or (None, None)
-    if own is None or not own.still_fit(stack, weights):
-        own = _Weights(holder, parameters, packs, batch_first, weights)
+    if own is None or not own.still_fit(call, weights):
+        own = _Weights(holder, call, weights)
         token = own.new_token()
         # Weights made from others would keep the graph that they are on.
         holder.shared = (own, token) if all(map(is_leaf, weights)) else None
@@ -196,10 +177,13 @@ def record(
     kept = None
     if y is not None:
         outputs = y, *outputs
-        if own.kind.cell.startswith("rnn"):  # its backward pass reads y, which may be changed
-            kept = copy_of(y)
+        if packs.kind.saves_y:  # the caller may change it; of a module in bfloat16 none sees it
+            kept = copy_of(y) if call.parameters.format_name is None else y
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
-    return _apply(own, outputs, kept, tape, token, x, h0, c0)
+    return _apply(own, packs, outputs, kept, tape, token, x, h0, c0)
+
+
+_NOTHING = (None,) * 6  # at the arguments of a step that are before x
 
 
 class _StepFunction(torch.autograd.Function):
@@ -209,6 +193,7 @@ class _StepFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         own: _Weights,
+        packs: Packs,
         outputs: tuple[Tensor, ...],
         kept: Tensor | None,
         tape: Tensor,
@@ -217,7 +202,7 @@ class _StepFunction(torch.autograd.Function):
         h0: Tensor | None,
         c0: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        ctx.own = own
+        ctx.own, ctx.packs = own, packs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, tape, x, h0, c0)
         return outputs
@@ -227,23 +212,25 @@ class _StepFunction(torch.autograd.Function):
         own: _Weights = ctx.own
         y, tape, x, h0, c0 = ctx.saved_tensors
         *_, at_weights, at_x, at_h0, at_c0 = ctx.needs_input_grad
-        left, kind = own.left(), own.kind
+        own.check_unchanged()
+        kind, left = own.kind, own.left() if at_weights else None
         dy, d_states = (None, d_outputs) if kind.one_step else (d_outputs[0], d_outputs[1:])
         if are_for_torch(d_outputs):
             form, inputs = (kind, None, own.batch_first), (x, h0, c0, own.weights)
             wanted = [at_x, at_h0, at_c0, *(needed and at_weights for needed in own.needed)]
             found = differentiable.gradients(*form, dy, d_states, *inputs, wanted)
-            left.found.append(found[3:])
-            return (None,) * 5 + tuple(found[:3])
+            if left is not None:
+                left.found.append(found[3:])
+            return (*_NOTHING, *found[:3])
         state = (h0, c0) if c0 is not None else h0
         d_state = d_states if len(d_states) == 2 else d_states[0]
-        at = at_x, at_h0 or at_c0, at_weights
-        dx, initial, gates = step_gradients(own.stack(), x, state, y, tape, dy, d_state, at)
-        if gates is not None:
+        stack, at = own.stack(ctx.packs), (at_x, at_h0 or at_c0, at_weights)
+        dx, initial, gates = step_gradients(stack, x, state, y, tape, dy, d_state, at)
+        if left is not None and gates is not None:
             left.steps.append((x, h0, tape if kind.layers > 1 else None, gates))
         dh0, dc0 = initial if isinstance(initial, tuple) else (initial, None)
         at_states = dh0 if at_h0 else None, dc0 if at_c0 else None
-        return None, None, None, None, None, dx, *at_states
+        return (*_NOTHING, dx, *at_states)
 
 
 # Without what Python's `apply` does for `torch.func`, which is not in force here: 2 us of 10.
