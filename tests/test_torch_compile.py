@@ -87,9 +87,10 @@ def test_options(kind, options):
     assert_trains_alike(compiled(ours), ours, theirs, x, state_for(theirs, BATCH))
 
 
-def test_float64():
-    ours, theirs = twins("gru", dtype=torch.float64)
-    x = normal(STEPS, BATCH, INPUT, dtype=torch.float64)
+@pytest.mark.parametrize("kind", ["gru", "lstm_projected", "rnn_tanh_cell"])
+def test_float64(kind):
+    ours, theirs = twins(kind, dtype=torch.float64)
+    x = inputs(kind).double()
     got, want = compiled(ours)(x), theirs(x)
     assert_like(got, want, OUTPUT[torch.float64])
     assert_like(gradients(ours, got), gradients(theirs, want), GRADIENT[torch.float64])
@@ -152,7 +153,7 @@ def counted():
     return run, graphs
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", [*LAYERS, "gru_cell", "lstm_cell"])
 def test_dynamic_shapes_compile_once(kind, counted):
     """With `dynamic=True` one graph serves every T and B, in training."""
     compile_counted, graphs = counted

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch.export import Dim  # noqa: E402
 from torch_graphs import BATCH, DERIVATIVE, SHAPES, VALUE, inputs, taggers  # noqa: E402
-from torch_twins import assert_like, state_for, twins  # noqa: E402
+from torch_twins import OUTPUT, assert_like, state_for, twins  # noqa: E402
 
 # On other backends the exporter meets torch.nn's own implementation, which it refuses to trace.
 pytestmark = [
@@ -26,18 +26,20 @@ def saved_and_loaded(program):
     return torch.export.load(buffer).module()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm_projected"])
-def test_export(kind, strict):
+def test_export(kind, strict, dtype):
     """For any T and B, by a file and back."""
-    ours, theirs = twins(kind, num_layers=2, bidirectional=True)
+    ours, theirs = twins(kind, dtype=dtype, num_layers=2, bidirectional=True)
     ours.eval(), theirs.eval()
     shapes = ({0: Dim("T", min=2), 1: Dim("B", min=2)},)
-    program = torch.export.export(ours, (inputs(kind),), dynamic_shapes=shapes, strict=strict)
+    given = (inputs(kind).to(dtype),)
+    program = torch.export.export(ours, given, dynamic_shapes=shapes, strict=strict)
     for run in (program.module(), saved_and_loaded(program)):
         for steps, batch in SHAPES[:3]:
-            x = inputs(kind, steps, batch)
-            assert_like(run(x), theirs(x), VALUE)
+            x = inputs(kind, steps, batch).to(dtype)
+            assert_like(run(x), theirs(x), VALUE if dtype is torch.float32 else OUTPUT[dtype])
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -73,18 +73,24 @@ def test_values_are_those_of_torch_nn(kind, options, dtype):
             assert (tape.numel() > 0) is (training and keeps)
 
 
+# Of two dtypes one takes seconds more.
+BOTH = [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize(
     ("kind", "options"), [*((kind, OPTIONS[1]) for kind in LAYERS), ("lstm", OPTIONS[3])], ids=str
 )
-def test_opcheck_of_forward(kind, options):
+def test_opcheck_of_forward(kind, options, dtype):
     """Schema, fake implementation, gradients, and static and dynamic shapes under AOT dispatch."""
-    args, _ = sample(kind, options, requires_grad=True)
+    args, _ = sample(kind, options, dtype, requires_grad=True)
     torch.library.opcheck(torch.ops.rnnfast.forward.default, (*args, True))
 
 
+@pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("kind", ["gru", "lstm_projected"])
-def test_opcheck_of_inference(kind):
-    args, _ = sample(kind, {}, with_states=False)
+def test_opcheck_of_inference(kind, dtype):
+    args, _ = sample(kind, {}, dtype, with_states=False)
     torch.library.opcheck(torch.ops.rnnfast.forward.default, (*args, False))
 
 
@@ -99,9 +105,10 @@ def test_same_arguments_give_the_same_bits(kind):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm_projected"])
-def test_opcheck_of_backward(kind):
-    args = backward_sample(kind, OPTIONS[1])
+@pytest.mark.parametrize("dtype", BOTH)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_opcheck_of_backward(kind, dtype):
+    args = backward_sample(kind, OPTIONS[1], dtype)
     torch.library.opcheck(torch.ops.rnnfast.backward.default, args)
 
 

@@ -16,7 +16,7 @@ std::vector<Chunk> make_chunks(const Plan& plan, ptrdiff_t gradient_row, ptrdiff
     // Gate gradients that stay in L2, and rows enough to make the parameters' products efficient.
     constexpr ptrdiff_t kElements = 131072, kRows = 128;
     // Where the parameters' gradients leave L2, each chunk reads and writes them once more.
-    constexpr ptrdiff_t kInL2 = 262144, kMostElements = 2097152, kMostRows = 512;
+    constexpr ptrdiff_t kInL2 = 262144, kMostElements = 1310720, kMostRows = 512;
     ptrdiff_t target = std::max(kRows, kElements / gradient_row);
     if (weights > kInL2)
         target = std::max(target, std::min(kMostRows, kMostElements / gradient_row));
