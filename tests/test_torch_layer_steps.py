@@ -197,3 +197,20 @@ def test_steps_in_bfloat16(kind):
         found.append({name: p.grad.float() for name, p in layer.named_parameters()})
     for name, want in found[1].items():
         torch.testing.assert_close(found[0][name], want, rtol=0.05, atol=0.05 * want.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_weights_made_from_others(kind):
+    """As by a parametrization: no step shares them with the next."""
+    found = []
+    for layer in twins(kind, dtype=torch.float64):
+        made = {name: p.sin() for name, p in layer.named_parameters()}
+
+        def call(x, state, layer=layer, made=made):
+            return torch.func.functional_call(layer, made, (x, state))
+
+        steps_of(layer, inputs(steps=4), call).backward()
+        if isinstance(layer, rt.modules.Layer):
+            assert packs.PackCache.of(layer).shared is None
+        found.append({name: p.grad for name, p in layer.named_parameters()})
+    assert_same_gradients(*found, "float64")

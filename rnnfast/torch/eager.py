@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast.torch import steps
 from rnnfast.torch.autograd import Call, infer, record
-from rnnfast.torch.exchange import TENSORS, States, converted, requires_grad
+from rnnfast.torch.exchange import TENSORS, States, converted, is_leaf, requires_grad
 from rnnfast.torch.kinds import DTYPES, FORMATS
 from rnnfast.torch.packs import PackCache, Packs, Parameters
 
@@ -131,8 +131,8 @@ def _run_step(
     x: Tensor,
     states: Sequence[Tensor] | None,
 ) -> tuple[Tensor, States] | None:
-    """As `_run`, of a step of a loop."""
-    if not _is_grad_enabled() or weights[0].is_inference():
+    """As `_run`, of a step of a loop; weights that were made from others have none in common."""
+    if not _is_grad_enabled() or weights[0].is_inference() or not all(map(is_leaf, weights)):
         return _run(call, weights, x, states)
     outputs = steps.record(holder, call, weights, x, states)
     return None if outputs is None else (outputs[0], outputs[1:])
