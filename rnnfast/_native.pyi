@@ -1,6 +1,6 @@
 """The compiled module. `rnnfast/_backend.py` says what the arrays are; the binding checks them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -239,12 +239,22 @@ def place(arrays: tuple[Array, ...], /) -> bytes | None:
     None where one is not contiguous, or not an array of up to three axes.
     """
 
-def take_tensors(table: object, tensor: type, parameter: type, /) -> bool:
+def can_read(place: bytes, weights: tuple[Any, ...], x: Any, states: Any, /) -> bool:
+    """Whether a pass may read them all: tensors, and `weights` are still where `place` says.
+
+    x has elements and lies in the CPU's memory. states : a tuple or list; or None. No tensor stands
+    for the negatives of what lies there. All else is for the pass to find.
+    """
+
+def take_tensors(
+    table: object, tensor: type, parameter: type, is_negated: Callable[[Any], bool], /
+) -> bool:
     """From now on, `place`, `fingerprint` and stacks for tensors take objects of these types.
 
     table : their library's capsule `__dlpack_c_exchange_api__`.
-    Returns whether its version is one that can be used. Only contents with a sign bit that is set
-    lazily do not show as such.
+    is_negated : whether a tensor stands for the negatives of what lies in its memory, which shows
+        in `can_read` alone.
+    Returns whether the table's version is one that can be used.
     """
 
 def empty_like(tensor: object, half: bool, /) -> Any:

@@ -23,6 +23,7 @@ class NativeBackend:
     def __init__(self, module: Any) -> None:
         self._module = module
         # Of `rnnfast._native`, which describes them; without a method's cost in between.
+        self.can_read = module.can_read
         self.empty_like = module.empty_like
         self.fingerprint = module.fingerprint
         self.place = module.place
@@ -100,13 +101,14 @@ def preload() -> None:
         _module()
 
 
-def take_tensors(table: Any, tensor: type, parameter: type) -> bool:
+def take_tensors(table: Any, tensor: type, parameter: type, is_negated: Any) -> bool:
     """Has the compiled module take a library's tensors in place of arrays, if it can.
 
     table : the library's capsule of DLPack's functions; None: it has none.
     """
     try:
-        return table is not None and _module().take_tensors(table, tensor, parameter)
+        given = table, tensor, parameter, is_negated
+        return table is not None and _module().take_tensors(*given)
     except (ImportError, ValueError):  # said at the module's first use
         return False
 

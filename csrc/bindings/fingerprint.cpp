@@ -18,17 +18,6 @@ namespace {
 // Reading less keeps the GIL: it takes 5 us.
 constexpr ptrdiff_t kReleasingPays = ptrdiff_t(256) << 10;
 
-// Contiguous arrays or tensors in a tuple; false where something is none.
-bool read_all(PyObject* tuple, std::vector<Array>& arrays) {
-    if (!PyTuple_CheckExact(tuple)) return false;
-    arrays.resize(size_t(PyTuple_GET_SIZE(tuple)));
-    for (size_t i = 0; i < arrays.size(); ++i)
-        if (!read_any(PyTuple_GET_ITEM(tuple, Py_ssize_t(i)), true, arrays[i]) ||
-            !is_contiguous(arrays[i]))
-            return false;
-    return true;
-}
-
 PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count < 1 || count > 2) {
         PyErr_Format(PyExc_TypeError, "fingerprint: got %zd arguments", count);
@@ -60,30 +49,10 @@ PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
     });
 }
 
-PyObject* place_of(PyObject*, PyObject* tuple) {
-    return returned([&]() -> py::object {
-        std::vector<Array> arrays;
-        if (!read_all(tuple, arrays)) return py::none();
-        std::vector<intptr_t> numbers;
-        numbers.reserve(arrays.size() * (kMostAxes + 3));
-        for (const Array& array : arrays) {
-            numbers.insert(numbers.end(), {reinterpret_cast<intptr_t>(array.data), array.kind,
-                                           array.item, array.axes});
-            numbers.insert(numbers.end(), array.sizes, array.sizes + array.axes);
-        }
-        return owned_or_throw(
-            PyBytes_FromStringAndSize(reinterpret_cast<const char*>(numbers.data()),
-                                      Py_ssize_t(numbers.size() * sizeof(intptr_t))));
-    });
-}
-
 }  // namespace
 
 void add_fingerprint(py::module_& module) {
-    // By way of a function without arguments: compilers take other casts for mistakes.
-    const auto plain = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fingerprint_of));
-    static PyMethodDef methods[] = {
-        {"fingerprint", plain, METH_FASTCALL, nullptr}, {"place", &place_of, METH_O, nullptr}, {}};
+    static PyMethodDef methods[] = {fast_method("fingerprint", &fingerprint_of), {}};
     if (PyModule_AddFunctions(module.ptr(), methods) < 0) throw py::error_already_set();
 }
 

@@ -1,4 +1,4 @@
-// The functions fingerprint and place of rnnfast._native.
+// The function fingerprint of rnnfast._native.
 #pragma once
 
 #include <pybind11/pybind11.h>

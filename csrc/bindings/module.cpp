@@ -8,6 +8,7 @@
 #include "bindings/fingerprint.h"
 #include "bindings/packed.h"
 #include "bindings/pass.h"
+#include "bindings/place.h"
 #include "bindings/stack.h"
 #include "bindings/tensors.h"
 #include "dispatch/float_env.h"
@@ -199,6 +200,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     });
     add_tensors(m);
     add_fingerprint(m);
+    add_place(m);
     m.def("isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);
     m.def("active_isa", &active_isa);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "bindings/tensors.h"
 #include "dispatch/buffer.h"
@@ -86,7 +87,18 @@ inline bool read_any(PyObject* object, bool tensors, Array& array) {
     return true;
 }
 
-// The same, if its items are aligned T's.
+// Contiguous arrays or tensors in a tuple; false where something is none.
+inline bool read_all(PyObject* tuple, std::vector<Array>& arrays) {
+    if (!PyTuple_CheckExact(tuple)) return false;
+    arrays.resize(size_t(PyTuple_GET_SIZE(tuple)));
+    for (size_t i = 0; i < arrays.size(); ++i)
+        if (!read_any(PyTuple_GET_ITEM(tuple, Py_ssize_t(i)), true, arrays[i]) ||
+            !is_contiguous(arrays[i]))
+            return false;
+    return true;
+}
+
+// As `read_any`, if its items are aligned T's.
 template <class T>
 bool read_array(PyObject* object, bool tensors, Array& array) {
     return read_any(object, tensors, array) && array.kind == kKind<T> &&

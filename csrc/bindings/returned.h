@@ -1,4 +1,4 @@
-// What functions that Python calls without pybind11 return.
+// Functions that Python calls without pybind11: what they return, and how they are added.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -25,6 +25,16 @@ PyObject* returned(const Function& function) {
         PyErr_SetString(PyExc_RuntimeError, error.what());
     }
     return nullptr;
+}
+
+using FastMethod = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+
+// Of a function or method that takes its arguments as they lie: called in 0.05 us, where pybind11's
+// dispatch takes 0.5 and more.
+inline PyMethodDef fast_method(const char* name, FastMethod function) {
+    // By way of a function without arguments: compilers take other casts between kinds for mistakes.
+    const auto plain = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+    return {name, plain, METH_FASTCALL, nullptr};
 }
 
 }  // namespace rnnfast

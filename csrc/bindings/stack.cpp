@@ -1,5 +1,4 @@
-// The types Stack and Run of rnnfast._native. Their methods are called by METH_FASTCALL, which
-// takes 0.05 us where pybind11's dispatch takes 0.5 and more; rnnfast/_native.pyi describes them.
+// The types Stack and Run of rnnfast._native; rnnfast/_native.pyi describes them.
 #include "bindings/stack.h"
 
 #include <pybind11/stl.h>
@@ -83,14 +82,6 @@ PyObject* run_backward(PyObject* self, PyObject* const* args, Py_ssize_t count) 
     return returned([&] { return impl_of<Run>(self).backward(args[0], args[1]); });
 }
 
-using FastMethod = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
-
-PyMethodDef method(const char* name, FastMethod function) {
-    // By way of a function without arguments: compilers take other casts between kinds for mistakes.
-    const auto plain = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-    return {name, plain, METH_FASTCALL, nullptr};
-}
-
 // Adds a type of objects that own an Impl, and that nothing but this file can make.
 template <class Impl>
 py::object add_type(py::module_& module, const char* name, PyMethodDef* methods) {
@@ -160,14 +151,14 @@ py::object new_run(const Stack& stack, std::unique_ptr<const Run> run) {
 }
 
 void add_stack(py::module_& module) {
-    static PyMethodDef of_stack[] = {method("infer", &infer),
-                                     method("record", &record),
-                                     method("forward", &forward),
-                                     method("backward", &backward),
-                                     method("step_backward", &step_backward),
-                                     method("steps_backward", &steps_backward),
+    static PyMethodDef of_stack[] = {fast_method("infer", &infer),
+                                     fast_method("record", &record),
+                                     fast_method("forward", &forward),
+                                     fast_method("backward", &backward),
+                                     fast_method("step_backward", &step_backward),
+                                     fast_method("steps_backward", &steps_backward),
                                      {}};
-    static PyMethodDef of_run[] = {method("backward", &run_backward), {}};
+    static PyMethodDef of_run[] = {fast_method("backward", &run_backward), {}};
     const py::object stack_type = add_type<Stack>(module, "rnnfast._native.Stack", of_stack);
     const py::object run_type = add_type<Run>(module, "rnnfast._native.Run", of_run);
     module.def(

@@ -16,9 +16,10 @@ namespace {
 struct Library {
     dlpack::ExchangeApi api;
     std::array<PyTypeObject*, 2> types;
+    PyObject* is_negated;
 };
 
-// Never freed: another thread may be reading it. It keeps the types.
+// Never freed: another thread may be reading it. It keeps its objects.
 std::atomic<const Library*> library{nullptr};
 
 // NumPy has none; as that of types that others define.
@@ -45,7 +46,8 @@ struct OwnedTensor {
     }
 };
 
-bool take_tensors(const py::object& table, const py::type& tensor, const py::type& parameter) {
+bool take_tensors(const py::object& table, const py::type& tensor, const py::type& parameter,
+                  py::function is_negated) {
     const auto* api = static_cast<const dlpack::ExchangeApi*>(
         PyCapsule_GetPointer(table.ptr(), dlpack::kCapsuleName));
     if (!api) throw py::error_already_set();
@@ -54,7 +56,9 @@ bool take_tensors(const py::object& table, const py::type& tensor, const py::typ
     const auto held = [](const py::type& type) {
         return reinterpret_cast<PyTypeObject*>(py::type(type).release().ptr());
     };
-    library.store(new Library{*api, {held(tensor), held(parameter)}}, std::memory_order_release);
+    library.store(
+        new Library{*api, {held(tensor), held(parameter)}, is_negated.release().ptr()},
+        std::memory_order_release);
     return true;
 }
 
@@ -118,6 +122,14 @@ bool read_tensor(PyObject* object, Array& array) {
         packed *= tensor.shape[axis];
     }
     return tensor.data || packed == 0;  // torch has zeros without memory
+}
+
+bool is_negated(PyObject* tensor) {
+    const Library* const known = library.load(std::memory_order_acquire);
+    const auto answer = py::reinterpret_steal<py::object>(
+        PyObject_CallOneArg(known->is_negated, tensor));
+    if (!answer) throw py::error_already_set();
+    return answer.ptr() != Py_False;
 }
 
 py::object new_tensor(const Shape& shape, char kind, size_t item, void* memory, size_t bytes) {

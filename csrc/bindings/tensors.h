@@ -33,8 +33,11 @@ struct Array {
 bool is_tensor(PyObject* object);
 
 // `object` if it is a tensor of up to three axes with memory that the CPU reads; sets no exception.
-// Torch's lazy negative bit does not show.
+// Whether it stands for the negatives of what lies there does not show.
 bool read_tensor(PyObject* object, Array& array);
+
+// Whether a tensor does, as some of torch's do.
+bool is_negated(PyObject* tensor);
 
 // A tensor on memory of allocate_bytes, which it takes even if it throws.
 py::object new_tensor(const Shape& shape, char kind, size_t item, void* memory, size_t bytes);

@@ -39,11 +39,11 @@ class Call(NamedTuple):
         return packs.stack(self.batch_first, self.batch_sizes is not None)
 
 
-def infer(call: Call, x: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, States] | None:
+def infer(
+    stack: Any, x: Tensor, states: Sequence[Tensor] | None, batch_sizes: Tensor | None = None
+) -> tuple[Tensor, States] | None:
     """Output (a cell's: None) and last states, without gradients. None: the arguments don't fit."""
-    result = call.stack(call.packs).infer(
-        x, state_of(states), call.batch_sizes, None, None, _get_num_threads()
-    )
+    result = stack.infer(x, state_of(states), batch_sizes, None, None, _get_num_threads())
     if result is NotImplemented:
         return None
     output, last = result

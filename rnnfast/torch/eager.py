@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast.torch import steps
 from rnnfast.torch.autograd import Call, infer, record
@@ -32,9 +30,14 @@ _is_grad_enabled = torch.is_grad_enabled
 _tracing_state = torch._C._get_tracing_state
 
 
+def _is_as_it_lies(x: Any) -> bool:
+    """Whether it is a tensor that stands for what its memory holds."""
+    return type(x) in TENSORS and not x.is_neg()
+
+
 def _is_plain(x: Any) -> bool:
     """Whether the kernels take such a tensor, as far as that shows without its shape."""
-    return type(x) in TENSORS and x.dtype in _DTYPES and _is_strided(x) and not x.is_neg()
+    return _is_as_it_lies(x) and x.dtype in _DTYPES and _is_strided(x)
 
 
 def _is_strided(x: Tensor) -> bool:
@@ -50,40 +53,36 @@ def _ready(
     None where torch must see the call, or where x or a state is not what lies in its memory. All
     else that the kernels do not take shows in the call.
     """
-    if (
-        type(x) not in TENSORS
-        or x.is_neg()
-        or not x.numel()
-        or _tracing_state() is not None
-        or forward_ad._current_level >= 0
-    ):
+    if _tracing_state() is not None or forward_ad._current_level >= 0:
         return None
-    for s in states or ():
-        if type(s) not in TENSORS or s.is_neg():
-            return None
     cache = PackCache.of(module)
     weights = module._weights(cache)
-    parameters = cache.get(module._kind(cache), weights)
+    kind = module._kind(cache)
+    parameters = cache.known(kind, weights, x, states)
+    if parameters is None:
+        if not all(map(_is_as_it_lies, (x, *(states or ())))) or not x.numel():
+            return None
+        parameters = cache.get(kind, weights)
     return None if parameters is None else (parameters, weights)
 
 
 def layer(
     module: Layer,
-    input: Tensor | PackedSequence,
+    x: Any,
+    batch_sizes: Tensor | None,
     states: Sequence[Tensor] | None,
     format_name: str | None = None,
 ) -> tuple[Tensor, States] | None:
     """Output (packed: its data) and last states of a layer.
 
+    x, batch_sizes : the input, None; or a PackedSequence's data and batch sizes.
     states : (h,) or (h, c), in the order of the input's sequences.
     format_name : of the operands of products, of a float32 layer.
     """
-    x = input.data if isinstance(input, PackedSequence) else input
     ready = _ready(module, x, states)
     if ready is None:
         return None
     parameters, weights = ready
-    batch_sizes = None if x is input else input.batch_sizes
     if parameters.format_name is None:
         return _layer(module, parameters, weights, batch_sizes, format_name, x, states)
     wide = _widened(parameters, x, states)
@@ -111,29 +110,40 @@ def _layer(
         packs = parameters.packed(weights, format_name)
         return _with_dropout(module, parameters, packs, x, batch_sizes, states, weights)
     batch_first = module.batch_first and batch_sizes is None
-    run = _run
-    if batch_sizes is None and steps.goes_on(parameters.kind, x, states, batch_first):
-        run = partial(_run_step, PackCache.of(module))
-    if batch_sizes is None and format_name is None:
-        borrowed = parameters.borrowed(_rows_of_one_step(x, batch_first))
+    rows = math.inf if batch_sizes is not None else _rows_of_one_step(x, batch_first)
+    holder = None if rows == math.inf else PackCache.of(module)
+    form = holder, parameters, weights, batch_sizes, batch_first
+    if format_name is None:
+        borrowed = parameters.borrowed(rows)
         if borrowed is not None:
-            result = run(Call(parameters, borrowed, None, batch_first), weights, x, states)
+            result = _run(*form, borrowed, x, states)
             if result is not None:
                 return result
-    call = Call(parameters, parameters.packed(weights, format_name), batch_sizes, batch_first)
-    return run(call, weights, x, states) or _again(run, call, weights, x, states)
+    packs = parameters.packed(weights, format_name)
+    return _run(*form, packs, x, states) or _again(_run, *form, packs, x, states)
 
 
-def _run_step(
-    holder: PackCache,
-    call: Call,
+def _run(
+    holder: PackCache | None,
+    parameters: Parameters,
     weights: tuple[Tensor, ...],
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    packs: Packs,
     x: Tensor,
     states: Sequence[Tensor] | None,
 ) -> tuple[Tensor, States] | None:
-    """As `_run`, of a step of a loop; weights that were made from others have none in common."""
-    if not _is_grad_enabled() or weights[0].is_inference() or not all(map(is_leaf, weights)):
-        return _run(call, weights, x, states)
+    """holder : of a module's call of one step, which may have gradients with others; or None."""
+    if not _is_grad_enabled() or not _need_gradients(x, states, weights):
+        return infer(packs.stack(batch_first, batch_sizes is not None), x, states, batch_sizes)
+    call = Call(parameters, packs, batch_sizes, batch_first)
+    if (
+        holder is None
+        or not steps.goes_on(packs.kind, states)
+        or weights[0].is_inference()
+        or not all(map(is_leaf, weights))  # made from others they have none in common
+    ):
+        return record(call, weights, x, states)
     outputs = steps.record(holder, call, weights, x, states)
     return None if outputs is None else (outputs[0], outputs[1:])
 
@@ -158,14 +168,6 @@ def _rows_of_one_step(x: Tensor, batch_first: bool) -> float:
     if len(shape) != 3:
         return 1 if shape[:1] == (1,) else math.inf
     return shape[1 - batch_first] if shape[batch_first] == 1 else math.inf
-
-
-def _run(
-    call: Call, weights: tuple[Tensor, ...], x: Tensor, states: Sequence[Tensor] | None
-) -> tuple[Tensor, States] | None:
-    if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        return infer(call, x, states)
-    return record(call, weights, x, states)
 
 
 def cell(
@@ -193,30 +195,32 @@ def _cell(
     x: Tensor,
     states: Sequence[Tensor] | None,
 ) -> States | None:
+    form = module, parameters, weights
     if format_name is None:
         shape = x.shape
         borrowed = parameters.borrowed(shape[0] if len(shape) == 2 else 1)
         if borrowed is not None:
-            last = _step(module, Call(parameters, borrowed), weights, x, states)
+            last = _step(*form, borrowed, x, states)
             if last is not None:
                 return last
-    own = module, Call(parameters, parameters.packed(weights, format_name)), weights
-    return _step(*own, x, states) or _again(_step, *own, x, states)
+    packs = parameters.packed(weights, format_name)
+    return _step(*form, packs, x, states) or _again(_step, *form, packs, x, states)
 
 
 def _step(
     module: Cell,
-    call: Call,
+    parameters: Parameters,
     weights: tuple[Tensor, ...],
+    packs: Packs,
     x: Tensor,
     states: Sequence[Tensor] | None,
 ) -> States | None:
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
-        result = infer(call, x, states)
+        result = infer(packs.stack(), x, states)
         return None if result is None else result[1]
     if weights[0].is_inference():  # which torch refuses to save for backward
         return None
-    return steps.record(PackCache.of(module), call, weights, x, states)
+    return steps.record(PackCache.of(module), Call(parameters, packs), weights, x, states)
 
 
 def _again(function: Callable[..., Any], *args: Any) -> Any:
@@ -268,9 +272,9 @@ def _with_dropout(
     for index in range(kind.layers):
         rows = slice(index * directions, (index + 1) * directions)
         own = None if states is None else tuple(s[rows] for s in states)
-        call = Call(parameters, packs.layer(index), batch_sizes)
         of_layer = weights[index * per_layer : (index + 1) * per_layer]
-        result = _run(call, of_layer, x, own)
+        form = None, parameters, of_layer, batch_sizes, False
+        result = _run(*form, packs.layer(index), x, own)
         if result is None:
             return None
         x, h = result

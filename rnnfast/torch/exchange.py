@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnnfast import _native_backend
+from rnnfast._native_backend import NativeBackend
 
 States = tuple[Tensor, ...]  # (h,) or (h, c)
 _NO_STATES: Any = (None, None)
@@ -35,7 +36,7 @@ _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 # Whether the kernels take tensors as they are.
 _IS_DIRECT = _native_backend.take_tensors(
-    getattr(Tensor, "__dlpack_c_exchange_api__", None), *TENSORS
+    getattr(Tensor, "__dlpack_c_exchange_api__", None), *TENSORS, is_neg
 )
 
 
@@ -82,6 +83,23 @@ def taking_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
         except (BufferError, RuntimeError, TypeError):  # a dtype, layout or device that is torch's
             return NotImplemented
         return _with_tensors(function(*arrays))
+
+    return by_arrays
+
+
+def reader_of_tensors(backend: NativeBackend) -> Callable[..., bool]:
+    """Its `can_read`, of tensors."""
+    if _IS_DIRECT:
+        can_read: Callable[..., bool] = backend.can_read
+        return can_read
+    place_of = taking_tensors(backend.place)
+
+    def by_arrays(
+        place: bytes, weights: tuple[Tensor, ...], x: Any, states: Sequence[Any] | None
+    ) -> bool:
+        given = x, *weights, *(states or ())
+        are_plain = all(type(t) in TENSORS and not t.is_neg() for t in given)
+        return are_plain and x.numel() > 0 and place_of(weights) == place
 
     return by_arrays
 

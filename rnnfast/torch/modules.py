@@ -54,23 +54,23 @@ class Layer(torch_rnn.RNNBase):
         if _is_on_a_graph():
             return graph.layer(self, input, hx, format_name)
         states = self._states(hx)
-        if isinstance(input, PackedSequence):
+        if states is _OTHER:
+            result = None
+        elif isinstance(input, PackedSequence):
             result = self._packed(input, states, format_name)
         else:
-            result = None if states is _OTHER else eager.layer(self, input, states, format_name)
+            result = eager.layer(self, input, None, states, format_name)
         if result is None:
             return self._torch_forward(input, hx)
         output, last = result
         return output, (last if self.mode == "LSTM" else last[0])
 
     def _packed(self, input: PackedSequence, states: Any, format_name: str | None) -> Any:
-        if states is _OTHER:
-            return None
         if states is not None and input.sorted_indices is not None:
             if any(not isinstance(s, Tensor) or s.dim() != 3 for s in states):
                 return None
             states = [s.index_select(1, input.sorted_indices) for s in states]
-        result = eager.layer(self, input, states, format_name)
+        result = eager.layer(self, input.data, input.batch_sizes, states, format_name)
         if result is None:
             return None
         data, last = result

@@ -140,13 +140,14 @@ class _Token(torch.autograd.Function):
         return (None, *ctx.own.gradients(ctx.needs_input_grad[1:]))
 
 
-def goes_on(kind: Kind, x: Tensor, states: Sequence[Tensor] | None, batch_first: bool) -> bool:
-    """Whether a layer's call is a step of a loop: of one step, from a state that is on a graph."""
-    if states is None or is_leaf(states[0]) or kind.directions > 1:
-        return False
-    shape = x.shape
-    time = batch_first if len(shape) == 3 else 0
-    return len(shape) in (2, 3) and shape[time] == 1 and not kind.sizes.projection
+def goes_on(kind: Kind, states: Sequence[Tensor] | None) -> bool:
+    """Whether a layer's call of one step is of a loop: from a state that is on a graph."""
+    return (
+        states is not None
+        and not is_leaf(states[0])
+        and kind.directions == 1
+        and not kind.sizes.projection
+    )
 
 
 def record(

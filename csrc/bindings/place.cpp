@@ -1,0 +1,88 @@
+#include "bindings/place.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "bindings/ndarray.h"
+#include "bindings/returned.h"
+
+namespace rnnfast {
+namespace {
+
+// Where an array lies, of what shape and dtype.
+struct Place {
+    intptr_t numbers[kMostAxes + 4];
+    size_t bytes;
+
+    explicit Place(const Array& array)
+        : numbers{reinterpret_cast<intptr_t>(array.data), array.kind, array.item, array.axes},
+          bytes(size_t(array.axes + 4) * sizeof(intptr_t)) {
+        std::copy_n(array.sizes, array.axes, numbers + 4);
+    }
+};
+
+PyObject* place_of(PyObject*, PyObject* tuple) {
+    return returned([&]() -> py::object {
+        std::vector<Array> arrays;
+        if (!read_all(tuple, arrays)) return py::none();
+        std::string all;
+        for (const Array& array : arrays) {
+            const Place place(array);
+            all.append(reinterpret_cast<const char*>(place.numbers), place.bytes);
+        }
+        return py::bytes(all);
+    });
+}
+
+// Whether `place` is still that of the tensors.
+bool lie_at(PyObject* place, PyObject* tensors) {
+    const char* at = PyBytes_AS_STRING(place);
+    const char* const end = at + PyBytes_GET_SIZE(place);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors); ++i) {
+        Array array;
+        PyObject* const tensor = PyTuple_GET_ITEM(tensors, i);
+        if (!read_tensor(tensor, array) || !is_contiguous(array) || is_negated(tensor))
+            return false;
+        const Place own(array);
+        if (end - at < ptrdiff_t(own.bytes) || std::memcmp(at, own.numbers, own.bytes) != 0)
+            return false;
+        at += own.bytes;
+    }
+    return at == end;
+}
+
+bool has_elements(PyObject* tensor) {
+    Array array;
+    const auto* const sizes = array.sizes;
+    return read_tensor(tensor, array) && std::count(sizes, sizes + array.axes, 0) == 0;
+}
+
+PyObject* can_read(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (count != 4 || !PyBytes_CheckExact(args[0]) || !PyTuple_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "can_read: expected (bytes, tuple, x, states)");
+        return nullptr;
+    }
+    return returned([&]() -> py::object {
+        PyObject* const states = args[3];
+        bool can = has_elements(args[2]) && !is_negated(args[2]) && lie_at(args[0], args[1]);
+        if (can && states != Py_None) {
+            can = PyTuple_Check(states) || PyList_Check(states);
+            for (Py_ssize_t i = 0; can && i < PySequence_Fast_GET_SIZE(states); ++i) {
+                PyObject* const state = PySequence_Fast_GET_ITEM(states, i);
+                can = is_tensor(state) && !is_negated(state);
+            }
+        }
+        return py::bool_(can);
+    });
+}
+
+}  // namespace
+
+void add_place(py::module_& module) {
+    static PyMethodDef methods[] = {
+        {"place", &place_of, METH_O, nullptr}, fast_method("can_read", &can_read), {}};
+    if (PyModule_AddFunctions(module.ptr(), methods) < 0) throw py::error_already_set();
+}
+
+}  // namespace rnnfast
