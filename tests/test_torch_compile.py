@@ -266,7 +266,9 @@ def test_wrong_arguments_raise():
     for x in (normal(STEPS, BATCH, INPUT + 1), normal(2, STEPS, BATCH, INPUT)):
         with pytest.raises(Exception, match=r"(?i)input|expected"):
             run(x)
-    with pytest.raises(Exception, match=r"(?i)hidden|expected"):
+    # Before 2.5 the compiler refuses torch's own code, which has the error, before it comes to it.
+    own = "|_update_flat_weights" if torch.__version__ < (2, 5) else ""
+    with pytest.raises(Exception, match=r"(?i)hidden|expected" + own):
         run(inputs("gru"), normal(1, BATCH + 1, HIDDEN))
 
 

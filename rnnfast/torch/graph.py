@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 # Registered by importing it; under torch.compile the operators are called by torch's name.
 _forward = operators.forward
 
-# Whether torch gives an LSTM of float16 to oneDNN where there are no gradients; found here, as what
-# compilers trace may not ask.
+# Whether torch gives an LSTM of float16 to oneDNN where there are no gradients, as 2.5 was the first
+# to; found here, as what compilers trace may not ask.
 _supports = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
-_ONEDNN_HAS_FLOAT16 = _supports is not None and bool(_supports())
+_ONEDNN_HAS_FLOAT16 = torch.__version__ >= (2, 5) and _supports is not None and bool(_supports())
 
 
 def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) -> Any:
@@ -114,7 +114,7 @@ def _autocast_result(module: Layer | Cell, input: Any, state: torch.dtype) -> to
     is_layer = hasattr(module, "mode")
     # An RNN, and a projection, end in products or what has their dtype; oneDNN's LSTM has one
     # dtype for all.
-    if name.startswith("rnn") or bool(getattr(module, "proj_size", 0)):
+    if name.startswith("rnn") or getattr(module, "proj_size", 0) > 0:
         return dtype
     onednn = _ONEDNN_HAS_FLOAT16 and not torch.is_grad_enabled()
     if padded_lstm and is_layer and (onednn or input.dtype != torch.float16):
