@@ -3,42 +3,13 @@
 #include <deque>
 #include <vector>
 
+#include "dispatch/chunks.h"
 #include "dispatch/float_env.h"
 #include "dispatch/scheduled_team.h"
 #include "dispatch/stack.h"
 
 namespace rnnfast {
 namespace {
-
-// Cuts the steps into chunks, in the order in which backward runs them. They depend on the sizes and
-// the rows alone: a chunk's sums over rows have the same bits for any number of threads.
-std::vector<Chunk> make_chunks(const Plan& plan, ptrdiff_t gradient_row, ptrdiff_t weights) {
-    // Gate gradients that stay in L2, and rows enough to make the parameters' products efficient.
-    constexpr ptrdiff_t kElements = 131072, kRows = 128;
-    // Where the parameters' gradients leave L2, each chunk reads and writes them once more.
-    constexpr ptrdiff_t kInL2 = 262144, kMostElements = 1310720, kMostRows = 512;
-    ptrdiff_t target = std::max(kRows, kElements / gradient_row);
-    if (weights > kInL2)
-        target = std::max(target, std::min(kMostRows, kMostElements / gradient_row));
-    if (plan.batch) target = (target + plan.batch - 1) / plan.batch * plan.batch;  // whole steps
-    // Of about as many rows each, a quarter more where that saves a last one of few.
-    const ptrdiff_t all = plan.start(plan.steps);
-    const ptrdiff_t count = std::max(ptrdiff_t(1), (4 * all + 3 * target - 1) / (4 * target));
-    std::vector<Chunk> chunks;
-    ptrdiff_t rows = 0;  // of the steps that are done
-    for (ptrdiff_t done = 0; done < plan.steps;) {
-        const ptrdiff_t from = done;
-        const ptrdiff_t end = all * ptrdiff_t(chunks.size() + 1) / count;
-        // At least a step; the last has all of those without rows.
-        while (done < plan.steps && (rows < end || done == from || rows == all)) {
-            rows += plan.rows(plan.reverse ? done : plan.steps - 1 - done);
-            ++done;
-        }
-        chunks.push_back(plan.reverse ? Chunk{from, done}
-                                      : Chunk{plan.steps - done, plan.steps - from});
-    }
-    return chunks;
-}
 
 // Whether W's transpose is worth its memory to chunks of at most so many rows: a large one is made
 // anew for many, which takes 2 to 4 % of the product of 512 to 256, a third of backward. Then threads
