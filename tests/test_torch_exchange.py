@@ -239,3 +239,38 @@ def test_inputs_that_stand_for_their_negative(native, which):
         given = [torch._neg_view(t) if w == which else t for w, t in (("x", x), ("state", h))]
         for got, want in zip(ours(*given), theirs(*given), strict=True):
             torch.testing.assert_close(got, want)
+
+
+def readers(native, monkeypatch):
+    """The compiled module's `can_read`, and what stands in for it with older torch."""
+    found = [exchange.reader_of_tensors(native)]
+    monkeypatch.setattr(exchange, "_IS_DIRECT", False)
+    return [*found, exchange.reader_of_tensors(native)]
+
+
+def test_what_a_pass_may_read(native, monkeypatch):
+    weights = normal(8, 3), normal(8, 2)
+    place = exchange.taking_tensors(native.place)(weights)
+    x, h, negative = normal(1, 3), normal(1, 2), torch._neg_view(normal(1, 2))
+    moved = weights[0], weights[1].clone()
+    same_memory = weights[0], torch._neg_view(weights[1])
+    assert same_memory[1].data_ptr() == weights[1].data_ptr()
+
+    right = [(weights, x, None), (weights, x, (h,)), (weights, x, [h, h]), (weights, x.mT, ())]
+    wrong = [
+        *((other, x, (h,)) for other in (moved, same_memory, weights[:1], (*weights, h))),
+        *((other, x, None) for other in (weights[::-1], (weights[0].view(3, 8), weights[1]), ())),
+        *((weights, other, None) for other in (torch._neg_view(x), x[:0], x.as_subclass(Own))),
+        *((weights, other, None) for other in (x.numpy(), None, 3)),
+        *((weights, x, other) for other in ((negative,), (h, negative), (h.numpy(),), (None,))),
+    ]
+    for can_read in readers(native, monkeypatch):
+        assert [can_read(place, *given) for given in right] == [True] * len(right)
+        assert [can_read(place, *given) for given in wrong] == [False] * len(wrong)
+
+
+@needs_exchange
+def test_wrong_calls_of_what_tells_it(native):
+    for given in ((), (b"", ()), ("", (), None, None), (b"", [], None, None)):
+        with pytest.raises(TypeError):
+            native.can_read(*given)

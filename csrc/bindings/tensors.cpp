@@ -56,9 +56,8 @@ bool take_tensors(const py::object& table, const py::type& tensor, const py::typ
     const auto held = [](const py::type& type) {
         return reinterpret_cast<PyTypeObject*>(py::type(type).release().ptr());
     };
-    library.store(
-        new Library{*api, {held(tensor), held(parameter)}, is_negated.release().ptr()},
-        std::memory_order_release);
+    library.store(new Library{*api, {held(tensor), held(parameter)}, is_negated.release().ptr()},
+                  std::memory_order_release);
     return true;
 }
 
@@ -126,8 +125,8 @@ bool read_tensor(PyObject* object, Array& array) {
 
 bool is_negated(PyObject* tensor) {
     const Library* const known = library.load(std::memory_order_acquire);
-    const auto answer = py::reinterpret_steal<py::object>(
-        PyObject_CallOneArg(known->is_negated, tensor));
+    const auto answer =
+        py::reinterpret_steal<py::object>(PyObject_CallOneArg(known->is_negated, tensor));
     if (!answer) throw py::error_already_set();
     return answer.ptr() != Py_False;
 }

@@ -36,8 +36,8 @@ void check(const Plan& plan, const Layer& layer, const std::string& what) {
     ptrdiff_t next = plan.reverse ? 0 : plan.steps, most = 0;
     bool in_order = true;
     for (const Chunk& chunk : chunks) {
-        in_order = in_order && chunk.begin < chunk.end &&
-                   (plan.reverse ? chunk.begin : chunk.end) == next;
+        in_order =
+            in_order && chunk.begin < chunk.end && (plan.reverse ? chunk.begin : chunk.end) == next;
         next = plan.reverse ? chunk.end : chunk.begin;
         most = std::max(most, rows_of(plan, chunk));
     }

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # Registered by importing it; under torch.compile the operators are called by torch's name.
 _forward = operators.forward
 
-# Whether torch gives an LSTM of float16 to oneDNN where there are no gradients, as 2.5 was the first
-# to; found here, as what compilers trace may not ask.
+# Whether torch gives an LSTM of float16 to oneDNN where there are no gradients, as it may from 2.5
+# on; found here, as what compilers trace may not ask.
 _supports = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
 _ONEDNN_HAS_FLOAT16 = torch.__version__ >= (2, 5) and _supports is not None and bool(_supports())
 
