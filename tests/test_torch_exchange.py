@@ -113,6 +113,16 @@ def test_new_tensors(native):
 
 
 @needs_exchange
+def test_new_tensors_side_by_side(native):
+    """Of few numbers and of many, each has memory of its own that starts with a cache line."""
+    sizes = [*range(20), *range(1000, 1040), 70_000, 600_000]
+    made = [native.empty_like(torch.empty(size), False).fill_(size) for size in sizes]
+    for size, tensor in zip(sizes, made, strict=True):
+        assert tensor.data_ptr() % 64 == 0 and len(tensor) == size
+        assert torch.equal(tensor, torch.full((size,), float(size)))
+
+
+@needs_exchange
 def test_copies(native):
     for given in (
         normal(3, 4, 5),

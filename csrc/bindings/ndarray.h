@@ -229,11 +229,9 @@ New<T> new_array(const Shape& shape) {
 template <class T>
 New<T> new_like(PyObject* like, const Shape& shape) {
     if (!is_tensor(like)) return new_array<T>(shape);
-    Buffer<T> memory = allocate<T>(element_count<T>(shape));
-    T* const data = memory.get();
-    const size_t bytes = memory.get_deleter().bytes;
-    memory.release();
-    return {new_tensor(shape, kKind<T>, sizeof(T), data, bytes), data};
+    (void)element_count<T>(shape);  // throws where that is too large
+    NewTensor made = new_tensor(shape, kKind<T>, sizeof(T));
+    return {std::move(made.object), static_cast<T*>(made.data)};
 }
 
 }  // namespace rnnfast

@@ -39,8 +39,12 @@ bool read_tensor(PyObject* object, Array& array);
 // Whether a tensor does, as some of torch's do.
 bool is_negated(PyObject* tensor);
 
-// A tensor on memory of allocate_bytes, which it takes even if it throws.
-py::object new_tensor(const Shape& shape, char kind, size_t item, void* memory, size_t bytes);
+// A new tensor, not initialised, and where it lies, at the start of a cache line.
+struct NewTensor {
+    py::object object;
+    void* data;
+};
+NewTensor new_tensor(const Shape& shape, char kind, size_t item);
 
 // Adds the functions take_tensors, which makes a library's types known, and empty_like and copy, which
 // make such tensors.
