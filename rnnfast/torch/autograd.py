@@ -14,6 +14,7 @@ from rnnfast.torch.exchange import (
     are_for_torch,
     copy_of,
     gradients,
+    is_given,
     state_of,
     states_of,
 )
@@ -97,6 +98,8 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *d_states: Tensor | None) -> tuple[Any, ...]:
+        if not (is_given(dy) or any(map(is_given, d_states))):
+            return (None,) * len(ctx.needs_input_grad)
         call = ctx.call
         packs = call.packs
         saved = ctx.saved_tensors

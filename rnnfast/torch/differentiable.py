@@ -194,8 +194,9 @@ def _gradients(
     """The gradients of what `run` makes of `given`, at those of them that are wanted."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, or the gradient at x would hold what reaches x through an h0 made from it.
-        own: list[Any] = [None if t is None else t.view_as(t) for t in given]
+        own: list[Any] = [
+            None if t is None else _apart(t, want) for t, want in zip(given, wanted, strict=True)
+        ]
         pairs = zip(run(*own), d_outputs, strict=True)
         reached = [(out, d) for out, d in pairs if d is not None and out.requires_grad]
         inputs = [tensor for tensor, want in zip(own, wanted, strict=True) if want]
@@ -211,3 +212,13 @@ def _gradients(
             )
         )
     return tuple(next(found) if want else None for want in wanted)
+
+
+def _apart(tensor: Tensor, want: bool) -> Tensor:
+    """A view, or the gradient at x would hold what reaches x through an h0 made from it.
+
+    One whose gradient is wanted may have been told since that it needs none.
+    """
+    if want and not tensor.requires_grad:
+        return tensor.detach().requires_grad_()
+    return tensor.view_as(tensor)

@@ -7,7 +7,9 @@ Where torch has DLPack's functions for C, the kernels read and make tensors by t
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ TENSORS = (Tensor, torch.nn.Parameter)
 
 # As functions, for `map`.
 is_leaf = Tensor.is_leaf.__get__
+is_given = partial(operator.is_not, None)
 is_neg = Tensor.is_neg
 requires_grad = Tensor.requires_grad.__get__
 version = Tensor._version.__get__

@@ -91,6 +91,7 @@ def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
             and not w.is_neg()
             and w.shape == shape
             and w.data_ptr() % w.element_size() == 0
+            and (w.data_ptr() or not w.numel())  # else its storage has been resized to nothing
             for w, shape in zip(weights, shapes, strict=True)
         )
     )

@@ -151,9 +151,14 @@ class Parameters:
         return made
 
     def still(self, packs: Packs, weights: tuple[Tensor, ...]) -> Packs:
-        """`packs`; or others of these weights, where those are borrowed and these have moved."""
-        if not packs.borrowed or self.are(weights):
+        """`packs`; or others of these weights, where it was of memory that has been given back.
+
+        Parameters that have got other memory (`p.data = …`) leave that which a pass has read.
+        """
+        if not packs.borrowed or self.are(self._weights):
             return packs
+        if not all(map(_has_memory, weights)):
+            raise RuntimeError("weights: expected them in memory, as in the forward pass, got none")
         return Packs.of(self.backend, self.kind, weights, borrow=True)
 
     def packed(self, weights: tuple[Tensor, ...], format_name: str | None = None) -> Packs:
@@ -169,6 +174,11 @@ class Parameters:
         if seen is not None and self.can_stay:
             self._packed[format_name] = seen, packs
         return packs
+
+
+def _has_memory(weight: Tensor) -> bool:
+    """False where its storage has been resized to nothing, as by those who shard parameters."""
+    return weight.data_ptr() != 0 or not weight.numel()
 
 
 def _addresses(weights: Sequence[Tensor]) -> tuple[int, ...]:

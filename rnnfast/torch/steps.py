@@ -9,6 +9,7 @@ takes the token's node back after all steps that used it, which then are one bat
 from __future__ import annotations
 
 import operator
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from rnnfast.torch.autograd import Call
 from rnnfast.torch.exchange import (
     are_for_torch,
     copy_of,
+    is_given,
     is_leaf,
     requires_grad,
     state_of,
@@ -184,7 +186,15 @@ def record(
     return _apply(own, packs, outputs, kept, tape, token, x, h0, c0)
 
 
-_NOTHING = (None,) * 6  # at the arguments of a step that are before x
+_NOTHING = (None,) * 5  # at the arguments of a step that are before the token
+
+
+def _at_token(own: _Weights) -> Tensor | None:
+    """Its gradient, of no use but for compiled autograd, which adds up what is there."""
+    compiled = sys.modules.get("torch._dynamo.compiled_autograd")
+    if compiled is None or not getattr(compiled, "in_compiled_autograd_region", False):
+        return None
+    return own.weights[0].new_zeros(())
 
 
 class _StepFunction(torch.autograd.Function):
@@ -211,6 +221,9 @@ class _StepFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
         own: _Weights = ctx.own
+        before_x = (*_NOTHING, _at_token(own))
+        if not any(map(is_given, d_outputs)):
+            return (*before_x, None, None, None)
         y, tape, x, h0, c0 = ctx.saved_tensors
         *_, at_weights, at_x, at_h0, at_c0 = ctx.needs_input_grad
         own.check_unchanged()
@@ -222,7 +235,7 @@ class _StepFunction(torch.autograd.Function):
             found = differentiable.gradients(*form, dy, d_states, *inputs, wanted)
             if left is not None:
                 left.found.append(found[3:])
-            return (*_NOTHING, *found[:3])
+            return (*before_x, *found[:3])
         state = (h0, c0) if c0 is not None else h0
         d_state = d_states if len(d_states) == 2 else d_states[0]
         stack, at = own.stack(ctx.packs), (at_x, at_h0 or at_c0, at_weights)
@@ -231,7 +244,7 @@ class _StepFunction(torch.autograd.Function):
             left.steps.append((x, h0, tape if kind.layers > 1 else None, gates))
         dh0, dc0 = initial if isinstance(initial, tuple) else (initial, None)
         at_states = dh0 if at_h0 else None, dc0 if at_c0 else None
-        return (*_NOTHING, dx, *at_states)
+        return (*before_x, dx, *at_states)
 
 
 # Without what Python's `apply` does for `torch.func`, which is not in force here: 2 us of 10.

@@ -1,0 +1,123 @@
+"""What may happen between the forward pass and backward, and how else backward may be run."""
+
+from __future__ import annotations
+
+import pytest
+from torch_modules import SIZE, assert_same_gradients, flat, normal, twins
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.usefixtures("native")
+
+KINDS = ["rnn_tanh", "gru", "lstm", "rnn_tanh_cell", "gru_cell", "lstm_cell"]
+FEW, MANY = 2, 12  # rows: read where the weights lie, and packed
+
+
+def steps_of(module, x):
+    """The last output of a loop over x (T, B, I)."""
+    state = None
+    for step in x:
+        if hasattr(module, "mode"):
+            output, state = module(step.unsqueeze(0), state)
+        else:
+            state = module(step, state)
+            output = flat(state)[0]
+    return output
+
+
+def both(kind, rows, change, dtype=torch.float64, steps=3):
+    """The gradients of ours and torch's, where `change(module)` came before backward."""
+    found = []
+    for module in twins(kind, dtype=dtype):
+        x = normal(steps, rows, SIZE).to(dtype).requires_grad_()
+        loss = steps_of(module, x).sin().sum()
+        parameters = dict(module.named_parameters())
+        change(module)
+        loss.backward()
+        found.append({"x": x.grad, **{name: p.grad for name, p in parameters.items()}})
+    return found
+
+
+@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_that_got_other_memory(kind, rows):
+    """As after an update of a target network: backward is that of the values before."""
+
+    def change(module):
+        for p in module.parameters():
+            p.data = p.data * 2
+
+    assert_same_gradients(*both(kind, rows, change), "float64")
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm_cell"])
+def test_modules_of_another_dtype_since(kind):
+    assert_same_gradients(*both(kind, FEW, torch.nn.Module.float), "float64")
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "gru_cell"])
+def test_parameters_whose_memory_is_gone(kind):
+    """It is told, as by torch, and not read."""
+
+    def change(module):
+        for p in module.parameters():
+            p.untyped_storage().resize_(0)
+
+    with pytest.raises(RuntimeError, match="weights: expected them in memory"):
+        both(kind, FEW, change)
+    for module in twins(kind, dtype=torch.float64):
+        change(module)
+        with pytest.raises(RuntimeError, match="storage"):
+            steps_of(module, normal(1, FEW, SIZE))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_gradients_where_parameters_were_frozen_since(kind, steps):
+    found = []
+    for module in twins(kind, dtype=torch.float64):
+        x = normal(steps, FEW, SIZE).double().requires_grad_()
+        loss = steps_of(module, x).sin().sum()
+        module.requires_grad_(False)
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        gradient.square().sum().backward()
+        found.append({"x": x.grad})
+        assert all(p.grad is None for p in module.parameters())
+    assert_same_gradients(*found, "float64")
+
+
+class Silent(torch.autograd.Function):
+    """Passes no gradient on, and does not say so before backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, _):
+        return None
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_gradients_at_the_outputs_there_are_none(kind, steps):
+    """Not zeros, by which optimisers would take a step."""
+    for module in twins(kind, dtype=torch.float64):
+        x = normal(steps, FEW, SIZE).requires_grad_()
+        Silent.apply(steps_of(module, x)).sum().backward()
+        assert x.grad is None and all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_autograd(kind):
+    """Which runs our functions by a graph of its own, that adds up gradients at the weights."""
+    module = torch._dynamo.compiled_autograd
+    enable = getattr(module, "_enable", None) or module.enable  # torch before 2.6
+    found = []
+    for own in twins(kind, dtype=torch.float64):
+        x = normal(3, FEW, SIZE).double().requires_grad_()
+        loss = steps_of(own, x).sin().sum()
+        with enable(lambda graph: graph):
+            loss.backward()
+        found.append({"x": x.grad, **{name: p.grad for name, p in own.named_parameters()}})
+    assert_same_gradients(*found, "float64")
