@@ -8,6 +8,7 @@ import pytest
 from torch_modules import SIZE, assert_same_gradients, flat, make, normal, twins
 
 torch = pytest.importorskip("torch")
+checkpoint = importlib.import_module("torch.utils.checkpoint").checkpoint
 packs = importlib.import_module("rnnfast.torch.packs")
 rt = importlib.import_module("rnnfast.torch")
 
@@ -139,7 +140,7 @@ def test_checkpointed_steps(kind, reentrant):
     for layer in twins(kind, dtype=torch.float64, num_layers=2):
 
         def call(x, state, layer=layer):
-            return torch.utils.checkpoint.checkpoint(layer, x, state, use_reentrant=reentrant)
+            return checkpoint(layer, x, state, use_reentrant=reentrant)
 
         x = inputs(steps=4).requires_grad_()
         steps_of(layer, x, call).backward()
