@@ -242,14 +242,15 @@ def place(arrays: tuple[Array, ...], /) -> bytes | None:
 def can_read(place: bytes, weights: tuple[Any, ...], x: Any, states: Any, /) -> bool:
     """Whether a pass may read them all: tensors, and `weights` are still where `place` says.
 
-    x has elements and lies in the CPU's memory. states : a tuple or list; or None. No tensor stands
-    for the negatives of what lies there. All else is for the pass to find.
+    x has elements and lies in the CPU's memory. states : a tuple; or None. No tensor stands for the
+    negatives of what lies there. All else is for the pass to find. TypeError : `place` or `weights`
+    is something else.
     """
 
 def take_tensors(
     table: object, tensor: type, parameter: type, is_negated: Callable[[Any], bool], /
 ) -> bool:
-    """From now on, `place`, `fingerprint` and stacks for tensors take objects of these types.
+    """From now on `place`, `can_read`, `fingerprint` and stacks for tensors take these types.
 
     table : their library's capsule `__dlpack_c_exchange_api__`.
     is_negated : whether a tensor stands for the negatives of what lies in its memory, which shows
@@ -260,7 +261,8 @@ def take_tensors(
 def empty_like(tensor: object, half: bool, /) -> Any:
     """A tensor of those types in the shape of another, without values: float32, or bfloat16.
 
-    Its memory is kept from call to call. None where the other is none, or has more than three axes.
+    Its memory, where it is large, is kept from call to call. None where the other is none, or has
+    more than three axes.
     """
 
 def copy(tensor: object, /) -> Any:

@@ -85,19 +85,21 @@ def test_memory_that_was_freed_and_is_back_elsewhere(kind):
     """As with those who shard parameters, who give their memory back between the passes."""
     ours, theirs = twins(kind)
     x, state = one_step(kind), state_for(theirs, 2)
-    kept = []
+    kept, moved = [], []
 
     def swap():
         for parameter in ours.parameters():
-            storage = parameter.untyped_storage()
+            storage, before = parameter.untyped_storage(), parameter.data_ptr()
             values, size = parameter.detach().clone(), storage.size()
             storage.resize_(0)
-            kept.append(torch.full((size // 4,), torch.nan))  # perhaps where that was
+            kept.extend(torch.full((size // 4,), torch.nan) for _ in range(50))  # where that was
             storage.resize_(size)
+            moved.append(parameter.data_ptr() != before)
             with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(parameter):
                 parameter.copy_(values)
 
     assert_near(passes(ours, x, state, before_backward=swap), passes(theirs, x, state))
+    assert any(moved)
 
 
 def test_storage_given_back_while_others_take_its_place():

@@ -43,6 +43,10 @@ def results() -> list[torch.Tensor]:
         sum(out.cos().sum() for out in outputs).backward()
         found += [*outputs, x.grad, *(p.grad for p in ours.parameters())]
         if kind in LAYERS:
+            state = state_for(ours, 3)
+            for _ in range(3):  # steps of a loop, whose weights' gradients are made together
+                y, state = ours(x[:1], state)
+            found += torch.autograd.grad(y.sum(), [x, *ours.parameters()])
             packed = torch.nn.utils.rnn.pack_padded_sequence(x.detach(), [6, 4, 1])
             found.append(ours(packed)[0].data)
         with torch.no_grad():
@@ -266,7 +270,7 @@ def test_what_a_pass_may_read(native, monkeypatch):
     same_memory = weights[0], torch._neg_view(weights[1])
     assert same_memory[1].data_ptr() == weights[1].data_ptr()
 
-    right = [(weights, x, None), (weights, x, (h,)), (weights, x, [h, h]), (weights, x.mT, ())]
+    right = [(weights, x, None), (weights, x, (h,)), (weights, x, (h, h)), (weights, x.mT, ())]
     wrong = [
         *((other, x, (h,)) for other in (moved, same_memory, weights[:1], (*weights, h))),
         *((other, x, None) for other in (weights[::-1], (weights[0].view(3, 8), weights[1]), ())),
@@ -284,3 +288,24 @@ def test_wrong_calls_of_what_tells_it(native):
     for given in ((), (b"", ()), ("", (), None, None), (b"", [], None, None)):
         with pytest.raises(TypeError):
             native.can_read(*given)
+    for states in ([normal(1, 2)], 3, "hc", normal(1, 2)):
+        assert not native.can_read(native.place(()), (), normal(1, 3), states)
+
+
+class Told(Exception):
+    pass
+
+
+class Telling(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        raise Told
+
+
+def test_modes_see_what_is_asked_of_tensors(native):
+    """And what they raise comes through."""
+    ours, theirs = twins("gru")
+    x = normal(1, 2, 4)
+    with torch.no_grad(), torch.device("cpu"):
+        assert torch.allclose(ours(x)[0], theirs(x)[0])
+    with pytest.raises(Told), torch.no_grad(), Telling():
+        ours(x)

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import rnnfast.torch as rt  # noqa: E402  after torch is known to be there
 from rnnfast import _backend  # noqa: E402
 from rnnfast._native_backend import NativeBackend  # noqa: E402
+from rnnfast.torch import exchange  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -263,8 +264,18 @@ def operators(x):
         yield
 
 
+def small_results(x):
+    """Without the packs: of 5000 tensors of 64 numbers each time."""
+    for _ in range(40):
+        for _ in range(5000):
+            exchange.copy_of(x[0, 0, :64])
+        yield
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
-@pytest.mark.parametrize("use", [one_module_after_another, one_that_changes, trained, operators])
+@pytest.mark.parametrize(
+    "use", [one_module_after_another, one_that_changes, trained, operators, small_results]
+)
 def test_memory_is_bounded(use):
     """A pack of these is 2 MiB: thirty more of them would be 60."""
     sizes = []

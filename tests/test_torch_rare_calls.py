@@ -149,26 +149,6 @@ def test_what_steps_share_may_be_dropped_by_another_thread(native):
     assert_same_gradients(*found, "float64")
 
 
-def test_borrowed_weights_that_two_threads_took_up(native):
-    """The graph of one has others than the module goes on with; it sees that memory has moved."""
-    ours, theirs = twins("gru", dtype=F64)
-    found = []
-    for module in (ours, theirs):
-        x = normal(1, 2, 4).requires_grad_()
-        y = module(x)[0]
-        if module is ours:
-            packs.PackCache.of(module)._parameters._borrowed = None  # as the other thread's will be
-            kept = []
-            for parameter in module.parameters():
-                storage, values = parameter.untyped_storage(), parameter.detach().clone()
-                storage.resize_(0)
-                kept.append(torch.full_like(values, torch.nan))  # perhaps where that was
-                storage.resize_(values.nbytes)
-                parameter.data.copy_(values)
-        found.append(torch.autograd.grad(y.sum(), x)[0])
-    torch.testing.assert_close(*found)
-
-
 # ---- Operators ----------------------------------------------------------------------------------
 
 

@@ -145,19 +145,6 @@ bool read_contiguous(PyObject* object, bool tensors, const Shape& shape, const T
     return true;
 }
 
-// Of an array of T's to be allocated; throws where NumPy would, which leaves out axes of size 0.
-template <class T>
-ptrdiff_t element_count(const Shape& shape) {
-    double bytes = sizeof(T);
-    ptrdiff_t count = 1;
-    for (int axis = 0; axis < shape.count; ++axis) {
-        if (shape.sizes[axis]) bytes *= double(shape.sizes[axis]);
-        if (bytes >= double(PTRDIFF_MAX)) throw py::value_error("array is too big");
-        count *= shape.sizes[axis];
-    }
-    return count;
-}
-
 // What NumPy's C API returns: an object, or an exception that it has set.
 inline py::object owned_or_throw(PyObject* object) {
     if (!object) throw py::error_already_set();
@@ -211,7 +198,7 @@ struct New {
 template <class T>
 New<T> new_array(const Shape& shape) {
     constexpr auto large = ptrdiff_t(kKeptFrom / sizeof(T));
-    const ptrdiff_t count = element_count<T>(shape);
+    const ptrdiff_t count = element_count(shape, sizeof(T));
     if (count >= large) {
         Buffer<T> memory = allocate<T>(count);
         T* const data = memory.get();
@@ -229,7 +216,6 @@ New<T> new_array(const Shape& shape) {
 template <class T>
 New<T> new_like(PyObject* like, const Shape& shape) {
     if (!is_tensor(like)) return new_array<T>(shape);
-    (void)element_count<T>(shape);  // throws where that is too large
     NewTensor made = new_tensor(shape, kKind<T>, sizeof(T));
     return {std::move(made.object), static_cast<T*>(made.data)};
 }

@@ -140,7 +140,7 @@ public:
     static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
         const ptrdiff_t row = tape_row(layers.kernels(), layers.packs[0]->sizes(), layers.layers(),
                                        layers.directions, layers.keeps_y);
-        return element_count<T>({{rows, row}, 2});
+        return element_count({{rows, row}, 2}, sizeof(T));
     }
     // Of one of its rows.
     static ptrdiff_t tape_row(const CellKernels<T>& kernels, const Sizes& sizes, int layers,

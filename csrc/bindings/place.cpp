@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "bindings/ndarray.h"
 #include "bindings/returned.h"
@@ -12,13 +13,14 @@ namespace {
 
 // Where an array lies, of what shape and dtype.
 struct Place {
-    intptr_t numbers[kMostAxes + 4];
+    static constexpr int kHead = 4;
+    intptr_t numbers[kHead + kMostAxes];
     size_t bytes;
 
     explicit Place(const Array& array)
         : numbers{reinterpret_cast<intptr_t>(array.data), array.kind, array.item, array.axes},
-          bytes(size_t(array.axes + 4) * sizeof(intptr_t)) {
-        std::copy_n(array.sizes, array.axes, numbers + 4);
+          bytes(size_t(kHead + array.axes) * sizeof(intptr_t)) {
+        std::copy_n(array.sizes, array.axes, numbers + kHead);
     }
 };
 
@@ -65,13 +67,12 @@ PyObject* can_read(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
     return returned([&]() -> py::object {
         PyObject* const states = args[3];
-        bool can = has_elements(args[2]) && !is_negated(args[2]) && lie_at(args[0], args[1]);
-        if (can && states != Py_None) {
-            can = PyTuple_Check(states) || PyList_Check(states);
-            for (Py_ssize_t i = 0; can && i < PySequence_Fast_GET_SIZE(states); ++i) {
-                PyObject* const state = PySequence_Fast_GET_ITEM(states, i);
-                can = is_tensor(state) && !is_negated(state);
-            }
+        bool can = has_elements(args[2]) && !is_negated(args[2]) && lie_at(args[0], args[1]) &&
+                   (states == Py_None || PyTuple_CheckExact(states));
+        const Py_ssize_t given = can && states != Py_None ? PyTuple_GET_SIZE(states) : 0;
+        for (Py_ssize_t i = 0; can && i < given; ++i) {
+            PyObject* const state = PyTuple_GET_ITEM(states, i);
+            can = is_tensor(state) && !is_negated(state);
         }
         return py::bool_(can);
     });

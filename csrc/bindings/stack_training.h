@@ -51,9 +51,9 @@ py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t 
     const Shape y_shape = axes.shape(in, layers_.output());
     const Shape h_shape = state_shape(axes, in.batch, layers_.width());
     const Shape c_shape = state_shape(axes, in.batch, layers_.hidden());
-    const ptrdiff_t h_size = Arena<T>::whole_lines(element_count<T>(h_shape));
-    const ptrdiff_t c_size = has_c() ? element_count<T>(c_shape) : 0;
-    Buffer<T> y_memory = allocate<T>(element_count<T>(y_shape));
+    const ptrdiff_t h_size = Arena<T>::whole_lines(element_count(h_shape, sizeof(T)));
+    const ptrdiff_t c_size = has_c() ? element_count(c_shape, sizeof(T)) : 0;
+    Buffer<T> y_memory = allocate<T>(element_count(y_shape, sizeof(T)));
     Buffer<T> state_memory = allocate<T>(h_size + c_size);
     PassOutputs<T> out;
     out.y = dense_rows(y_memory.get(), axes, y_shape);

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 
 #include "bindings/dlpack.h"
@@ -36,42 +38,46 @@ constexpr struct {
     {kBfloat16Kind, dlpack::kBfloat},
 };
 
+// What is behind its description cannot be told from it by a sanitizer.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kFew = 0;
+#else
+constexpr size_t kFew = 4096;  // bytes
+#endif
+
 // What a tensor of ours is made of. Few numbers lie behind it: with memory of its own each small
 // tensor would take malloc 0.1 us more.
 struct OwnedTensor {
-    static constexpr size_t kFew = 4096, kLine = 64;  // bytes
-
     dlpack::ManagedTensor managed;
     int64_t sizes[kMostAxes], strides[kMostAxes];
-    size_t bytes;  // of memory apart; 0: there is none
+    bool is_apart;  // its memory
+    size_t bytes;   // of that
 
     // With room for so many bytes.
     static OwnedTensor* make(size_t room) {
-        const bool behind = room < kFew;
-        void* const block = std::malloc(sizeof(OwnedTensor) + (behind ? room + kLine : 0));
+        constexpr size_t kLine = 64;
+        const bool is_apart = room >= kFew;
+        std::unique_ptr<void, decltype(&std::free)> block(
+            std::malloc(sizeof(OwnedTensor) + (is_apart ? 0 : room + kLine)), std::free);
         if (!block) throw std::bad_alloc();
-        auto* const made = new (block) OwnedTensor{};
+        auto* const made = new (block.get()) OwnedTensor{};
         made->managed.manager = made;
         made->managed.deleter = free;
+        made->is_apart = is_apart;
         void*& data = made->managed.tensor.data;
-        if (behind) {
-            const auto end = reinterpret_cast<uintptr_t>(made + 1);
-            data = reinterpret_cast<char*>(made + 1) + (kLine - end % kLine) % kLine;
-            return made;
-        }
-        try {
+        if (is_apart) {
             const Block memory = allocate_bytes(room);
             data = memory.memory, made->bytes = memory.bytes;
-        } catch (...) {
-            std::free(block);
-            throw;
+        } else {
+            const auto end = reinterpret_cast<uintptr_t>(made + 1);
+            data = reinterpret_cast<char*>(made + 1) + (kLine - end % kLine) % kLine;
         }
-        return made;
+        return static_cast<OwnedTensor*>(block.release());
     }
 
     static void free(dlpack::ManagedTensor* managed) {
         auto* const own = static_cast<OwnedTensor*>(managed->manager);
-        if (own->bytes) free_bytes(managed->tensor.data, own->bytes);
+        if (own->is_apart) free_bytes(managed->tensor.data, own->bytes);
         std::free(own);
     }
 };
@@ -119,6 +125,17 @@ py::object copy(const py::object& tensor) {
 
 }  // namespace
 
+ptrdiff_t element_count(const Shape& shape, size_t item) {
+    auto bytes = double(item);
+    ptrdiff_t count = 1;
+    for (int axis = 0; axis < shape.count; ++axis) {
+        if (shape.sizes[axis]) bytes *= double(shape.sizes[axis]);
+        if (bytes >= double(PTRDIFF_MAX)) throw py::value_error("array is too big");
+        count *= shape.sizes[axis];
+    }
+    return count;
+}
+
 bool is_tensor(PyObject* object) {
     const Library* const known = library.load(std::memory_order_acquire);
     return known && std::count(known->types.begin(), known->types.end(), Py_TYPE(object));
@@ -157,9 +174,7 @@ bool is_negated(PyObject* tensor) {
 }
 
 NewTensor new_tensor(const Shape& shape, char kind, size_t item) {
-    size_t count = 1;
-    for (int axis = 0; axis < shape.count; ++axis) count *= size_t(shape.sizes[axis]);
-    OwnedTensor* const own = OwnedTensor::make(count * item);
+    OwnedTensor* const own = OwnedTensor::make(size_t(element_count(shape, item)) * item);
     int64_t packed = 1;
     for (int axis = shape.count; axis-- > 0;) {
         own->sizes[axis] = shape.sizes[axis];

@@ -19,6 +19,9 @@ struct Shape {
     void add(ptrdiff_t size) { sizes[count++] = size; }
 };
 
+// Of an array of such items to be allocated; throws where NumPy would, which leaves out axes of size 0.
+ptrdiff_t element_count(const Shape& shape, size_t item);
+
 // An array or tensor of the caller's, as it lies.
 struct Array {
     const char* data;
@@ -36,7 +39,7 @@ bool is_tensor(PyObject* object);
 // Whether it stands for the negatives of what lies there does not show.
 bool read_tensor(PyObject* object, Array& array);
 
-// Whether a tensor does, as some of torch's do.
+// Whether a tensor does, as some of torch's do; of an object of which `is_tensor` is true.
 bool is_negated(PyObject* tensor);
 
 // A new tensor, not initialised, and where it lies, at the start of a cache line.

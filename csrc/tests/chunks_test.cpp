@@ -2,6 +2,7 @@
 // each as are meant to be.
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,10 @@ void check(const Plan& plan, const Layer& layer, const std::string& what) {
     const ptrdiff_t steps = plan.batch ? (layer.target + plan.batch - 1) / plan.batch : 1;
     const ptrdiff_t allowed = steps * plan.batch * 5 / 4 + plan.batch;
     expect(most <= allowed, what + ": a chunk of " + std::to_string(most) + " rows");
+    // And no fewer than it needs.
+    const ptrdiff_t count = ptrdiff_t(chunks.size()), meant = steps * plan.batch;
+    expect(count <= 1 || (4 * count - 3) * meant <= 4 * plan.start(plan.steps),
+           what + ": " + std::to_string(count) + " chunks");
     // No last one of few. Where rows differ from step to step, or a step has more than a chunk is
     // meant to have, there may be.
     if (plan.active) return;

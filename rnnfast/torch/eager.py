@@ -17,7 +17,14 @@ from torch.autograd import forward_ad
 
 from rnnfast.torch import steps
 from rnnfast.torch.autograd import Call, infer, record
-from rnnfast.torch.exchange import TENSORS, States, converted, is_leaf, requires_grad
+from rnnfast.torch.exchange import (
+    TENSORS,
+    States,
+    converted,
+    is_as_it_lies,
+    is_leaf,
+    requires_grad,
+)
 from rnnfast.torch.kinds import DTYPES, FORMATS
 from rnnfast.torch.packs import PackCache, Packs, Parameters
 
@@ -30,14 +37,9 @@ _is_grad_enabled = torch.is_grad_enabled
 _tracing_state = torch._C._get_tracing_state
 
 
-def _is_as_it_lies(x: Any) -> bool:
-    """Whether it is a tensor that stands for what its memory holds."""
-    return type(x) in TENSORS and not x.is_neg()
-
-
 def _is_plain(x: Any) -> bool:
     """Whether the kernels take such a tensor, as far as that shows without its shape."""
-    return _is_as_it_lies(x) and x.dtype in _DTYPES and _is_strided(x)
+    return is_as_it_lies(x) and x.dtype in _DTYPES and _is_strided(x)
 
 
 def _is_strided(x: Tensor) -> bool:
@@ -53,14 +55,18 @@ def _ready(
     None where torch must see the call, or where x or a state is not what lies in its memory. All
     else that the kernels do not take shows in the call.
     """
-    if _tracing_state() is not None or forward_ad._current_level >= 0:
+    if (
+        type(x) not in TENSORS  # also found below; but parametrizations may count their calls
+        or _tracing_state() is not None
+        or forward_ad._current_level >= 0
+    ):
         return None
     cache = PackCache.of(module)
     weights = module._weights(cache)
     kind = module._kind(cache)
     parameters = cache.known(kind, weights, x, states)
     if parameters is None:
-        if not all(map(_is_as_it_lies, (x, *(states or ())))) or not x.numel():
+        if not all(map(is_as_it_lies, (x, *(states or ())))) or not x.numel():
             return None
         parameters = cache.get(kind, weights)
     return None if parameters is None else (parameters, weights)
@@ -114,7 +120,7 @@ def _layer(
     holder = None if rows == math.inf else PackCache.of(module)
     form = holder, parameters, weights, batch_sizes, batch_first
     if format_name is None:
-        borrowed = parameters.borrowed(rows)
+        borrowed = parameters.borrowed(rows, weights)
         if borrowed is not None:
             result = _run(*form, borrowed, x, states)
             if result is not None:
@@ -198,7 +204,7 @@ def _cell(
     form = module, parameters, weights
     if format_name is None:
         shape = x.shape
-        borrowed = parameters.borrowed(shape[0] if len(shape) == 2 else 1)
+        borrowed = parameters.borrowed(shape[0] if len(shape) == 2 else 1, weights)
         if borrowed is not None:
             last = _step(*form, borrowed, x, states)
             if last is not None:

@@ -46,6 +46,20 @@ _IS_DIRECT = _native_backend.take_tensors(
 # Elements from which on new memory shows.
 _LARGE = 1 << 17
 
+def is_as_it_lies(x: Any) -> bool:
+    """Whether it is a tensor that stands for what its memory holds."""
+    return type(x) in TENSORS and not x.is_neg()
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether all of it lies in its storage, which those who shard parameters resize to nothing."""
+    if not tensor.numel():
+        return True
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    end = tensor.storage_offset() + 1 + sum((size - 1) * stride for size, stride in steps)
+    return tensor.untyped_storage().nbytes() >= end * tensor.element_size()
+
+
 UNREADABLE = "expected tensors that lie in the CPU's memory as they are, got another kind"
 
 
@@ -98,11 +112,10 @@ def reader_of_tensors(backend: NativeBackend) -> Callable[..., bool]:
     place_of = taking_tensors(backend.place)
 
     def by_arrays(
-        place: bytes, weights: tuple[Tensor, ...], x: Any, states: Sequence[Any] | None
+        place: bytes, weights: tuple[Tensor, ...], x: Any, states: tuple[Any, ...] | None
     ) -> bool:
-        given = x, *weights, *(states or ())
-        are_plain = all(type(t) in TENSORS and not t.is_neg() for t in given)
-        return are_plain and x.numel() > 0 and place_of(weights) == place
+        can = all(map(is_as_it_lies, (x, *weights, *(states or ()))))
+        return can and x.numel() > 0 and place_of(weights) == place
 
     return by_arrays
 
@@ -139,7 +152,7 @@ def are_for_torch(gradients: Sequence[Tensor | None]) -> bool:
 
 def _is_special(tensor: Tensor | None) -> bool:
     return tensor is not None and (
-        type(tensor) not in TENSORS or _is_batched(tensor) or _is_wrapped(tensor) or tensor.is_neg()
+        not is_as_it_lies(tensor) or _is_batched(tensor) or _is_wrapped(tensor)
     )
 
 

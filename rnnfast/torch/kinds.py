@@ -11,7 +11,7 @@ from torch import Tensor
 from rnnfast import _backend
 from rnnfast._cells import CELLS, Sizes, weight_shapes
 from rnnfast._native_backend import NativeBackend
-from rnnfast.torch.exchange import TENSORS
+from rnnfast.torch.exchange import TENSORS, has_memory
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -91,7 +91,7 @@ def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
             and not w.is_neg()
             and w.shape == shape
             and w.data_ptr() % w.element_size() == 0
-            and (w.data_ptr() or not w.numel())  # else its storage has been resized to nothing
+            and has_memory(w)
             for w, shape in zip(weights, shapes, strict=True)
         )
     )

@@ -69,7 +69,7 @@ class Layer(torch_rnn.RNNBase):
         if states is not None and input.sorted_indices is not None:
             if any(not isinstance(s, Tensor) or s.dim() != 3 for s in states):
                 return None
-            states = [s.index_select(1, input.sorted_indices) for s in states]
+            states = tuple(s.index_select(1, input.sorted_indices) for s in states)
         result = eager.layer(self, input.data, input.batch_sizes, states, format_name)
         if result is None:
             return None
@@ -96,7 +96,7 @@ class Layer(torch_rnn.RNNBase):
             return None
         if self.mode != "LSTM":
             return (hx,) if isinstance(hx, Tensor) else _OTHER
-        return hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
+        return tuple(hx) if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
 
     def _weights(self, cache: PackCache) -> tuple[Tensor, ...]:
         """The flat list of parameters, as they are now: parametrized, or swapped by a caller."""
@@ -191,7 +191,7 @@ class Cell(torch_rnn.RNNCellBase):
             return None
         if not isinstance(self, LSTMCell):
             return (hx,) if isinstance(hx, Tensor) else _OTHER
-        return hx if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
+        return tuple(hx) if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
 
     def _weights(self, cache: PackCache) -> tuple[Tensor, ...]:
         names = _CELL_NAMES if self.bias else _CELL_NAMES[:2]

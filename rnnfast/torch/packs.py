@@ -19,6 +19,7 @@ from rnnfast.torch.exchange import (
     TENSORS,
     array,
     copy_of,
+    has_memory,
     is_leaf,
     is_neg,
     reader_of_tensors,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _FEW_ROWS = 8
 
 _get_num_threads = torch.get_num_threads
+_is_grad_enabled = torch.is_grad_enabled
 
 
 class Packs:
@@ -134,17 +136,21 @@ class Parameters:
         return self._place_of(weights) == self._place
 
     def can_read(self, weights: tuple[Tensor, ...], x: Any, states: Any) -> bool:
-        """Whether these lie in the same memory, which can stay, and a pass may read them all."""
+        """Whether these lie in the same memory, of what can stay, and a pass may read them all."""
         return self._can_read(self._place, weights, x, states)
 
-    def borrowed(self, rows: float) -> Packs | None:
+    def borrowed(self, rows: float, weights: tuple[Tensor, ...]) -> Packs | None:
         """To be read where they lie, by one step of so many rows; None: packed is better.
 
         That reads them once, without a fingerprint.
+        weights : in the same memory; what backward reads is taken from their storage.
         """
         if rows > _FEW_ROWS or self.frozen or not self.can_stay:
             return None
         made = self._borrowed
+        if made is None or _is_grad_enabled():
+            self._take_up(weights)
+            made = self._borrowed
         if made is None:
             made = Packs.of(self.backend, self.kind, self._weights, borrow=True)
             self._borrowed = made
@@ -157,14 +163,13 @@ class Parameters:
         """
         if not packs.borrowed or self.are(self._weights):
             return packs
-        if not all(map(_has_memory, weights)):
+        if not all(map(has_memory, weights)):
             raise RuntimeError("weights: expected them in memory, as in the forward pass, got none")
         return Packs.of(self.backend, self.kind, weights, borrow=True)
 
     def packed(self, weights: tuple[Tensor, ...], format_name: str | None = None) -> Packs:
         """As they are now, in the same memory: `weights`, whose storage may be another."""
-        if self.can_stay and not self.are(self._weights):  # that was given back, and taken again
-            self._weights = tuple(w.detach() for w in weights)
+        self._take_up(weights)
         packed = self._packed.get(format_name)
         if packed is not None and (
             self.frozen or packed[0] == _fingerprint(self.backend, self._weights)
@@ -175,10 +180,11 @@ class Parameters:
             self._packed[format_name] = seen, packs
         return packs
 
-
-def _has_memory(weight: Tensor) -> bool:
-    """False where its storage has been resized to nothing, as by those who shard parameters."""
-    return weight.data_ptr() != 0 or not weight.numel()
+    def _take_up(self, weights: tuple[Tensor, ...]) -> None:
+        """Weights in the same memory, where the storage of those before has given it back."""
+        if self.can_stay and not self.are(self._weights):
+            self._weights = tuple(w.detach() for w in weights)
+            self._borrowed = None
 
 
 def _addresses(weights: Sequence[Tensor]) -> tuple[int, ...]:

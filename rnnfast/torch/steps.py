@@ -221,11 +221,11 @@ class _StepFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
         own: _Weights = ctx.own
-        before_x = (*_NOTHING, _at_token(own))
+        *_, at_weights, at_x, at_h0, at_c0 = ctx.needs_input_grad
+        before_x = (*_NOTHING, _at_token(own) if at_weights else None)
         if not any(map(is_given, d_outputs)):
             return (*before_x, None, None, None)
         y, tape, x, h0, c0 = ctx.saved_tensors
-        *_, at_weights, at_x, at_h0, at_c0 = ctx.needs_input_grad
         own.check_unchanged()
         kind, left = own.kind, own.left() if at_weights else None
         dy, d_states = (None, d_outputs) if kind.one_step else (d_outputs[0], d_outputs[1:])
