@@ -127,7 +127,9 @@ def test_frozen_layers_below_cost_no_work(native):
     rnnfast.set_num_threads(1)
     module, x = make(rt, "gru", 128, 128, num_layers=4), torch.randn(40, 16, 128)
     least = {True: float("inf"), False: float("inf")}
-    for _ in range(9):
+    for rounds in range(60):  # on a machine that others use, now and then nine are not enough
+        if rounds >= 9 and least[False] < 0.5 * least[True]:
+            break
         for all_of_them in least:
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(all_of_them or "l3" in name)
