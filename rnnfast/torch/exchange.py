@@ -46,6 +46,7 @@ _IS_DIRECT = _native_backend.take_tensors(
 # Elements from which on new memory shows.
 _LARGE = 1 << 17
 
+
 def is_as_it_lies(x: Any) -> bool:
     """Whether it is a tensor that stands for what its memory holds."""
     return type(x) in TENSORS and not x.is_neg()
