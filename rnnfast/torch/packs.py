@@ -257,9 +257,9 @@ class PackCache:
     def known(
         self, kind: Kind, weights: tuple[Tensor, ...], x: Any, states: Any
     ) -> Parameters | None:
-        """What `get` gives, in most calls in a third of its time; and if a pass may read x, states.
+        """What `get` gave before, if it still holds and a pass may read x and the states.
 
-        None tells nothing.
+        One question to the compiled module in place of some for each tensor. None tells nothing.
         """
         found = self._kept(kind)
         return found if found is not None and found.can_read(weights, x, states) else None
