@@ -66,8 +66,10 @@ template <int M, int W, class Term, class T>
 RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t b_stride, T* c,
                                ptrdiff_t ldc, ptrdiff_t last, bool assign) {
     constexpr ptrdiff_t L = kLanes<T>, kBlock = kSumRows / Term::kOfWord;
-    // Block sums meet here in L1: C, which may be in memory, is touched once.
+    // Block sums meet here in L1: C, which may be in memory, is touched once. The first block writes
+    // them, which GCC 12 does not see where they are few.
     alignas(kVectorBytes) T total[M][W * L];
+    __asm__("" : "=m"(total));
     Vec<T> acc[M][W];
     ptrdiff_t first = 0;
     do {
