@@ -43,7 +43,7 @@ def set_backend(name: str) -> None:
 
 
 def active_isa() -> str | None:
-    """The ISA in use: "generic", "avx2", "avx512", "avx512bf16" or "neon".
+    """The ISA in use, one of those in `show_config()["isas"]`.
 
     None where the backend in use is not `native`: NumPy and Numba choose for themselves.
 

@@ -18,7 +18,15 @@ from rnnfast._cells import DTYPES
 
 _native = pytest.importorskip(_backend.NATIVE_MODULE, reason="no compiled module, so no ISAs")
 
-VECTOR_BYTES = {"generic": 16, "avx2": 32, "avx512": 64, "avx512bf16": 64, "neon": 16}
+VECTOR_BYTES = {
+    "generic": 16,
+    "avx2": 32,
+    "avx2vnni": 32,
+    "avx512": 64,
+    "avx512vnni": 64,
+    "avx512bf16": 64,
+    "neon": 16,
+}
 HIDDEN_SIZES = (5, 16, 33)
 STEPS, BATCH, INPUT = 40, 13, 9
 

@@ -2,9 +2,10 @@
 
 namespace rnnfast {
 
-#define ISA(name, floats, tiles)                               \
-    extern const KernelTable kernel_table_##floats;            \
-    extern const LowPrecisionTable low_precision_table_##name; \
+#define ISA(name, floats, tiles)                                 \
+    extern const KernelTable kernel_table_##floats;              \
+    extern const LowPrecisionTable low_precision_table_##name;   \
+    extern const LowPrecisionTable low_precision_table_##floats; \
     extern const LowPrecisionTable low_precision_table_##tiles;
 #include "core/isas.inc"
 #undef ISA
@@ -21,10 +22,11 @@ const CompiledIsa* librnnfast_kernels() {
 #define ISA(name, floats, tiles)                                    \
     {#name, RNNFAST_HAVE_##name ? &kernel_table_##floats : nullptr, \
      RNNFAST_HAVE_##name ? &low_precision_table_##name : nullptr,   \
+     RNNFAST_HAVE_##name ? &low_precision_table_##floats : nullptr, \
      RNNFAST_HAVE_##tiles ? &low_precision_table_##tiles : nullptr},
 #include "core/isas.inc"
 #undef ISA
-        {nullptr, nullptr, nullptr, nullptr},
+        {nullptr, nullptr, nullptr, nullptr, nullptr},
     };
     return isas;
 }

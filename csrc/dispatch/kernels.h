@@ -7,8 +7,9 @@ namespace rnnfast {
 
 struct CompiledIsa {
     const char* name;
-    const KernelTable* kernels;  // null: not compiled in, nor the next
+    const KernelTable* kernels;  // null: not compiled in, nor the next two
     const LowPrecisionTable* low_precision;
+    const LowPrecisionTable* shared;      // what has the formats that `low_precision` lacks
     const LowPrecisionTable* with_tiles;  // for a CPU with tile registers; null: not compiled in
 };
 

@@ -20,7 +20,8 @@ namespace {
 
 // CPUID by hand: __builtin_cpu_supports needs a runtime library that clang-cl does not link.
 struct X86 {
-    bool avx2 = false, avx512 = false, avx512bf16 = false, tiles = false;
+    bool avx2 = false, avx2vnni = false, avx512 = false, avx512vnni = false, avx512bf16 = false,
+         tiles = false;
 
     X86() {
         unsigned a, b, c, d;
@@ -33,10 +34,12 @@ struct X86 {
         avx2 = fma && (b >> 5 & 1) && (low & 0x6) == 0x6;
         const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
         avx512 = avx2 && f && dq && bw && vl && (low & 0xe6) == 0xe6;
-        const bool vnni = c >> 11 & 1;
+        avx512vnni = avx512 && (c >> 11 & 1);
         // 60000: those of the tile registers. Bits of EDX: the registers, bfloat16, int8.
         tiles = (d >> 24 & 1) && (d >> 22 & 1) && (d >> 25 & 1) && (low & 0x60000) == 0x60000;
-        avx512bf16 = avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+        if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return;
+        avx2vnni = avx2 && (a >> 4 & 1);
+        avx512bf16 = avx512vnni && (a >> 5 & 1);
     }
 };
 
@@ -47,7 +50,8 @@ const X86& cpu() {
 
 bool cpu_has(const std::string& isa) {
     const X86& cpu = rnnfast::cpu();
-    return isa == "generic" || (isa == "avx2" && cpu.avx2) || (isa == "avx512" && cpu.avx512) ||
+    return isa == "generic" || (isa == "avx2" && cpu.avx2) || (isa == "avx2vnni" && cpu.avx2vnni) ||
+           (isa == "avx512" && cpu.avx512) || (isa == "avx512vnni" && cpu.avx512vnni) ||
            (isa == "avx512bf16" && cpu.avx512bf16);
 }
 
@@ -88,6 +92,7 @@ struct Active {
     std::string name;
     const KernelTable* kernels = nullptr;
     const LowPrecisionTable* low_precision = nullptr;
+    const LowPrecisionTable* shared = nullptr;
     const LowPrecisionTable* with_tiles = nullptr;
 
     Active() {
@@ -99,6 +104,7 @@ struct Active {
                 name = isa.name;
                 kernels = isa.kernels;
                 low_precision = isa.low_precision;
+                shared = isa.shared;
                 if (isa.with_tiles != isa.low_precision) with_tiles = isa.with_tiles;
                 return;
             }
@@ -150,7 +156,8 @@ const KernelTable& active_kernels() { return *active().kernels; }
 
 const Format& active_format(FormatId format) {
     const Active& chosen = active();
-    return (active_amx() ? chosen.with_tiles : chosen.low_precision)->formats[int(format)];
+    const LowPrecisionTable* const table = active_amx() ? chosen.with_tiles : chosen.low_precision;
+    return (table->has[int(format)] ? table : chosen.shared)->formats[int(format)];
 }
 
 #define DTYPE(name, type)                                  \

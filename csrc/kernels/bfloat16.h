@@ -13,6 +13,12 @@ struct Bfloat16 {
     static constexpr ptrdiff_t kOfWord = 2;
     static constexpr bool kHasUnits = false;
     static constexpr bool kTrains = true;
+    // Whether this ISA does not share what the one whose kernels of float32 it has does.
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && !defined(__AVX512BF16__))
+    static constexpr bool kOwn = false;
+#else
+    static constexpr bool kOwn = true;
+#endif
     // Without VDPBF16PS whole layers, LSTM 20 32 256 256, take these parts of float32's speed.
 #if defined(__AVX512BF16__)
     static constexpr float kSpeed = 2;

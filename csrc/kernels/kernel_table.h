@@ -89,9 +89,10 @@ enum class FormatId {
     count
 };
 
-// In an object of its own, which is all that some ISAs have.
+// In an object of its own, which is all that some ISAs have; and that may have but some of the formats.
 struct LowPrecisionTable {
     Format formats[int(FormatId::count)];
+    bool has[int(FormatId::count)];
 };
 
 struct KernelTable {

@@ -17,20 +17,31 @@ namespace {
 
 template <class F>
 constexpr Format best_format_of() {
-    Format format = format_of<F>();
+    if constexpr (F::kOwn) {
+        Format format = format_of<F>();
 #if defined(__AMX_TILE__)
-    use_tiles<F>(format);
+        use_tiles<F>(format);
 #endif
-    return format;
+        return format;
+    } else {
+        return {};
+    }
 }
 
 }  // namespace
 
 extern const LowPrecisionTable RNNFAST_TABLE;
-constexpr LowPrecisionTable RNNFAST_TABLE = {{
+constexpr LowPrecisionTable RNNFAST_TABLE = {
+    {
 #define FORMAT(name, type) best_format_of<type>(),
 #include "core/formats.inc"
 #undef FORMAT
-}};
+    },
+    {
+#define FORMAT(name, type) type::kOwn,
+#include "core/formats.inc"
+#undef FORMAT
+    },
+};
 
 }  // namespace rnnfast
