@@ -67,10 +67,10 @@ struct Format {
     float row_speed;    // the same of one row
     ptrdiff_t rows;     // that a product takes at a time, at most kMostLowRows
     // A vector of columns, the first `lanes` of them from rows of n in torch's layout, the others
-    // zeros, into vectors of words that lie `step` elements apart. Returns whether all of them times
-    // zero is zero.
-    bool (*pack_columns)(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
-                         float* units, uint32_t* starts);
+    // zeros, into vectors of words that lie `step` elements apart; and, if wanted, what a row of zeros
+    // gives in them.
+    void (*pack_columns)(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
+                         float* units, uint32_t* starts, float* of_zeros);
     // A row of the left operand, to whole vectors of elements; returns its unit.
     float (*encode)(const LowSource& row, unsigned char* to);
     // to = from + A B.

@@ -26,8 +26,8 @@ constexpr ptrdiff_t kWordBytes = 4;
 // Rows are encoded by as many k as make a square of words, so that memory is written in order: a word
 // at a time, each in a cache line of its own, took 2 to 4 times as long.
 template <class F>
-bool pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
-                  float* units, uint32_t* starts) {
+void pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
+                  float* units, uint32_t* starts, float* of_zeros) {
     constexpr ptrdiff_t L = kLanes<float>, kSide = L * F::kOfWord;
     alignas(kVectorBytes) static constexpr float kZeros[kSide] = {};
     alignas(kVectorBytes) unsigned char square[L * kVectorBytes] = {};
@@ -35,7 +35,7 @@ bool pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t ste
     for (ptrdiff_t l = 0; l < lanes; ++l) of_rows[l] = F::unit(rows + l * n, n);
     for (ptrdiff_t l = lanes; l < L; ++l) F::encode(kZeros, kSide, 0, square + l * kVectorBytes);
     Words sums{};
-    Floats times_0 = F::kHasUnits ? load(of_rows) * 0 : Floats{};
+    Floats times_0 = F::kHasUnits ? load(of_rows) * 0 : -zero<float>();
     for (ptrdiff_t k = 0; k < n; k += kSide) {
         const ptrdiff_t count = smaller(kSide, n - k),
                         words = (count + F::kOfWord - 1) / F::kOfWord;
@@ -57,9 +57,7 @@ bool pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t ste
         store(units, load(of_rows));
         __builtin_memcpy(starts, &sums, sizeof sums);
     }
-    bool finite = true;
-    for (ptrdiff_t l = 0; l < L; ++l) finite = finite && times_0[l] == 0;
-    return finite;
+    if (of_zeros) store(of_zeros, times_0);
 }
 
 // A format with units takes rows of one run.

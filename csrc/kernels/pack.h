@@ -63,7 +63,7 @@ struct PackedLayout {
         r = matrix(s.width, kFirstGates<Cell> * s.padded);
         r_second = matrix(s.hidden, Cell::kTwoProducts ? s.padded : 0);
         projection = matrix(s.hidden, s.projection ? s.h_row() : 0);
-        r_times_0 = take(kLanes<T>);  // zeros; or NaN where R is not finite
+        r_times_0 = take(kFirstGates<Cell> * s.padded);  // what of_zeros says, of r's columns
         size = end;
     }
 };
@@ -144,38 +144,37 @@ void add_biases(const Shape<Cell, T>& s, const T* bias_ih, const T* bias_hh, T* 
         }
 }
 
-// A matrix into panels whose columns are [block][gate of this product][lane], of words. Returns zeros;
-// or NaN where what the words stand for is not finite.
-RNNFAST_OUTLINE inline Floats pack_low(const Format& format, const Matrix<float>& from,
-                                       float* out) {
+// A matrix into panels whose columns are [block][gate of this product][lane], of words. `of_zeros`: as
+// that of pack_gates.
+RNNFAST_OUTLINE inline void pack_low(const Format& format, const Matrix<float>& from, float* out,
+                                     float* of_zeros) {
     constexpr ptrdiff_t L = kLanes<float>;
     const LowLayout at(format, from.ks, from.blocks() * from.gates * L);
     const Panels<float> panels{panel_width(from.gates), at.columns, at.words};
-    bool finite = true;
     for (ptrdiff_t b = 0; b < from.blocks(); ++b)
         for (int g = 0; g < from.gates; ++g) {
             const ptrdiff_t column = (b * from.gates + g) * L;
-            finite &=
-                format.pack_columns(from.rows_of(g, b), from.lanes(b), from.ks, panels.step(column),
-                                    out + panels.index(0, column), out + at.units + column,
-                                    reinterpret_cast<uint32_t*>(out + at.starts) + column);
+            format.pack_columns(from.rows_of(g, b), from.lanes(b), from.ks, panels.step(column),
+                                out + panels.index(0, column), out + at.units + column,
+                                reinterpret_cast<uint32_t*>(out + at.starts) + column,
+                                of_zeros ? of_zeros + column : nullptr);
         }
-    return broadcast(finite ? 0 : __builtin_nanf(""));
 }
 
-// The same, of elements. Returns zeros; or NaN where an element is not finite.
+// The same, of elements. `of_zeros`, if not null: what a row of zeros gives in each column. That is NaN
+// where an element is not finite, and -0 where all of them are negative.
 template <class T>
-Vec<T> pack_gates(const Format* format, const Matrix<T>& from, T* out) {
+void pack_gates(const Format* format, const Matrix<T>& from, T* out, T* of_zeros = nullptr) {
     constexpr ptrdiff_t L = kLanes<T>;
     if constexpr (kHasFormats<T>)
-        if (format) return pack_low(*format, from, out);
-    Vec<T> times_0 = zero<T>();
+        if (format) return pack_low(*format, from, out, of_zeros);
     const Panels<T> panels{panel_width(from.gates), from.blocks() * from.gates * L, from.ks};
     for (ptrdiff_t b = 0; b < from.blocks(); ++b)
         for (int g = 0; g < from.gates; ++g) {
             const ptrdiff_t column = (b * from.gates + g) * L, step = panels.step(column);
             const T* const rows = from.rows_of(g, b);
             T* to = out + panels.index(0, column);
+            Vec<T> sum = -zero<T>();
             for (ptrdiff_t k = 0; k < from.ks; k += L) {
                 Vec<T> square[L];
                 load_columns<T>({rows + k, from.ks}, from.lanes(b), from.ks - k, square);
@@ -184,11 +183,11 @@ Vec<T> pack_gates(const Format* format, const Matrix<T>& from, T* out) {
                 for (ptrdiff_t i = 0; i < L; ++i)
                     if (i < n) {
                         store(to + (k + i) * step, square[i]);
-                        times_0 = fma(square[i], zero<T>(), times_0);
+                        sum = fma(square[i], zero<T>(), sum);
                     }
             }
+            if (of_zeros) store(of_zeros + column, sum);
         }
-    return times_0;
 }
 
 // Panels into panels of the transpose, with K padded to vectors. What was a column
@@ -221,10 +220,8 @@ void pack(const Sizes& sizes, const Format* format, const Weights<const T>& weig
     const Matrices<Cell, T> from(s, weights);
     add_biases(s, weights.bias_ih, weights.bias_hh, out + at.bias_x, out + at.bias_h);
     pack_gates(format, from.w, out + at.w);
-    Vec<T> r_times_0 = pack_gates(format, from.r, out + at.r);
-    if (Cell::kTwoProducts)
-        r_times_0 = r_times_0 + pack_gates(format, from.r_second, out + at.r_second);
-    store(out + at.r_times_0, r_times_0);
+    pack_gates(format, from.r, out + at.r, out + at.r_times_0);
+    if (Cell::kTwoProducts) pack_gates(format, from.r_second, out + at.r_second);
     if (s.projection) pack_gates(format, from.projection, out + at.projection);
 }
 

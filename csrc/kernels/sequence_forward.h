@@ -37,7 +37,7 @@ protected:
     const T *bias_x, *bias_h;    // as PackedLayout has them
     LowRoom low;                 // for the left operand of the product at hand
     Prepared prepared{};
-    bool starts_from_zeros = false;
+    bool starts_from_zeros = false;  // which nobody gave; a stream's state is not known
 
 public:
     ForwardPass(const ForwardArgs<T>& a, const Plan& p, const Slice& s, T* scratch)
@@ -86,7 +86,7 @@ public:
     void run() {
         const bool first = slice.part == 0;
         if (first) start();
-        starts_from_zeros = !args.h0 && r_is_finite();
+        starts_from_zeros = args.packed && !args.h0;
         slice.meet();
         ptrdiff_t live = count;
         for (ptrdiff_t done = 0; done < plan.steps;) {
@@ -143,19 +143,6 @@ protected:
         }
     }
 
-    // Whether R times zeros is known to be zeros.
-    bool r_is_finite() const {
-        bool finite = args.packed;
-        for (ptrdiff_t i = 0; finite && i < L; ++i) finite = args.packed[at.r_times_0 + i] == 0;
-        return finite;
-    }
-
-    // A left operand of a product with R in step t, which is not computed where h is zeros.
-    Operand<T> state(ptrdiff_t t, const T* base, ptrdiff_t ld, ptrdiff_t k) const {
-        const bool is_first = t == (plan.reverse ? plan.steps - 1 : 0);
-        return {base, ld, starts_from_zeros && is_first ? 0 : k};
-    }
-
     // This part's share of a product's columns, in vectors: whole panels.
     Shard own_columns(ptrdiff_t columns, int width) const {
         const Shard panels = share((columns + width - 1) / width, slice.part, slice.parts);
@@ -174,10 +161,9 @@ protected:
     void times(ptrdiff_t rows, const Operand<T>& a, ptrdiff_t packed, const Matrix<T>& matrix,
                const Epilogue& epilogue) {
         constexpr int kWidth = panel_width(kGroup);
-        Right<T> b = right<kGroup>(packed, matrix);
-        b.k = a.k();  // of what is not computed 0: no panel is looked for, in a format or not
+        const Right<T> b = right<kGroup>(packed, matrix);
         if constexpr (kHasFormats<T>)
-            if (const Format* const format = args.format; format && b.k > 0) {
+            if (const Format* const format = args.format) {
                 const LowLayout layout(*format, matrix.ks, matrix.blocks() * kGroup * L);
                 return low_product<kWidth, kGroup>(*format, rows,
                                                    encode_rows(*format, rows, a, low),
@@ -228,11 +214,19 @@ protected:
         const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
-        times<kInFirst>(n, state(t, h, h_ld, shape.width), at.r, weights.r,
-                        FirstStep{this, step_pre, saved, y});
-        if constexpr (Cell::kTwoProducts) {
+        const FirstStep first_step{this, step_pre, saved, y};
+        if (starts_from_zeros && t == (plan.reverse ? plan.steps - 1 : 0)) {
+            // What R times zeros is was found when R was packed: 1 times that.
+            static constexpr T kOne = 1;
+            Right<T> b = right<kInFirst>(at.r_times_0, weights.r);
+            b.k = 1;
+            product<panel_width(kInFirst), kInFirst>(n, Operand<T>{&kOne, 0, 1}, b, first_step);
+        } else {
+            times<kInFirst>(n, Operand<T>{h, h_ld, shape.width}, at.r, weights.r, first_step);
+        }
+        if constexpr (Cell::kTwoProducts) {  // r h of zeros is not zeros where r is NaN
             slice.meet();
-            times<1>(n, state(t, reset_h, unit_ld, shape.hidden), at.r_second, weights.r_second,
+            times<1>(n, Operand<T>{reset_h, unit_ld, shape.hidden}, at.r_second, weights.r_second,
                      SecondStep{this, step_pre, saved, y});
         }
         end_step(n, y);
