@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rnnfast import _validate
@@ -23,6 +22,10 @@ from rnnfast._tape import Tape
 
 if TYPE_CHECKING:
     from rnnfast.stream import Stream as CompiledStream
+
+
+# The objects alone that Python needs for the parameters of more take tens of GB.
+_MOST_LAYERS = 1 << 24
 
 
 class Layer(Module):
@@ -48,6 +51,8 @@ class Layer(Module):
 
     def __init__(self, cell: str, options: Options, seed: int | None) -> None:
         num_layers = _validate.integer("num_layers", options.num_layers, 1)
+        if num_layers > _MOST_LAYERS:
+            raise ValueError(f"num_layers: expected {_MOST_LAYERS} or less, got {num_layers}")
         options = options._replace(
             num_layers=num_layers,
             batch_first=_validate.flag("batch_first", options.batch_first),
@@ -188,7 +193,8 @@ class Layer(Module):
         states = self._signature.states("state", state, layout, batch)
         batched = all(layout.has)
         if lengths is not None and not batched:
-            lengths = np.atleast_1d(_validate.array("lengths", lengths))
+            given = _validate.array("lengths", lengths)
+            lengths = lengths if given.ndim else given[None]
         lengths = _validate.lengths(lengths, batch, steps)
         if batched:
             reset = _validate.reset(reset, (steps, batch))

@@ -124,13 +124,16 @@ def _largest(array: NDArray) -> NDArray:
 
 
 def _unit(largest: NDArray) -> NDArray:
-    return np.where(largest < _LEAST, 0, largest / np.float32(127)).astype(np.float32)
+    with np.errstate(all="ignore"):
+        return np.where(largest < _LEAST, 0, largest / np.float32(127)).astype(np.float32)
 
 
 def _integers(array: NDArray, unit: NDArray) -> NDArray:
     with np.errstate(all="ignore"):
         inverse = np.where(unit > 0, 1 / unit, 0).astype(np.float32)
-        return np.nan_to_num(np.rint(array * inverse)).astype(np.int8)
+        # Denormals count as zero, as in the kernels.
+        normal = np.where(np.abs(array) < np.finfo(np.float32).tiny, 0, array)
+        return np.nan_to_num(np.rint(normal * inverse)).astype(np.int8)
 
 
 class _Rounded:

@@ -290,8 +290,10 @@ class Module:
             for k, suffix in enumerate(self._suffixes):
                 own = {name: name + suffix for name in self._shapes(k)}
                 weights = Weights(**{name: arrays[full] for name, full in own.items()})
-                packs.append(pack_checked(self._cell, self._sizes(k), weights, format_name))
+                packs.append(
+                    pack_checked(self._cell, self._sizes(k), weights, format_name, backend)
+                )
                 names.append(tuple(own.get(name) for name in Weights._fields))
             stack = PackedStack(self._signature, packs, names)
-            self._cache = _PackedCache(version, packs[0].backend, stack)
+            self._cache = _PackedCache(version, backend, stack)
             return stack

@@ -61,7 +61,7 @@ class _Arrays(MutableMapping[str, NDArray]):
         return _validate.floats(name, value, own.dtype, own.shape)
 
     def _known(self, name: str) -> str:
-        if name not in self._arrays:
+        if not isinstance(name, str) or name not in self._arrays:
             names = ", ".join(self)
             raise _UnknownNameError(f"parameters: expected one of {names}, got {name!r}")
         return name
@@ -238,4 +238,7 @@ def loadable(own: Mapping[str, NDArray], given: Any, strict: bool) -> dict[str, 
 
 def _on_the_host(value: Any) -> Any:
     """A torch tensor off its graph and device, whatever else as it is."""
-    return value.detach().cpu() if hasattr(value, "detach") else value
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach().cpu()
+    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor  # which NumPy lacks

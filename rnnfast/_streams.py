@@ -134,9 +134,9 @@ class Form:
     def packed(self) -> PackedStack:
         """The weights for the backend in use."""
         signature, sizes = self.signature, self.signature.sizes
-        above = sizes._replace(input=sizes.output)
+        above, backend = sizes._replace(input=sizes.output), _backend.current()
         packs = [
-            pack_checked(signature.cell, above if k else sizes, weights, self._format)
+            pack_checked(signature.cell, above if k else sizes, weights, self._format, backend)
             for k, weights in enumerate(self.arrays())
         ]
         return PackedStack(signature, packs, [])
@@ -153,7 +153,7 @@ class Form:
         if len(self.signature.cell.states) > 1 and isinstance(value, (tuple, list)) and value:
             first = value[0]
         # The state of a layer whose input has no B has none either.
-        has_batch = self.batch_size > 1 or getattr(first, "ndim", None) != 2
+        has_batch = self.batch_size > 1 or _ndim(first) != 2
         layout = LAYER_LAYOUTS[3 if has_batch else 2]
         states = self.signature.states("state", value, layout, self.batch_size)
         return [array for array in states.values() if array is not None] or None
@@ -228,6 +228,10 @@ class Stream:
         with self._alone():
             self._states = states
 
+    @state.deleter
+    def state(self) -> None:
+        raise AttributeError("state: cannot be deleted; None sets zeros")
+
     def reset(self, rows: Any = None) -> None:
         """See `rnnfast.stream.Stream.reset`."""
         mask = self._form.rows(rows)
@@ -270,3 +274,11 @@ class Stream:
             yield
         finally:
             self._lock.release()
+
+
+def _ndim(value: Any) -> int | None:
+    """The dimensions of an array, or of what is taken as one; None where it can't be one."""
+    try:
+        return np.ndim(value)
+    except (TypeError, ValueError):
+        return None

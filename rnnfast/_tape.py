@@ -83,12 +83,13 @@ class Tape:
         gradients = run.backward(d_output, d_state)
         if gradients is NotImplemented:
             gradients = run.backward(*self._checked(d_output, d_state))
+        found = Gradients(*gradients)
         if not retain:
             with self._lock:
                 if self._run is None:  # another thread's call came first
                     raise self._used_up()
                 self._run = None
-        return Gradients(*gradients)
+        return found
 
     @staticmethod
     def _used_up() -> RuntimeError:

@@ -7,6 +7,7 @@ the right dtype but foreign byte order, alignment or strides is copied into the 
 from __future__ import annotations
 
 import contextlib
+import math
 import numbers
 import operator
 from collections.abc import Iterable, Mapping
@@ -25,11 +26,11 @@ _MOST_SHOWN = 100
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
-    """`value`, if it is one of `choices`."""
+    """The one of `choices` that `value` is, as a plain str also where `value` is of a subclass."""
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {shown(value)}")
-    return value
+    return choices[choices.index(value)]
 
 
 def shown(value: Any) -> str:
@@ -63,20 +64,23 @@ def fraction(name: str, value: Any) -> float:
     """`value` as a float in 0..1; bool is no number."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of an int
+        number = math.nan
     if not 0 <= number <= 1:
-        raise ValueError(f"{name}: expected a probability in 0..1, got {value}")
+        raise ValueError(f"{name}: expected a probability in 0..1, got {shown(value)}")
     return number
 
 
 def float_dtype(name: str, value: Any) -> np.dtype:
     """`value` as one of the dtypes that rnnfast computes in."""
-    wrong = f"{name}: expected {' or '.join(DTYPES)}, got {value!r}"
+    wrong = f"{name}: expected {' or '.join(DTYPES)}, got {shown(value)}"
     if value is None:  # NumPy would take it for float64
         raise TypeError(wrong)
     try:
         found = np.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(wrong) from None
     if found not in DTYPES.values():
         raise TypeError(wrong)
@@ -138,6 +142,8 @@ def reset(value: Any, shape: tuple[int, ...], letters: str = "(T, B)") -> NDArra
     if value is None:
         return None
     given = array("reset", value)
+    if given.size == 0 and not isinstance(value, np.ndarray):
+        given = given.astype(bool)  # as that of lengths
     check_reset(given, shape, letters)
     return np.array(given, order="C")
 
@@ -195,6 +201,16 @@ def apart(
     for other, array in others.items():
         if array is not None and overlap(written, array):
             raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
+
+
+def rows_apart(name: str, written: NDArray) -> None:
+    """That no element of `written`, whose last axis has unit stride, is another one too."""
+    extent = written.shape[-1] * written.itemsize
+    axes = zip(written.strides[:-1], written.shape[:-1], strict=True)
+    for stride, size in sorted(axis for axis in axes if axis[1] > 1):
+        if written.size and stride < extent:
+            raise ValueError(f"{name}: expected elements apart in memory, got an overlap")
+        extent += stride * (size - 1)
 
 
 def _row_major(given: NDArray, dtype: np.dtype) -> NDArray:

@@ -247,16 +247,16 @@ def forward(
     Parameters
     ----------
     packed : the weights, from `pack`.
-    x : (T, B, I), the weights' dtype. With `training`, must stay as it is until `backward`.
+    x : (T, B, I), the weights' dtype.
     h0 : (B, W), c0 : (B, H), LSTM only; None: zeros.
     lengths : (B,) integers in 0..T, in any order; None: all T.
     reset : (T, B) booleans; where true, the row's sequence is cut before that step: its state
         becomes zero and no gradient crosses. Reversed, the state that comes back from that step
         does not reach the step before it.
     reverse : run from each row's last step to its first.
-    training : keep what `Run.backward` needs.
-    out : (T, B, W) writable, unit stride in the last axis, with memory apart from x, h0 and c0:
-        where y is to go; None: a new array.
+    training : keep what `Run.backward` needs. x, h0, c0 and y must stay as they are until then.
+    out : (T, B, W) writable, unit stride in the last axis and no negative one, with memory apart
+        from x, h0 and c0 and its elements apart: where y is to go; None: a new array.
 
     Raises
     ------
@@ -278,6 +278,7 @@ def forward(
         y = _validate.floats("out", out, dtype, (steps, batch, sizes.output), "(T, B, W)", memory)
         if not memory.is_writable(out, y):
             raise ValueError("out: expected a writable array with unit stride, got another")
+        _validate.rows_apart("out", y)
     args = _backend.Forward(
         x=x,
         h0=_state("h0", h0, packed, (batch, sizes.output), "(B, W)"),

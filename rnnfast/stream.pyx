@@ -212,6 +212,10 @@ cdef class Stream:
         functions.set_state(self.handle, h, c)
         rnnfast_free(&self.busy)
 
+    @state.deleter
+    def state(self):
+        raise AttributeError("state: cannot be deleted; None sets zeros")
+
     def reset(self, rows=None):
         """Makes the state of rows zero.
 

@@ -123,6 +123,17 @@ def test_an_error_is_one_line_whatever_is_in_the_file(library, path, opened: Ope
     assert all(b" "[0] <= byte <= b"~"[0] for byte in error), error
 
 
+def test_an_error_is_one_line_and_has_its_reason_whatever_the_path(library):
+    config = Config(batch_size=BATCH)
+    reason = b": No such file or directory"
+    for path, want in {
+        b"no\nsuch\x7f": b"no?such?" + reason,
+        b"/" * 200 + b"no/" * 200: b"/" * 200 + b"..." + (b"no/" * 200 + reason)[-308:],
+    }.items():
+        assert library.rnnfast_open(path, ctypes.byref(config)) is None
+        assert library.rnnfast_error() == want
+
+
 def test_more_options_than_any_layer_has(library, path, opened: Opened):
     header, data = split(saved(make("gru"), path.parent))
     header["__metadata__"] |= {f"{k}": "" for k in range(64)}

@@ -20,7 +20,7 @@ import pytest
 from oracle import KINDS, assert_same_gradients, make, normal, parts
 
 import rnnfast
-from rnnfast import _backend
+from rnnfast import _backend, _module
 
 THREADS = 8
 SECONDS = 60  # far more than anything here takes; a hang becomes a failure
@@ -148,6 +148,24 @@ def test_the_number_of_threads_changes_meanwhile():
     with in_background(change):
         for _ in range(10):
             assert at_once(lambda _: both_passes(layer, x), range(2)) == [want] * 2
+
+
+@pytest.mark.parametrize(("first", "second"), [("native", "numpy"), ("numpy", "native")])
+def test_the_backend_changes_between_packs(first, second, native, keep_backend, monkeypatch, rng):
+    pack = _module.pack_checked
+
+    def pack_and_change(*arguments):
+        packed = pack(*arguments)
+        rnnfast.set_backend(second)
+        return packed
+
+    rnnfast.set_backend(first)
+    layer = make("lstm", 7, 20, num_layers=2, bidirectional=True)
+    x = normal(rng, (6, 4, 7), "float32")
+    want = layer(x)[0]
+    layer.load_state_dict(layer.state_dict())
+    monkeypatch.setattr(_module, "pack_checked", pack_and_change)
+    np.testing.assert_array_equal(layer(x)[0], want)
 
 
 class TestParametersChangeMeanwhile:

@@ -20,6 +20,15 @@ def zeros(*shape, dtype="float32"):
 X = zeros(STEPS, BATCH, SIZE)
 H = zeros(2, BATCH, HIDDEN)
 
+
+class NoDtype:
+    """Like a tensor, whose dtype NumPy does not know."""
+
+    @property
+    def dtype(self):
+        raise ValueError("none that NumPy has")
+
+
 # arguments of a 1-layer bidirectional LSTM(5, 6), error, text
 CALLS = {
     "x float64": ((X.astype("f8"),), {}, TypeError, "x: expected float32, got float64"),
@@ -193,6 +202,16 @@ CONSTRUCTORS = [
         "dropout: expected a probability in 0..1, got 1.5",
     ),
     (lambda: rnnfast.GRU(1, 2, 2, dropout=float("nan")), ValueError, "dropout: expected a prob"),
+    (
+        lambda: rnnfast.GRU(1, 2, 2, dropout=10**400),
+        ValueError,
+        "dropout: expected a probability in",
+    ),
+    (
+        lambda: rnnfast.RNN(1, 2, 2**70),
+        ValueError,
+        "num_layers: expected 16777216 or less, got 11805",
+    ),
     (lambda: rnnfast.GRU(1, 2, 2, dropout=True), TypeError, "dropout: expected a number, got bool"),
     (lambda: rnnfast.GRU(1, 2, 2, dropout="1"), TypeError, "dropout: expected a number, got str"),
     (lambda: rnnfast.LSTM(1, 2, proj_size=2), ValueError, "proj_size: expected less than 2, got 2"),
@@ -203,6 +222,11 @@ CONSTRUCTORS = [
         "dtype: expected float32 or float64, got 'float16'",
     ),
     (lambda: rnnfast.LSTM(1, 2, dtype=None), TypeError, "dtype: expected float32 or float64, got"),
+    (
+        lambda: rnnfast.LSTM(1, 2, dtype=NoDtype()),
+        TypeError,
+        "dtype: expected float32 or float64, go",
+    ),
     (lambda: rnnfast.LSTM(1, 2, dtype="nonsense"), TypeError, "dtype: expected float32 or float64"),
     (lambda: rnnfast.LSTM(1, 2, seed=-1), ValueError, "seed: expected at least 0, got -1"),
     (lambda: rnnfast.LSTM(1, 2, seed="x"), TypeError, "seed: expected an integer, got str"),

@@ -54,6 +54,7 @@ def test_pack(arguments, error, text):
 
 
 X, Y = zeros(STEPS, BATCH, SIZE), zeros(STEPS, BATCH, HIDDEN)
+UPON_ITSELF = np.lib.stride_tricks.as_strided(zeros(8), Y.shape, (0, 4, 4))
 FORWARDS = [
     ({"x": X[0]}, ValueError, "x: expected shape (T, B, I) = (*, *, 4), got (3, 4)"),
     ({"h0": zeros(2, HIDDEN)}, ValueError, "h0: expected shape (B, W) = (3, 4), got (2, 4)"),
@@ -66,6 +67,7 @@ FORWARDS = [
     ({"out": np.asfortranarray(Y)}, ValueError, "out: expected a writable array with unit stride"),
     ({"out": Y[::-1]}, ValueError, "out: expected a writable array with unit stride"),
     ({"out": np.broadcast_to(Y[:1], Y.shape)}, ValueError, "out: expected a writable array with "),
+    ({"out": UPON_ITSELF}, ValueError, "out: expected elements apart in memory, got an overlap"),
     ({"packed": None}, TypeError, "packed: expected what pack returns, got NoneType"),
 ]
 

@@ -8,8 +8,9 @@ import time
 
 import numpy as np
 import pytest
-from oracle import make, normal, parts, state_for
+from oracle import assert_same_gradients, assert_same_states, make, normal, parts, state_for
 
+import rnnfast
 from rnnfast import functional
 
 pytest.importorskip("hypothesis")
@@ -239,3 +240,37 @@ def test_arrays_beyond_memory_are_refused_at_once(rows, what):
         with pytest.raises((MemoryError, ValueError)):
             call()
     assert time.monotonic() - start < 5
+
+
+def nothing(*shape, dtype="float32"):
+    """An empty array at an odd address, which NumPy calls aligned."""
+    empty = np.ndarray(shape, dtype, np.zeros(64, np.uint8), 1)
+    assert empty.flags.aligned and empty.ctypes.data % 2 == 1
+    return empty
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 4), (3, 0, 4), (3, 2, 0)])
+def test_empty_arrays_at_an_odd_address(kind, dtype, backend, shape, rng):
+    layer = make(kind, shape[2], 5, dtype=dtype)
+    x, plain = nothing(*shape, dtype=dtype), np.zeros(shape, dtype)
+    state = state_for(layer, shape[1], rng)
+    if shape[1] == 0:
+        empty = [nothing(*part.shape, dtype=dtype) for part in parts(state)]
+        state = tuple(empty) if len(empty) > 1 else empty[0]
+    for initial in (None, state):
+        output, last = layer(x, initial)
+        want, want_last = layer(plain, initial)
+        np.testing.assert_array_equal(output, want)
+        assert_same_states(last, want_last)
+    tapes = [layer.record(a, state) for a in (x, plain)]
+    d_output = [normal(rng, tapes[0].output.shape, dtype)] * 2
+    if not d_output[0].size:
+        d_output[0] = nothing(*d_output[0].shape, dtype=dtype)
+    assert_same_gradients(*(t.backward(d) for t, d in zip(tapes, d_output, strict=True)))
+
+
+def test_empty_arrays_of_cells_at_an_odd_address(backend):
+    cell = rnnfast.LSTMCell(4, 5, seed=0)
+    x, state = nothing(0, 4), (nothing(0, 5), nothing(0, 5))
+    assert [part.shape for part in cell(x, state)] == [(0, 5)] * 2
+    assert cell.record(x, state).backward(nothing(0, 5)).input.shape == (0, 4)

@@ -261,6 +261,13 @@ class TestStateDict:
         for name, value in other.state_dict().items():
             np.testing.assert_array_equal(layer.parameters[name], value.numpy())
 
+    def test_takes_torch_s_bfloat16(self, layer):
+        torch = pytest.importorskip("torch")
+        state = {name: torch.tensor(a).bfloat16() for name, a in layer.state_dict().items()}
+        layer.load_state_dict(state)
+        for name, value in state.items():
+            np.testing.assert_array_equal(layer.parameters[name], value.float().numpy())
+
     def test_torch_takes_it(self, layer, x):
         torch = pytest.importorskip("torch")
         other = torch.nn.LSTM(SIZE, 5, num_layers=2, bidirectional=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import pickle
 import threading
 
@@ -200,3 +201,15 @@ class TestCopies:
         path = tmp_path / "written by hand"
         path.write_bytes(joined(header, data))
         assert repr(rnnfast.load(path)) == "GRUCell(2, 3)"
+
+
+def test_a_precision_may_be_a_subclass_of_str():
+    class Precision(str, enum.Enum):
+        INT8 = "int8"
+
+    for given in (np.str_("int8"), Precision.INT8):
+        kept = make("lstm", 4, 5).stream(weights=given)
+        layer = make("lstm", 4, 5, precision=given)
+        for stream in (kept, layer.stream()):
+            assert type(stream.weights) is str and stream.weights == "int8"
+        assert repr(layer) == repr(make("lstm", 4, 5, precision="int8"))

@@ -131,6 +131,31 @@ def test_the_axis_of_a_batch_of_one_is_optional(layer, x, rng):
         np.testing.assert_array_equal(stream.state, state)
 
 
+class Given:
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+@pytest.mark.parametrize("form", [np.ndarray.tolist, Given])
+def test_a_state_without_b_is_what_the_layer_takes(form, rng):
+    layer = make("gru", SIZE, HIDDEN, dtype="float64")
+    x, state = rng.standard_normal((STEPS, SIZE)), rng.standard_normal((1, HIDDEN))
+    stream = layer.stream()
+    stream.state = form(state)
+    assert_equal(stream.run(x), layer(x, form(state))[0])
+    with pytest.raises(TypeError, match="state: expected an array, got list"):
+        stream.state = [[1.0], [2.0, 3.0]]
+
+
+def test_the_state_cannot_be_deleted(layer):
+    stream = layer.stream()
+    with pytest.raises(AttributeError, match="state: cannot be deleted; None sets zeros"):
+        del stream.state
+
+
 def test_batch_first_does_not_matter(x):
     layer = make("gru", SIZE, HIDDEN, batch_first=True)
     output = layer(np.ascontiguousarray(x.swapaxes(0, 1)))[0]

@@ -24,15 +24,28 @@ thread_local char last_error[512] = "";
 Stream* of(rnnfast_stream* stream) { return reinterpret_cast<Stream*>(stream); }
 const Stream* of(const rnnfast_stream* stream) { return reinterpret_cast<const Stream*>(stream); }
 
+// `text` as one line: of a long one, which may begin with the caller's path, the beginning and the end.
+void keep_error(const char* text) noexcept {
+    constexpr size_t kRoom = sizeof last_error - 1, kBeginning = 200;
+    const size_t size = std::strlen(text);
+    if (size <= kRoom)
+        std::memcpy(last_error, text, size + 1);
+    else
+        std::snprintf(last_error, sizeof last_error, "%.*s...%s", int(kBeginning), text,
+                      text + size - (kRoom - kBeginning - 3));
+    for (char* c = last_error; *c; ++c)
+        if (static_cast<unsigned char>(*c) < ' ' || *c == 0x7f) *c = '?';
+}
+
 // What `body` returns; null where it throws, and its error is kept.
 template <class Body>
 auto guarded(const Body& body) noexcept -> decltype(body()) {
     try {
         return body();
     } catch (const std::bad_alloc&) {
-        std::snprintf(last_error, sizeof last_error, "not enough memory");
+        keep_error("not enough memory");
     } catch (const std::exception& error) {
-        std::snprintf(last_error, sizeof last_error, "%s", error.what());
+        keep_error(error.what());
     }
     return nullptr;
 }

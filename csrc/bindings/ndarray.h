@@ -57,9 +57,13 @@ constexpr char kKind = std::is_floating_point_v<T> ? 'f'
                        : std::is_same_v<T, bool>   ? 'b'
                                                    : 'i';
 
-inline bool is_contiguous(const Array& array) {
+inline bool is_empty(const Array& array) {
     const auto* const end = array.sizes + array.axes;
-    if (std::find(array.sizes, end, 0) != end) return true;  // its strides mean nothing
+    return std::find(array.sizes, end, 0) != end;
+}
+
+inline bool is_contiguous(const Array& array) {
+    if (is_empty(array)) return true;  // its strides mean nothing
     Py_intptr_t packed = array.item;
     for (int axis = array.axes; axis-- > 0;) {
         if (array.sizes[axis] > 1 && array.strides[axis] != packed) return false;
@@ -98,12 +102,12 @@ inline bool read_all(PyObject* tuple, std::vector<Array>& arrays) {
     return true;
 }
 
-// As `read_any`, if its items are aligned T's.
+// As `read_any`, if its items are aligned T's; where there are none, NumPy calls any address aligned.
 template <class T>
 bool read_array(PyObject* object, bool tensors, Array& array) {
     return read_any(object, tensors, array) && array.kind == kKind<T> &&
            array.item == ptrdiff_t(sizeof(T)) &&
-           reinterpret_cast<uintptr_t>(array.data) % alignof(T) == 0;
+           (reinterpret_cast<uintptr_t>(array.data) % alignof(T) == 0 || is_empty(array));
 }
 
 inline bool has_shape(const Array& array, const Shape& shape) {
@@ -116,17 +120,14 @@ template <class T>
 bool read_rows(const Array& array, const Axes& axes, Rows<const T>& rows) {
     constexpr auto item = ptrdiff_t(sizeof(T));
     ptrdiff_t strides[3] = {0, 0, 0};
-    bool empty = false;
-    for (int axis = 0; axis < array.axes; ++axis) {
+    for (int axis = 0; axis < array.axes; ++axis)
         // The stride of an axis of one or none may be anything, and means nothing.
         if (array.sizes[axis] > 1) strides[axis] = array.strides[axis];
-        empty = empty || array.sizes[axis] == 0;
-    }
     const int last = array.axes - 1;
     bool fits = array.sizes[last] <= 1 || strides[last] == item;
     for (int axis = 0; axis < last; ++axis)
         fits = fits && strides[axis] >= 0 && strides[axis] % item == 0;
-    if (!fits && !empty) return false;
+    if (!fits && !is_empty(array)) return false;
     rows.data = reinterpret_cast<const T*>(array.data);
     rows.step = axes.steps < 0 ? 0 : strides[axes.steps] / item;
     rows.row = axes.batch < 0 ? 0 : strides[axes.batch] / item;

@@ -84,7 +84,8 @@ RNNFAST_API rnnfast_stream* rnnfast_create(const rnnfast_config* config,
  * precision that the layer had, as in Python's `layer.stream()`; out, where a stream is returned, the
  * others, and the name of that precision in place of a NULL, these strings valid for ever. `path`: as
  * fopen takes it. NULL is returned also where the file cannot be read, is damaged, or has a
- * bidirectional layer; whatever is in it, no more memory is asked for than a few times its size. */
+ * bidirectional layer; whatever is in it, no more memory is asked for than a few times its size. The
+ * option `dropout`, of which a stream has none, is not looked at. */
 RNNFAST_API rnnfast_stream* rnnfast_open(const char* path, rnnfast_config* config);
 
 /* Another stream with the same weights, which they share, and with the state as it is now. Either
@@ -115,8 +116,9 @@ RNNFAST_API double rnnfast_step_work(const rnnfast_stream* stream);
 /* The bytes of a stream's packed weights, which its copies share. */
 RNNFAST_API size_t rnnfast_weights_bytes(const rnnfast_stream* stream);
 
-/* What was wrong with the last call on this thread that returned NULL, as one line of text: "name:
- * expected ..., got ..."; empty where there was none. Valid until the next such call there. */
+/* What was wrong with the last call on this thread that returned NULL, as one line of text, of an
+ * argument "name: expected ..., got ..."; empty where there was none. Valid until the next such call
+ * there. */
 RNNFAST_API const char* rnnfast_error(void);
 
 /* The instruction set in use, "avx2" say: the best that this CPU has, or the one that the
