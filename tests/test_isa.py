@@ -26,6 +26,7 @@ VECTOR_BYTES = {
     "avx512vnni": 64,
     "avx512bf16": 64,
     "neon": 16,
+    "neondot": 16,
 }
 HIDDEN_SIZES = (5, 16, 33)
 STEPS, BATCH, INPUT = 40, 13, 9

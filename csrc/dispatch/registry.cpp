@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace rnnfast {
@@ -67,7 +69,19 @@ bool may_use_tiles() {
 
 #else
 
-bool cpu_has(const std::string&) { return true; }  // NEON belongs to every AArch64
+// Whether the CPU has SDOT. NEON belongs to every AArch64.
+bool has_dot() {
+#if defined(__linux__)
+    constexpr unsigned long kDot = 1ul << 20;  // HWCAP_ASIMDDP
+    return getauxval(AT_HWCAP) & kDot;
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return true;  // as on every Mac
+#else
+    return false;
+#endif
+}
+
+bool cpu_has(const std::string& isa) { return isa != "neondot" || has_dot(); }
 bool may_use_tiles() { return false; }
 
 #endif

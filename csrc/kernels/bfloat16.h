@@ -13,8 +13,8 @@ struct Bfloat16 {
     static constexpr ptrdiff_t kOfWord = 2;
     static constexpr bool kHasUnits = false;
     static constexpr bool kTrains = true;
-    // Whether this ISA does not share what the one whose kernels of float32 it has does.
-#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && !defined(__AVX512BF16__))
+    // Whether this ISA does it otherwise than the one whose kernels of float32 it has.
+#if defined(RNNFAST_SHARES_FLOATS) && !defined(__AVX512BF16__)
     static constexpr bool kOwn = false;
 #else
     static constexpr bool kOwn = true;

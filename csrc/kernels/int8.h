@@ -2,7 +2,8 @@
 // hence exact; what they stand for is added in float32, product and sum rounded each on every ISA.
 //
 // The left operand has 128 added, since VPDPBUSD multiplies bytes without and with a sign; the sums of
-// a column start from -128 times the sum of its weights. A sum over up to 131,072 k fits in 32 bits.
+// a column start from -128 times the sum of its weights, or from 0 where both have signs. A sum over up
+// to 131,072 k fits in 32 bits.
 #pragma once
 
 #include "kernels/format_functions.h"
@@ -15,7 +16,8 @@ struct Int8 {
     static constexpr bool kHasUnits = true;
     static constexpr bool kTrains = false;
     static constexpr bool kOwn = true;
-    // But for the first, what whole layers, LSTM 20 32 256 256, have of float32's speed.
+    // What whole layers, LSTM 20 32 256 256, have of float32's speed; of NEON reckoned from the
+    // instructions.
 #if defined(__AVX512VNNI__)
     static constexpr float kSpeed = 4;
 #elif defined(__AVXVNNI__)
@@ -24,8 +26,12 @@ struct Int8 {
     static constexpr float kSpeed = 1.3f;
 #elif defined(__AVX2__)
     static constexpr float kSpeed = 1.1f;
+#elif defined(__SSE2__)
+    static constexpr float kSpeed = 1.4f;
+#elif defined(RNNFAST_NEON) && defined(__ARM_FEATURE_DOTPROD)
+    static constexpr float kSpeed = 4;
 #else
-    static constexpr float kSpeed = 0.3f;
+    static constexpr float kSpeed = 1;
 #endif
 
     static constexpr float kTileSpeed = 5;  // LSTM 100 32 256 256: 4; 25 64 1024 1024: 6.9
@@ -86,7 +92,8 @@ struct Int8 {
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-            for (int v = 0; v < W; ++v) sums[m][v] = load_words(starts + v * kVectorBytes);
+            for (int v = 0; v < W; ++v)
+                sums[m][v] = kBothSigned ? Words{} : load_words(starts + v * kVectorBytes);
         for (ptrdiff_t i = 0; i < b.words; ++i, left += kWordBytes, panel += W * kVectorBytes) {
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
@@ -112,7 +119,26 @@ struct Int8 {
         return sums + units * __builtin_convertvector((Ints32)integers, Floats) * unit;
     }
 
-    // Of four k: those of a without a sign, those of b with one.
+    // Of four k: those of a, which have 128 added, and those of b. `kBothSigned`: what is added are the
+    // products without the 128.
+#if defined(RNNFAST_NEON)
+    static constexpr bool kBothSigned = true;
+
+    RNNFAST_INLINE static Words add_words(Words a, Words b, Words sum) {
+        const auto left = (int8x16_t)(a ^ 0x80808080), right = (int8x16_t)b;
+#if defined(__ARM_FEATURE_DOTPROD)
+        return (Words)vdotq_s32((int32x4_t)sum, left, right);
+#else
+        // Two products of 8 bits fit in 16.
+        const int16x8_t low = vmull_s8(vget_low_s8(left), vget_low_s8(right));
+        const int16x8_t high = vmull_high_s8(left, right);
+        return (Words)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
+#endif
+    }
+#else
+    static constexpr bool kBothSigned = false;
+#endif
+
 #if defined(__AVX512VNNI__)
     RNNFAST_INLINE static Words add_words(Words a, Words b, Words sum) {
         // GCC 12 copies every sum in each iteration, half of them to memory, around the intrinsic.
@@ -132,15 +158,17 @@ struct Int8 {
                 : "x"(a), "m"(*reinterpret_cast<const Anywhere*>(b)));
         return sum;
     }
-#elif defined(__AVX2__)
+#elif defined(__SSE2__)
     // Pairs of 16 bits: of bytes, as VPMADDUBSW takes them, the sum of two might not fit.
     typedef int16_t Shorts __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
 
     RNNFAST_INLINE static Words add_pairs(Shorts a, Shorts b) {
 #if defined(__AVX512BW__)
         return (Words)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#else
+#elif defined(__AVX2__)
         return (Words)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+        return (Words)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #endif
     }
     RNNFAST_INLINE static Words add_words(Words a, Words b, Words sum) {
@@ -148,7 +176,7 @@ struct Int8 {
         const Words even = add_pairs((Shorts)(a & low), (Shorts)b << 8 >> 8);
         return sum + even + add_pairs((Shorts)(a >> 8 & low), (Shorts)b >> 8);
     }
-#else
+#elif !defined(RNNFAST_NEON)
     RNNFAST_INLINE static Words add_words(Words a, Words b, Words sum) {
 #pragma GCC unroll 4
         for (int i = 0; i < kOfWord; ++i)

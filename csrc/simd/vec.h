@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #elif defined(RNNFAST_NEON)
 #include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace rnnfast {
