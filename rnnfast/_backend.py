@@ -100,7 +100,7 @@ def load(name: str) -> Backend:
     RuntimeError : it is there but refuses, such as an `RNNFAST_ISA` that the CPU lacks.
     """
     if not isinstance(name, str) or name not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r:.80}")
     try:
         return importlib.import_module(BACKENDS[name]).load()
     except ImportError as error:
@@ -134,7 +134,7 @@ def _choose() -> Backend:
     if forced:
         if forced not in BACKENDS:
             names = ", ".join(BACKENDS)
-            raise ValueError(f"RNNFAST_BACKEND: expected one of {names}, got {forced!r}")
+            raise ValueError(f"RNNFAST_BACKEND: expected one of {names}, got {forced!r:.80}")
         _current = load(forced)
         return _current
     for name in BACKENDS:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rnnfast.stream import Stream as CompiledStream
 
 
-# The objects alone that Python needs for the parameters of more take tens of GB.
-_MOST_LAYERS = 1 << 24
+# The names and arrays alone of so many take Python seconds and hundreds of MB.
+_MOST_LAYERS = 1 << 16
 
 
 class Layer(Module):

@@ -247,7 +247,9 @@ class Module:
         dtype = np.dtype(self._options.dtype)
         for name, shape in shapes.items():
             if math.prod(shape) * dtype.itemsize > np.iinfo(np.intp).max:
-                raise ValueError(f"{name}: expected a size that fits in memory, got {shape}")
+                raise ValueError(
+                    f"{name}: expected a size that fits in memory, got {_validate.shown(shape)}"
+                )
         # All are allocated before any is filled, so that what can't fit fails at once.
         arrays = {name: np.empty(shape, dtype) for name, shape in shapes.items()}
         bound = 1 / math.sqrt(self._options.hidden_size)

@@ -63,7 +63,9 @@ class _Arrays(MutableMapping[str, NDArray]):
     def _known(self, name: str) -> str:
         if not isinstance(name, str) or name not in self._arrays:
             names = ", ".join(self)
-            raise _UnknownNameError(f"parameters: expected one of {names}, got {name!r}")
+            raise _UnknownNameError(
+                f"parameters: expected one of {names}, got {_validate.shown(name)}"
+            )
         return name
 
     def _store(self, values: Mapping[str, NDArray]) -> None:
@@ -213,7 +215,7 @@ def loadable(own: Mapping[str, NDArray], given: Any, strict: bool) -> dict[str, 
     names, shapes, types = [], [], []
     if strict:
         names += [f"{name}: expected an entry, got none" for name in own if name not in given]
-        names += [f"{name!s}: expected no such entry, got one" for name in given if name not in own]
+        names += [f"{_named(n)}: expected no such entry, got one" for n in given if n not in own]
     for name in own:
         if name not in given:
             continue
@@ -234,6 +236,10 @@ def loadable(own: Mapping[str, NDArray], given: Any, strict: bool) -> dict[str, 
     if wrong:
         raise (ValueError if names or shapes else TypeError)("state_dict: " + "; ".join(wrong))
     return arrays
+
+
+def _named(key: Any) -> str:
+    return key if isinstance(key, str) and len(key) <= 64 else _validate.shown(key)
 
 
 def _on_the_host(value: Any) -> Any:

@@ -83,12 +83,13 @@ class Form:
     def open(self, state: State | None = None) -> Stream | CompiledStream:
         """A new stream on the backend in use, with a state that another stream had."""
         stream: Stream | CompiledStream
-        if isinstance(_backend.current(), NativeBackend):
+        backend = _backend.current()
+        if isinstance(backend, NativeBackend):
             from rnnfast.stream import Stream as CompiledStream
 
             stream = CompiledStream(self)
         else:
-            stream = Stream(self)
+            stream = Stream(self, backend)
         if state is not None:
             stream.state = state
         return stream
@@ -131,10 +132,10 @@ class Form:
             )
         return given.copy() if np.may_share_memory(given, out) else given, out
 
-    def packed(self) -> PackedStack:
-        """The weights for the backend in use."""
+    def packed(self, backend: _backend.Backend) -> PackedStack:
+        """The weights for a backend."""
         signature, sizes = self.signature, self.signature.sizes
-        above, backend = sizes._replace(input=sizes.output), _backend.current()
+        above = sizes._replace(input=sizes.output)
         packs = [
             pack_checked(signature.cell, above if k else sizes, weights, self._format, backend)
             for k, weights in enumerate(self.arrays())
@@ -197,15 +198,16 @@ class Stream:
         arrays = (array for layer in self._form.arrays() for array in layer if array is not None)
         return sum(array.nbytes for array in arrays)
 
-    def __init__(self, form: Form, original: Stream | None = None) -> None:
+    def __init__(self, form: Form, given: _backend.Backend | Stream) -> None:
+        # given: the backend; or the stream that this is to be a copy of
         self._form = form
         self._lock = threading.Lock()
         self._stack: PackedStack
         self._states: list[NDArray]
-        if original is None:
-            self._stack, self._states = form.packed(), form.new_states()
+        if isinstance(given, Stream):
+            self._stack, self._states = given._stack, given._copies()
         else:
-            self._stack, self._states = original._stack, original._copies()
+            self._stack, self._states = form.packed(given), form.new_states()
 
     def step(self, x: Any, out: Any = None) -> NDArray:
         """See `rnnfast.stream.Stream.step`."""

@@ -35,7 +35,10 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
 
 def shown(value: Any) -> str:
     """`repr` of a value for an error, of a long one the beginning."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # of an int of more digits than Python prints
+        return f"{type(value).__name__} of many digits"
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
@@ -49,7 +52,7 @@ def integer(name: str, value: Any, least: int) -> int:
         got = type(value).__name__
         raise TypeError(f"{name}: expected an integer, got {got}") from None
     if number < least:
-        raise ValueError(f"{name}: expected at least {least}, got {number}")
+        raise ValueError(f"{name}: expected at least {least}, got {shown(number)}")
     return number
 
 
@@ -204,12 +207,12 @@ def apart(
 
 
 def rows_apart(name: str, written: NDArray) -> None:
-    """That no element of `written`, whose last axis has unit stride, is another one too."""
+    """That the rows of `written`, along its last axis, lie one after the other in memory."""
     extent = written.shape[-1] * written.itemsize
     axes = zip(written.strides[:-1], written.shape[:-1], strict=True)
     for stride, size in sorted(axis for axis in axes if axis[1] > 1):
         if written.size and stride < extent:
-            raise ValueError(f"{name}: expected elements apart in memory, got an overlap")
+            raise ValueError(f"{name}: expected rows one after the other in memory, got others")
         extent += stride * (size - 1)
 
 

@@ -256,7 +256,7 @@ def forward(
     reverse : run from each row's last step to its first.
     training : keep what `Run.backward` needs. x, h0, c0 and y must stay as they are until then.
     out : (T, B, W) writable, unit stride in the last axis and no negative one, with memory apart
-        from x, h0 and c0 and its elements apart: where y is to go; None: a new array.
+        from x, h0 and c0 and one row after the other: where y is to go; None: a new array.
 
     Raises
     ------

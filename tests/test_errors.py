@@ -210,7 +210,7 @@ CONSTRUCTORS = [
     (
         lambda: rnnfast.RNN(1, 2, 2**70),
         ValueError,
-        "num_layers: expected 16777216 or less, got 11805",
+        "num_layers: expected 65536 or less, got 118059162",
     ),
     (lambda: rnnfast.GRU(1, 2, 2, dropout=True), TypeError, "dropout: expected a number, got bool"),
     (lambda: rnnfast.GRU(1, 2, 2, dropout="1"), TypeError, "dropout: expected a number, got str"),

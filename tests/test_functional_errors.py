@@ -67,7 +67,11 @@ FORWARDS = [
     ({"out": np.asfortranarray(Y)}, ValueError, "out: expected a writable array with unit stride"),
     ({"out": Y[::-1]}, ValueError, "out: expected a writable array with unit stride"),
     ({"out": np.broadcast_to(Y[:1], Y.shape)}, ValueError, "out: expected a writable array with "),
-    ({"out": UPON_ITSELF}, ValueError, "out: expected elements apart in memory, got an overlap"),
+    (
+        {"out": UPON_ITSELF},
+        ValueError,
+        "out: expected rows one after the other in memory, got others",
+    ),
     ({"packed": None}, TypeError, "packed: expected what pack returns, got NoneType"),
 ]
 

@@ -150,8 +150,8 @@ def test_a_state_without_b_is_what_the_layer_takes(form, rng):
         stream.state = [[1.0], [2.0, 3.0]]
 
 
-def test_the_state_cannot_be_deleted(layer):
-    stream = layer.stream()
+def test_the_state_cannot_be_deleted(backend):
+    stream = make("lstm", SIZE, HIDDEN).stream()
     with pytest.raises(AttributeError, match="state: cannot be deleted; None sets zeros"):
         del stream.state
 

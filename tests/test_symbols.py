@@ -1,4 +1,4 @@
-"""Each object file of an ISA exports one constant, and nothing that the linker could merge.
+"""Each object file of an ISA has one constant for the linker, and the instructions that it is for.
 
 A weak symbol (an inline function or a template of a shared header) compiled with AVX-512 could be
 the copy that the linker keeps for everyone, and then crash on an older CPU.
@@ -17,6 +17,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # What the objects of each source export, with the ISA's name at the end.
 TABLES = {"kernel_tu": "kernel_table", "low_precision_tu": "low_precision_table"}
+# What multiplies int8, as objdump prints it, in the ISAs that have something for it.
+DOTS = {
+    "avx2vnni": "{vex} vpdpbusd",
+    "avx512vnni": "vpdpbusd",
+    "avx512bf16": "vpdpbusd",
+    "amx": "tdpbusd",
+    "neondot": "sdot",
+}
 
 
 def exported(nm_output: str) -> list[tuple[str, str]]:
@@ -79,14 +87,32 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return found
 
 
-def test_each_object_exports_its_table_and_nothing_else(commands: dict[str, list[str]]) -> None:
-    assert {f"{table}_generic" for table in TABLES.values()} < commands.keys()
+@pytest.fixture(scope="module")
+def objects(commands: dict[str, list[str]]) -> dict[str, str]:
+    """Each table's object."""
     compilers = {table: subprocess.Popen(command) for table, command in commands.items()}
     for table, compiler in compilers.items():
         assert compiler.wait() == 0, f"{table} does not compile"
-        target = commands[table][commands[table].index("-o") + 1]
+    return {table: command[command.index("-o") + 1] for table, command in commands.items()}
+
+
+def test_each_object_exports_its_table_and_nothing_else(objects: dict[str, str]) -> None:
+    assert {f"{table}_generic" for table in TABLES.values()} < objects.keys()
+    for table, target in objects.items():
         nm = subprocess.run(["nm", target], capture_output=True, text=True, check=True)
         assert symbol_errors(nm.stdout, table) == [], table
+
+
+def test_int8_is_multiplied_by_what_the_isa_has(objects: dict[str, str]) -> None:
+    if not shutil.which("objdump"):
+        pytest.skip("needs objdump")
+    for table, target in objects.items():
+        kind, isa = table.rsplit("_", 1)
+        if kind == TABLES["low_precision_tu"]:
+            command = ["objdump", "-d", "--no-show-raw-insn", target]
+            code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            used = {dot for dot in DOTS.values() if re.search(rf"\t{dot}\b", code)}
+            assert (DOTS[isa] in used) if isa in DOTS else not used, f"{isa}: {used}"
 
 
 GOOD = """

@@ -66,9 +66,9 @@ def test_steps_of_a_layer_from_a_state_on_a_graph_share_a_token(kind):
     assert cache.shared is None
     layer(x[:2], state)
     assert cache.shared is None
-    layer(x[1:2], state)
+    kept = [layer(x[1:2], state)]  # with which goes what is shared
     shared = cache.shared
-    _, state = layer(x[2:3], state)
+    kept.append(layer(x[2:3], state))
     assert cache.shared is shared is not None
     with torch.no_grad():
         layer(x[3:], state)

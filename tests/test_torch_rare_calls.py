@@ -9,6 +9,7 @@ import pytest
 from torch_modules import (
     CELLS,
     LAYERS,
+    SIZE,
     TORCH_DTYPES,
     assert_same_gradients,
     assert_same_results,
@@ -189,3 +190,38 @@ def test_third_derivatives_of_the_operators(kind):
 
     x = normal(2, 1, 2).requires_grad_()
     assert torch.autograd.gradgradcheck(gradient, (x,))
+
+
+def shape_of(kind):
+    return (3, 2, SIZE) if kind in LAYERS else (2, SIZE)
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("lowered", ["weight_ih", "weight_hh", "weight", "bias"])
+def test_autocast_of_parameters_in_two_dtypes(kind, lowered):
+    """They are torch's to compute with."""
+    found = []
+    for module in twins(kind):
+        for name, p in module.named_parameters():
+            if name.startswith(lowered):
+                p.data = p.data.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(flat(module(normal(*shape_of(kind), dtype="float32"))))
+    for got, want in zip(*found, strict=True):
+        assert got.dtype == want.dtype and torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh"])
+def test_autocast_of_a_parametrization_that_is_a_product(kind, name):
+    """Its products are in float32, as all that is not an operand of the module's own."""
+    x = normal(*shape_of(kind), dtype="float32")
+    found = []
+    for module in twins(kind):
+        name_here = name + ("_l0" if kind in LAYERS else "")
+        torch.nn.utils.parametrizations.orthogonal(module, name_here)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(flat(module(x)))
+    for got, want in zip(*found, strict=True):
+        assert got.dtype == want.dtype
+        torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)

@@ -105,7 +105,7 @@ def test_gradients_of_inputs_alone_leave_nothing_behind(both):
     ours = both[1]
     x = inputs().requires_grad_()
     total, _ = run(ours, x)
-    shared, _ = packs.PackCache.of(ours).shared
+    shared = packs.PackCache.of(ours).shared[0]()
     for _ in range(2):
         torch.autograd.grad(total, x, retain_graph=True)
     assert packs.PackCache.of(ours).shared is None
@@ -195,3 +195,20 @@ def test_weights_changed_by_a_hook_in_the_middle_of_backward(both):
         flat(state)[0].register_hook(change)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             flat(cell(x[2], state))[0].sum().backward()
+
+
+def test_a_graph_that_is_dropped_leaves_nothing(both):
+    """Neither weights that were replaced since, nor what adds up gradients of their shape."""
+    for cell in both:
+        cell(inputs()[0])
+        old = [weakref.ref(p) for p in cell.parameters()]
+        state = {name: value.clone() for name, value in cell.state_dict().items()}
+        cell.load_state_dict(state, assign=True)
+        gc.collect()
+        assert [one() for one in old] == [None] * 4
+
+        cell(inputs()[0])
+        cell.input_size = SIZE + 2
+        cell.weight_ih.data = normal(len(cell.weight_ih), SIZE + 2)
+        run(cell, normal(6, 3, SIZE + 2))[0].backward()
+    assert_same_gradients(*map(found, both), "float64")

@@ -89,7 +89,7 @@ enum class FormatId {
     count
 };
 
-// In an object of its own, which is all that some ISAs have; and that may have but some of the formats.
+// In an object of its own, which is all that some ISAs have; for formats that it lacks there is another's.
 struct LowPrecisionTable {
     Format formats[int(FormatId::count)];
     bool has[int(FormatId::count)];

@@ -7,12 +7,10 @@
 
 #include "core/args.h"
 
-#if defined(__FMA__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(RNNFAST_NEON)
 #include <arm_neon.h>
-#elif defined(__SSE2__)
-#include <emmintrin.h>
 #endif
 
 namespace rnnfast {

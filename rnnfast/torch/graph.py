@@ -83,23 +83,29 @@ def _with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
     states = module._states(hx)
     x = input.data if isinstance(input, PackedSequence) else input
     given = [x, *(states or ())] if isinstance(states, (tuple, list, type(None))) else [None]
-    weight = module._parameter(0)
     lower = torch.get_autocast_dtype("cpu")
-    if weight.dtype not in (torch.float32, lower if lower in FORMATS else None) or not all(
+    own = [p.dtype for p in module.parameters(recurse=False)]
+    if not own:  # all are parametrized, by products perhaps
+        with torch.autocast("cpu", enabled=False):
+            own = [module._parameter(0).dtype]
+    weight = own[0]
+    if weight not in (torch.float32, lower if lower in FORMATS else None) or not all(
         isinstance(tensor, Tensor)
         and tensor.device.type == "cpu"
         and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
         for tensor in given
     ):
         return module._torch_forward(input, hx)
+    if any([dtype != weight for dtype in own]):
+        return module._torch_forward(input, hx)
     state = x.dtype if states is None else states[-1].dtype
     dtype = _autocast_result(module, input, state)
     if states is not None:
-        states = [s.to(weight.dtype) for s in states]
+        states = [s.to(weight) for s in states]
         hx = tuple(states) if len(states) == 2 else states[0]
-    format_name = FORMATS.get(lower) if weight.dtype is torch.float32 else None
+    format_name = FORMATS.get(lower) if weight is torch.float32 else None
     with torch.autocast("cpu", enabled=False):
-        result = module._call(input.to(weight.dtype), hx, format_name)
+        result = module._call(input.to(weight), hx, format_name)
     if getattr(module, "proj_size", 0):  # of which c is not projected
         output, (h, c) = result
         return _to(output, dtype), (_to(h, dtype), c.to(torch.promote_types(dtype, state)))

@@ -106,7 +106,7 @@ class _Weights:
             left = self._left[task] = _Left()
             holder = self._holder()
             shared = None if holder is None else holder.shared  # other threads may change it
-            if holder is not None and shared is not None and shared[0] is self:
+            if holder is not None and shared is not None and shared[0]() is self:
                 holder.shared = None  # a graph that is taken back grows no more
             # Where the token is not asked for, as when only gradients at inputs are wanted.
             engine: Any = torch.autograd.Variable._execution_engine
@@ -161,20 +161,20 @@ def record(
 ) -> tuple[Tensor, ...] | None:
     """One step on torch's graph: a layer's output, and (h,) or (h, c). None: they do not fit.
 
-    holder : has an attribute `shared`, where the `_Weights` of the module's last step are kept,
-        and their token.
+    holder : has an attribute `shared`, for the `_Weights` of the module's last step and their
+        token, which it does not keep: a graph that is dropped takes them along, and the weights.
     """
     packs = call.packs
     stack = packs.stack(call.batch_first)
     result = stack.forward(x, state_of(states), None, _get_num_threads())
     if result is NotImplemented:
         return None
-    own, token = holder.shared or (None, None)
+    own, token = _last(holder)
     if own is None or not own.still_fit(call, weights):
         own = _Weights(holder, call, weights)
         token = own.new_token()
-        # Weights made from others would keep the graph that they are on.
-        holder.shared = (own, token) if all(map(is_leaf, weights)) else None
+        # Weights made from others are not those of the next step.
+        holder.shared = _references(own, token) if all(map(is_leaf, weights)) else None
     y, last, tape = result
     outputs = last if isinstance(last, tuple) else (last,)
     kept = None
@@ -184,6 +184,17 @@ def record(
             kept = copy_of(y) if call.parameters.format_name is None else y
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     return _apply(own, packs, outputs, kept, tape, token, x, h0, c0)
+
+
+def _references(*objects: Any) -> tuple[Any, ...]:
+    return tuple(None if one is None else weakref.ref(one) for one in objects)
+
+
+def _last(holder: PackCache) -> tuple[_Weights | None, Tensor | None]:
+    """The weights and token of the holder's last step, as long as its graph is there."""
+    shared = holder.shared  # other threads may change it
+    own, token = (None if one is None else one() for one in shared or (None, None))
+    return (None, None) if own and token is None and any(own.needed) else (own, token)
 
 
 _NOTHING = (None,) * 5  # at the arguments of a step that are before the token
@@ -214,6 +225,7 @@ class _StepFunction(torch.autograd.Function):
         c0: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ctx.own, ctx.packs = own, packs
+        ctx.token = token  # for the next step
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(kept, tape, x, h0, c0)
         return outputs
