@@ -41,6 +41,8 @@ class ndarray:
     shape = property(lambda self: self._host.shape)
     dtype = property(lambda self: self._host.dtype)
     size = property(lambda self: self._host.size)
+    itemsize = property(lambda self: self._host.itemsize)
+    strides = property(lambda self: self._host.strides)
     nbytes = property(lambda self: self._host.nbytes)
     T = property(lambda self: ndarray(self._host.T, self.device.id))
     data = property(lambda self: SimpleNamespace(ptr=self._host.ctypes.data))
