@@ -324,3 +324,16 @@ def test_one_call_at_a_time(name):
     assert any(refused() for _ in range(20))
     stream.reset()
     assert_equal(stream.run(x[:5]), layer(x[:5])[0])
+
+
+def test_a_stream_asks_once_which_backend_is_in_use(native, monkeypatch, rng):
+    compiled = _backend.current()
+    rnnfast.set_backend("numpy")
+    x = normal(rng, (STEPS, BATCH, SIZE), "float32")
+    other = make("lstm", SIZE, HIDDEN).stream(BATCH)
+    answers = iter([_backend.current()])
+    monkeypatch.setattr(_backend, "current", lambda: next(answers, compiled))
+    stream = other._form.open()
+    monkeypatch.undo()
+    assert type(stream) is type(other)
+    assert_same_bits(stream.run(x), other.run(x))

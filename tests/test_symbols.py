@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from c_programs import find_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the objects of each source export, with the ISA's name at the end.
@@ -104,12 +105,11 @@ def test_each_object_exports_its_table_and_nothing_else(objects: dict[str, str])
 
 
 def test_int8_is_multiplied_by_what_the_isa_has(objects: dict[str, str]) -> None:
-    if not shutil.which("objdump"):
-        pytest.skip("needs objdump")
+    objdump = find_tool("objdump")
     for table, target in objects.items():
         kind, isa = table.rsplit("_", 1)
         if kind == TABLES["low_precision_tu"]:
-            command = ["objdump", "-d", "--no-show-raw-insn", target]
+            command = [objdump, "-d", "--no-show-raw-insn", target]
             code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             used = {dot for dot in DOTS.values() if re.search(rf"\t{dot}\b", code)}
             assert (DOTS[isa] in used) if isa in DOTS else not used, f"{isa}: {used}"

@@ -84,7 +84,7 @@ def _with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
     x = input.data if isinstance(input, PackedSequence) else input
     given = [x, *(states or ())] if isinstance(states, (tuple, list, type(None))) else [None]
     lower = torch.get_autocast_dtype("cpu")
-    own = [p.dtype for p in module.parameters(recurse=False)]
+    own = [p.dtype for p in module._parameters.values() if p is not None]
     if not own:  # all are parametrized, by products perhaps
         with torch.autocast("cpu", enabled=False):
             own = [module._parameter(0).dtype]
