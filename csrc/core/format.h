@@ -43,16 +43,17 @@ struct LowRows {
     }
 };
 
-// A panel of the right operand, of `width` vectors.
+// Panels of the right operand that follow on one another, `panels` of `width` vectors each: 2 for one row,
+// else 1.
 struct LowPanel {
-    int width;
+    int width, panels;
     ptrdiff_t words;  // of a column
     const unsigned char* base;
     const float* units;      // of the columns; null where the format has none
     const uint32_t* starts;  // what the columns' sums start from; likewise
 };
 
-// Rows of sums, as wide as a panel, and what they start from; possibly the same memory.
+// Rows of sums, as wide as the panels, and what they start from; possibly the same memory.
 struct LowSums {
     const float* from;
     ptrdiff_t from_ld;

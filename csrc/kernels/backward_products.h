@@ -77,13 +77,14 @@ protected:
                 a.ld *= step.stride;
                 const LowLayout layout(*format, count * L, vectors<T>(matrix.ks) * L);
                 return low_product<panel_width(1), 1>(
-                    *format, step.rows, a, {transposed, layout, columns.begin, columns.end},
-                    epilogue);
+                    *format, step.rows, a,
+                    {transposed, layout, columns.begin, columns.end, step.is_other()}, epilogue);
             }
         Operand<T> a = of.operand(step.row, v, count);
         a.ld *= step.stride;
         if (!args.packed) return product_rows(step.rows, a, matrix, columns, epilogue);
-        const Right<T> panels{transposed, a.k(), columns.begin, columns.end, matrix};
+        Right<T> panels{transposed, a.k(), columns.begin, columns.end, matrix};
+        panels.downwards = step.is_other();
         deep_product<panel_width(1), 1>(step.rows, a, panels, epilogue);
     }
 

@@ -14,6 +14,7 @@ struct BackwardStep {
 
     ptrdiff_t row_of(ptrdiff_t i) const { return row + i * stride; }
     ptrdiff_t place_of(ptrdiff_t i) const { return place + i * stride; }
+    bool is_other() const { return t % 2 != 0; }  // of steps, every other one
 };
 
 // The vectors of h, of c and the gates, and of x that are a thread's own.

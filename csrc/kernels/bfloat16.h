@@ -47,22 +47,23 @@ struct Bfloat16 {
         }
     }
 
-    template <int M, int W>
+    template <int M, int W, int P>
     RNNFAST_INLINE static void multiply(const LowRows& a, ptrdiff_t first, const LowPanel& b,
                                         const LowSums& c) {
+        constexpr int kVectors = W * P;
         const unsigned char* left = a.base + first * a.ld;
-        const unsigned char* panel = b.base;
-        Floats acc[M][W];
+        PanelWords<W, P> panel(b);
+        Floats acc[M][kVectors];
         load_sums(c, first, acc);
-        for (ptrdiff_t i = 0; i < b.words; ++i, left += kWordBytes, panel += W * kVectorBytes) {
-            Words right[W];
-#pragma GCC unroll 4
-            for (int v = 0; v < W; ++v) right[v] = load_words(panel + v * kVectorBytes);
+        for (ptrdiff_t i = 0; i < b.words; ++i, left += kWordBytes, panel.next()) {
+            Words right[kVectors];
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) right[v] = load_words(panel.at(v));
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
                 const Words pair = broadcast_word(left + m * a.ld);
-#pragma GCC unroll 4
-                for (int v = 0; v < W; ++v)
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors; ++v)
                     acc[m][v] = add((Floats)pair, (Floats)right[v], acc[m][v]);
             }
         }

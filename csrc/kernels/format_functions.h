@@ -74,7 +74,7 @@ template <int M, int W>
 RNNFAST_INLINE void load_sums(const LowSums& sums, ptrdiff_t first, Floats (&acc)[M][W]) {
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < W; ++v)
             acc[m][v] = load(sums.from + (first + m) * sums.from_ld + v * kLanes<float>);
 }
@@ -83,21 +83,46 @@ template <int M, int W>
 RNNFAST_INLINE void store_sums(const LowSums& sums, ptrdiff_t first, const Floats (&acc)[M][W]) {
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < W; ++v)
             store(sums.to + (first + m) * sums.to_ld + v * kLanes<float>, acc[m][v]);
 }
+
+// The words of panels that a product has reached.
+template <int W, int P>
+struct PanelWords {
+    const unsigned char* base;
+    ptrdiff_t apart;  // bytes
+
+    RNNFAST_INLINE explicit PanelWords(const LowPanel& b)
+        : base(b.base), apart(b.words * W * kVectorBytes) {}
+
+    RNNFAST_INLINE const unsigned char* at(int v) const {
+        return base + v / W * apart + v % W * kVectorBytes;
+    }
+    RNNFAST_INLINE void next() { base += W * kVectorBytes; }
+};
 
 template <int W, class F>
 RNNFAST_OUTLINE void multiply_panel(ptrdiff_t rows, const LowRows& a, const LowPanel& b,
                                     const LowSums& sums) {
     cut_rows<tile_rows(4)>(rows, [&](ptrdiff_t first, auto m) {
-        F::template multiply<decltype(m)::value, W>(a, first, b, sums);
+        F::template multiply<decltype(m)::value, W, 1>(a, first, b, sums);
     });
+}
+
+// Of one row.
+template <int W, class F>
+RNNFAST_OUTLINE void multiply_two_panels(const LowRows& a, const LowPanel& b,
+                                         const LowSums& sums) {
+    F::template multiply<1, W, kPanelsOfRow>(a, 0, b, sums);
 }
 
 template <class F>
 void multiply(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums& sums) {
+    if (b.panels == kPanelsOfRow)
+        return b.width == 4 ? multiply_two_panels<4, F>(a, b, sums)
+                            : multiply_two_panels<3, F>(a, b, sums);
     if (b.width == 4) return multiply_panel<4, F>(rows, a, b, sums);
     if (b.width == 3) return multiply_panel<3, F>(rows, a, b, sums);
     if (b.width == 2) return multiply_panel<2, F>(rows, a, b, sums);

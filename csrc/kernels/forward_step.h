@@ -25,7 +25,7 @@ struct ForwardStep {
         const ptrdiff_t block = column / kGatesHere;
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < W; ++v) {
                 const int slot = kFirst + v % kGatesHere;
                 const ptrdiff_t b = block + v / kGatesHere;
@@ -44,7 +44,7 @@ struct ForwardStep {
     template <int M, int W>
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
         if constexpr (M == 1) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int u = 0; u < W / kGatesHere; ++u)
                 units<V>(first, column / kGatesHere + u, &acc[0][u * kGatesHere]);
             return;
@@ -54,7 +54,7 @@ struct ForwardStep {
         alignas(kVectorBytes) T sums[M * W * L];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < W; ++v) store(sums + (m * W + v) * L, acc[m][v]);
         finish_rows<W>(first, M, column, sums);
     }
@@ -87,7 +87,7 @@ struct ForwardStep {
         if constexpr (kApart<Cell> > 0)
             for (int slot = 0; slot < kApart<Cell>; ++slot)
                 a[slot] = load_rows<Values>(pre_at(p, b) + slot * L, pass->pre_ld);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int g = 0; g < kGatesHere; ++g) a[kFirst + g] = sums[g];
         Values h_prev{};
         if constexpr (Cell::kDirect)
@@ -147,7 +147,7 @@ struct Projected {
         StoreRows<T, false>{pass->h_next, pass->h_ld}.finish(first, column, acc);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < W; ++v) {
                 const ptrdiff_t from = (column + v) * kLanes<T>;
                 store_edge(pass->y_row(first + m, y) + from, acc[m][v], pass->shape.width - from);

@@ -27,20 +27,22 @@ struct Operand {
 // the time.
 constexpr int kFetchingRows = 3;
 
-// acc[m][v] += sum over k of a[m*ld + k] * b[k][v]. A vector at `ahead` is fetched for each k.
-template <int M, int W, class T>
-RNNFAST_INLINE void multiply(ptrdiff_t k, const T* a, ptrdiff_t ld, const T* b, const T* ahead,
-                             Vec<T> (&acc)[M][W]) {
+// acc[m][v] += sum over k of a[m*ld + k] * b[k][v], for P panels of W vectors, each `apart` from the one
+// before. A vector at `ahead` is fetched for each k.
+template <int M, int W, int P, class T>
+RNNFAST_INLINE void multiply(ptrdiff_t k, const T* a, ptrdiff_t ld, const T* b, ptrdiff_t apart,
+                             const T* ahead, Vec<T> (&acc)[M][W * P]) {
     for (ptrdiff_t i = 0; i < k; ++i) {
-        Vec<T> right[W];
-#pragma GCC unroll 4
-        for (int v = 0; v < W; ++v) right[v] = load(b + (i * W + v) * kLanes<T>);
+        Vec<T> right[W * P];
+#pragma GCC unroll 8
+        for (int v = 0; v < W * P; ++v)
+            right[v] = load(b + v / W * apart + (i * W + v % W) * kLanes<T>);
         if constexpr (M >= kFetchingRows) __builtin_prefetch(ahead + i * kLanes<T>);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
             const Vec<T> left = broadcast(a[m * ld + i]);
-#pragma GCC unroll 4
-            for (int v = 0; v < W; ++v) acc[m][v] = fma(left, right[v], acc[m][v]);
+#pragma GCC unroll 8
+            for (int v = 0; v < W * P; ++v) acc[m][v] = fma(left, right[v], acc[m][v]);
         }
     }
 }
@@ -58,22 +60,27 @@ struct Right {
     ptrdiff_t k;
     ptrdiff_t begin, end;  // in vectors: from the first of a panel to the end of one
     Matrix<T> matrix;
-    ptrdiff_t first = 0;  // the k of a panel where the left operand's begin
+    // The last panel first, as in every other step: it then finds what the one before it read last, while a
+    // cache still has that.
+    bool downwards = false;
+    ptrdiff_t beside = 0;  // bytes of weights that are read in turn with these
+    ptrdiff_t first = 0;   // the k of a panel where the left operand's begin
 
     RNNFAST_INLINE const T* panel(ptrdiff_t column, ptrdiff_t width) const {
         return base + (column * k + first * width) * kLanes<T>;
     }
+    ptrdiff_t bytes() const { return (end - begin) * k * kVectorBytes + beside; }
     // Whether the caches near the core cannot hold it beside the rest: else fetching early takes room.
-    RNNFAST_INLINE bool is_large() const {
-        return (end - begin) * k * ptrdiff_t(sizeof(T)) * kLanes<T> >= ptrdiff_t(512) << 10;
-    }
-    // What tile `number` of a panel fetches of the panel after it, or of the first, which is next in the
-    // next step: each tile a vector for each of `taken` k, as long as there are some.
+    RNNFAST_INLINE bool is_large() const { return bytes() >= ptrdiff_t(512) << 10; }
+    // Whether L1 holds much of it.
+    RNNFAST_INLINE bool is_small() const { return bytes() <= ptrdiff_t(80) << 10; }
+    // What tile `number` of a panel fetches of the panel after it: each tile a vector for each of
+    // `taken` k, as long as there are some.
     RNNFAST_INLINE const T* ahead(ptrdiff_t column, ptrdiff_t width, ptrdiff_t number,
                                   ptrdiff_t taken) const {
-        if (number >= width || !is_large()) return panel(column, width);
-        const ptrdiff_t next = column + width < end ? column + width : begin;
-        if (next == column) return panel(column, width);
+        const ptrdiff_t next = downwards ? column - width : column + width;
+        if (number >= width || next < begin || next >= end || !is_large())
+            return panel(column, width);
         return panel(next, width) + number * taken * kLanes<T>;
     }
 };
@@ -84,21 +91,21 @@ struct Count {
     static constexpr int value = M;
 };
 
-// body(Count<rows>), of 1 to kMost.
-template <int kMost, class Body>
+// body(Count<rows>), of kLeast to kMost.
+template <int kMost, int kLeast = 1, class Body>
 RNNFAST_INLINE void count_of(ptrdiff_t rows, const Body& body) {
-    if constexpr (kMost > 1)
-        if (rows < kMost) return count_of<kMost - 1>(rows, body);
+    if constexpr (kMost > kLeast)
+        if (rows < kMost) return count_of<kMost - 1, kLeast>(rows, body);
     body(Count<kMost>());
 }
 
 // body(first row, their Count) for tiles as high as registers allow, and the last two of about the
-// same height: a tile of one or two rows takes as long as one of three.
-template <int kMost, class Body>
+// same height: a tile of one or two rows takes as long as one of three. There are kLeast rows, 1 or 2.
+template <int kMost, int kLeast = 1, class Body>
 RNNFAST_INLINE void cut_rows(ptrdiff_t rows, const Body& body) {
     ptrdiff_t r = 0;
     const auto run = [&](ptrdiff_t count) {
-        count_of<kMost>(count, [&](auto m) { body(r, m); });
+        count_of<kMost, kLeast>(count, [&](auto m) { body(r, m); });
         r += count;
     };
     while (rows - r >= 2 * kMost) run(kMost);
@@ -106,13 +113,14 @@ RNNFAST_INLINE void cut_rows(ptrdiff_t rows, const Body& body) {
     if (r < rows) run(rows - r);
 }
 
-// One tile: rows first..first+M-1 by the W vectors that start at vector `column`. `number`: among
-// those of the panel.
-template <int M, int W, class T, class Epilogue>
+// One tile: rows first..first+M-1 by P panels of W vectors, which start at vector `column`. `number`:
+// among those of the panel.
+template <int M, int W, int P, class T, class Epilogue>
 void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>& b,
           const Epilogue& epilogue, ptrdiff_t number = 0) {
     constexpr ptrdiff_t L = kLanes<T>;
-    Vec<T> acc[M][W];
+    constexpr int kVectors = W * P;
+    Vec<T> acc[M][kVectors];
     epilogue.start(first, column, acc);
     const T* left = a.base + first * a.ld;
     if (b.base) {
@@ -120,21 +128,21 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>
         const T* ahead = panel;
         if constexpr (M >= kFetchingRows) ahead = b.ahead(column, W, number, a.k());
         for (ptrdiff_t r = 0; r < a.runs; ++r, left += a.stride) {
-            multiply<M, W>(a.run, left, a.ld, panel, ahead, acc);
+            multiply<M, W, P>(a.run, left, a.ld, panel, b.k * W * L, ahead, acc);
             panel += a.run * W * L, ahead += a.run * L;
         }
     } else {
         // A copy: what has an address does not stay in registers.
-        alignas(kVectorBytes) T sums[M * W * L];
+        alignas(kVectorBytes) T sums[M * kVectors * L];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-            for (int v = 0; v < W; ++v) store(sums + (m * W + v) * L, acc[m][v]);
-        multiply_columns<M>(left, a.ld, b.matrix, column, W, sums);
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) store(sums + (m * kVectors + v) * L, acc[m][v]);
+        multiply_columns<M>(left, a.ld, b.matrix, column, kVectors, sums);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-            for (int v = 0; v < W; ++v) acc[m][v] = load(sums + (m * W + v) * L);
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) acc[m][v] = load(sums + (m * kVectors + v) * L);
     }
     epilogue.finish(first, column, acc);
 }
@@ -142,34 +150,72 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>
 template <int kMost, int W, class T, class Epilogue>
 RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a,
                                  const Right<T>& b, const Epilogue& epilogue) {
-    cut_rows<kMost>(rows, [&](ptrdiff_t first, auto m) {
+    cut_rows<kMost, 2>(rows, [&](ptrdiff_t first, auto m) {
         const ptrdiff_t number = (first + kMost - 1) / kMost;  // the last two may be lower
-        tile<decltype(m)::value, W>(first, column, a, b, epilogue, number);
+        tile<decltype(m)::value, W, 1>(first, column, a, b, epilogue, number);
     });
 }
 
-// body(first vector, Count<vectors>) for panels of kWidth vectors. Widths are multiples of kGroup.
-template <int kWidth, int kGroup, class Columns, class Body>
+// body(first vector, Count<vectors of a panel>, Count<panels>) for panels of kWidth vectors, kAtOnce of
+// them as long as there are as many, 1 or 2. Widths are multiples of kGroup.
+template <int kWidth, int kGroup, int kAtOnce, class Columns, class Body>
 RNNFAST_INLINE void cut_columns(const Columns& b, const Body& body) {
-    for (ptrdiff_t column = b.begin; column < b.end; column += kWidth) {
-        const ptrdiff_t width = smaller<ptrdiff_t>(kWidth, b.end - column);
-        if (width == kWidth) body(column, Count<kWidth>());
+    constexpr int kStep = kWidth * kAtOnce;
+    const ptrdiff_t count = (b.end - b.begin + kStep - 1) / kStep;
+    for (ptrdiff_t i = 0; i < count; ++i) {
+        ptrdiff_t column = b.begin + (b.downwards ? count - 1 - i : i) * kStep;
+        ptrdiff_t width = b.end - column;
+        if (width >= kStep) {
+            body(column, Count<kWidth>(), Count<kAtOnce>());
+            continue;
+        }
+        if constexpr (kAtOnce > 1)
+            if (width >= kWidth) {
+                body(column, Count<kWidth>(), Count<1>());
+                column += kWidth, width -= kWidth;
+            }
         if constexpr (kWidth > 3 && 3 % kGroup == 0)
-            if (width == 3) body(column, Count<3>());
+            if (width == 3) body(column, Count<3>(), Count<1>());
         if constexpr (kWidth > 2 && 2 % kGroup == 0)
-            if (width == 2) body(column, Count<2>());
+            if (width == 2) body(column, Count<2>(), Count<1>());
         if constexpr (kWidth > 1 && 1 % kGroup == 0)
-            if (width == 1) body(column, Count<1>());
+            if (width == 1) body(column, Count<1>(), Count<1>());
     }
+}
+
+// Panels that one row takes at a time, where one alone has too few sums: an `fma` waits 4 cycles for the
+// one before it in its sum, so that a panel is read at a quarter of its width a cycle. L1 gives more than
+// a panel of 256 bytes asks for, L2 does not, and takes two places at a time worse than one.
+constexpr int kPanelsOfRow = 2;
+
+template <int kWidth, class T>
+RNNFAST_INLINE bool in_pairs(const Right<T>& b) {
+    constexpr ptrdiff_t kPair = kPanelsOfRow * kWidth * kVectorBytes, kHalfOfL1 = 32768;
+    return kWidth * kVectorBytes < 256 || (b.is_small() && kPair * b.k <= kHalfOfL1);
+}
+
+// A product of one row, with its tiles inlined: a step of few units takes no longer than a few calls.
+template <int kWidth, int kGroup, class T, class Epilogue>
+__attribute__((flatten)) void product_of_row(const Operand<T>& a, const Right<T>& b,
+                                             const Epilogue& epilogue) {
+    const auto body = [&](ptrdiff_t column, auto w, auto panels) {
+        tile<1, decltype(w)::value, decltype(panels)::value>(0, column, a, b, epilogue);
+    };
+    if (in_pairs<kWidth>(b))
+        cut_columns<kWidth, kGroup, kPanelsOfRow>(b, body);
+    else
+        cut_columns<kWidth, kGroup, 1>(b, body);
 }
 
 // A (rows, K) times panels of kWidth vectors. `epilogue.start` fills a tile's accumulators and
 // `finish` takes them.
 template <int kWidth, int kGroup, class T, class Epilogue>
 void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilogue& epilogue) {
-    cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
-        tile_column<tile_rows(kWidth), decltype(w)::value>(rows, column, a, b, epilogue);
-    });
+    if (rows == 1) return product_of_row<kWidth, kGroup>(a, b, epilogue);
+    if (rows > 1)
+        cut_columns<kWidth, kGroup, 1>(b, [&](ptrdiff_t column, auto w, auto) {
+            tile_column<tile_rows(kWidth), decltype(w)::value>(rows, column, a, b, epilogue);
+        });
 }
 
 // The k of a product are cut into pieces of about so many, at the most: each for all panels before the
@@ -208,15 +254,6 @@ void deep_product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b,
         Right<T> right = b;
         right.first = runs.begin * a.run;
         product<kWidth, kGroup>(rows, left, right, store);
-    });
-}
-
-// The same, of one row, with its tiles inlined: a step of few units takes no longer than a few calls.
-template <int kWidth, int kGroup, class T, class Epilogue>
-__attribute__((flatten)) void product_of_row(const Operand<T>& a, const Right<T>& b,
-                                             const Epilogue& epilogue) {
-    cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
-        tile<1, decltype(w)::value>(0, column, a, b, epilogue);
     });
 }
 
@@ -269,7 +306,7 @@ struct StoreRows {
     RNNFAST_INLINE void start(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < W; ++v)
                 acc[m][v] = kAdd ? load(at(first + m, column + v)) : zero<T>();
     }
@@ -277,7 +314,7 @@ struct StoreRows {
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < W; ++v) store(at(first + m, column + v), acc[m][v]);
     }
     RNNFAST_INLINE T* at(ptrdiff_t row, ptrdiff_t v) const { return c + row * ld + v * kLanes<T>; }
@@ -293,7 +330,7 @@ struct StoreBiased {
 
     template <int M, int W>
     RNNFAST_INLINE void start(ptrdiff_t, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < W; ++v) {
             const Vec<T> from = load(bias + (column + v) * kLanes<T>);
 #pragma GCC unroll 8
@@ -317,7 +354,7 @@ struct StoreEdges {
     RNNFAST_INLINE void start(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < W; ++v) {
                 const ptrdiff_t at = (column + v) * kLanes<T>;
                 acc[m][v] = kAdd ? load_edge(c + (first + m) * ld + at, count - at) : zero<T>();
@@ -329,7 +366,7 @@ struct StoreEdges {
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < W; ++v) {
                 const ptrdiff_t at = (column + v) * kLanes<T>;
                 store_edge(c + (first + m) * ld + at, acc[m][v], count - at);

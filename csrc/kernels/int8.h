@@ -82,33 +82,34 @@ struct Int8 {
     // Only a unit may not be finite.
     RNNFAST_INLINE static Floats times_0(Words, Floats sum) { return sum; }
 
-    template <int M, int W>
+    template <int M, int W, int P>
     RNNFAST_INLINE static void multiply(const LowRows& a, ptrdiff_t first, const LowPanel& b,
                                         const LowSums& c) {
+        constexpr int kVectors = W * P;
         const unsigned char* left = a.base + first * a.ld;
-        const unsigned char* panel = b.base;
+        PanelWords<W, P> panel(b);
         const auto* const starts = reinterpret_cast<const unsigned char*>(b.starts);
-        Words sums[M][W];
+        Words sums[M][kVectors];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-            for (int v = 0; v < W; ++v)
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v)
                 sums[m][v] = kBothSigned ? Words{} : load_words(starts + v * kVectorBytes);
-        for (ptrdiff_t i = 0; i < b.words; ++i, left += kWordBytes, panel += W * kVectorBytes) {
+        for (ptrdiff_t i = 0; i < b.words; ++i, left += kWordBytes, panel.next()) {
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
                 const Words four = broadcast_word(left + m * a.ld);
-#pragma GCC unroll 4
-                for (int v = 0; v < W; ++v)
-                    sums[m][v] = add_words_at(four, panel + v * kVectorBytes, sums[m][v]);
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors; ++v)
+                    sums[m][v] = add_words_at(four, panel.at(v), sums[m][v]);
             }
         }
-        Floats acc[M][W];  // loaded only now: registers are full of sums before
+        Floats acc[M][kVectors];  // loaded only now: registers are full of sums before
         load_sums(c, first, acc);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-            for (int v = 0; v < W; ++v)
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v)
                 acc[m][v] = add_units(acc[m][v], sums[m][v], load(b.units + v * kLanes<float>),
                                       a.units[first + m]);
         store_sums(c, first, acc);

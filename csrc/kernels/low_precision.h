@@ -35,13 +35,14 @@ struct LowRight {
     const float* packed;
     LowLayout at;
     ptrdiff_t begin, end;  // in vectors, as those of Right
+    bool downwards = false;  // as well
 
-    LowPanel panel(const Format& format, ptrdiff_t column, int width) const {
+    LowPanel panel(const Format& format, ptrdiff_t column, int width, int panels) const {
         constexpr ptrdiff_t L = kLanes<float>;
         const float* const words = packed + column * at.words * L;
         const float* const units = packed + at.units + column * L;
         const float* const starts = packed + at.starts + column * L;
-        return {width, at.words, reinterpret_cast<const unsigned char*>(words),
+        return {width, panels, at.words, reinterpret_cast<const unsigned char*>(words),
                 format.has_units ? units : nullptr,
                 format.has_units ? reinterpret_cast<const uint32_t*>(starts) : nullptr};
     }
@@ -89,13 +90,13 @@ RNNFAST_INLINE void finish_rows(const Epilogue& epilogue, ptrdiff_t first, ptrdi
                                 ptrdiff_t column, const float* sums, long) {
     for (ptrdiff_t r = 0; r < n; ++r) {
         Floats acc[1][W];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < W; ++v) acc[0][v] = load(sums + (r * W + v) * kLanes<float>);
         epilogue.finish(first + r, column, acc);
     }
 }
 
-// Some rows of a product with one panel, whose sums go through L1.
+// Some rows of a product with panels of W vectors in all, whose sums go through L1.
 template <int W, class Epilogue>
 RNNFAST_OUTLINE void low_column(const Format& format, const Shard& rows, ptrdiff_t column,
                                 const LowRows& a, const LowPanel& b, const Epilogue& epilogue) {
@@ -108,7 +109,7 @@ RNNFAST_OUTLINE void low_column(const Format& format, const Shard& rows, ptrdiff
             for (ptrdiff_t r = 0; r < n; ++r) {
                 Floats acc[1][W];
                 epilogue.start(first + r, column, acc);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int v = 0; v < W; ++v) store(sums + (r * W + v) * L, acc[0][v]);
             }
             from = {sums, W * L};
@@ -151,13 +152,17 @@ inline LowRows encode_rows(const Format& format, ptrdiff_t rows, const Operand<f
 template <int kWidth, int kGroup, class Epilogue>
 void low_product(const Format& format, ptrdiff_t rows, const LowRows& a, const LowRight& b,
                  const Epilogue& epilogue) {
+    const auto run = [&](const Shard& some) {
+        return [&, some](ptrdiff_t column, auto w, auto panels) {
+            constexpr int W = decltype(w)::value, P = decltype(panels)::value;
+            low_column<W * P>(format, some, column, a, b.panel(format, column, W, P), epilogue);
+        };
+    };
+    if (rows == 1) return cut_columns<kWidth, kGroup, kPanelsOfRow>(b, run({0, 1}));
     ptrdiff_t end = rows;
     if (format.leave && rows > format.rows) end -= rows % format.rows;
     for (ptrdiff_t begin = 0; begin < rows; begin = end, end = rows)
-        cut_columns<kWidth, kGroup>(b, [&](ptrdiff_t column, auto w) {
-            constexpr int W = decltype(w)::value;
-            low_column<W>(format, {begin, end}, column, a, b.panel(format, column, W), epilogue);
-        });
+        cut_columns<kWidth, kGroup, 1>(b, run({begin, end}));
 }
 
 }  // namespace

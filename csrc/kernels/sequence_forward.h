@@ -38,6 +38,7 @@ protected:
     LowRoom low;                 // for the left operand of the product at hand
     Prepared prepared{};
     bool starts_from_zeros = false;  // which nobody gave; a stream's state is not known
+    bool is_other = false;           // of steps, every other one
 
 public:
     ForwardPass(const ForwardArgs<T>& a, const Plan& p, const Slice& s, T* scratch)
@@ -161,13 +162,14 @@ protected:
     void times(ptrdiff_t rows, const Operand<T>& a, ptrdiff_t packed, const Matrix<T>& matrix,
                const Epilogue& epilogue) {
         constexpr int kWidth = panel_width(kGroup);
-        const Right<T> b = right<kGroup>(packed, matrix);
+        Right<T> b = right<kGroup>(packed, matrix);
+        b.downwards = is_other;
         if constexpr (kHasFormats<T>)
             if (const Format* const format = args.format) {
                 const LowLayout layout(*format, matrix.ks, matrix.blocks() * kGroup * L);
-                return low_product<kWidth, kGroup>(*format, rows,
-                                                   encode_rows(*format, rows, a, low),
-                                                   {b.base, layout, b.begin, b.end}, epilogue);
+                return low_product<kWidth, kGroup>(
+                    *format, rows, encode_rows(*format, rows, a, low),
+                    {b.base, layout, b.begin, b.end, b.downwards}, epilogue);
             }
         product<kWidth, kGroup>(rows, a, b, epilogue);
     }
@@ -254,6 +256,7 @@ protected:
         T* swap = h;
         h = h_next;
         h_next = swap;
+        is_other = !is_other;
     }
 
     // Place p starts step t anew where the caller says so.

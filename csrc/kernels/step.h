@@ -12,14 +12,16 @@ class StepPass : ForwardPass<Cell, T> {
     using Pass::args, Pass::at, Pass::bias_h, Pass::bias_x, Pass::count, Pass::pre, Pass::pre_ld,
         Pass::shape;
     static constexpr ptrdiff_t L = kLanes<T>;
-    static constexpr int kGates = Cell::kGates;
+    static constexpr int kGates = Cell::kGates, kWidth = panel_width(kGates);
 
-    const Right<T> r;  // kept: to find it takes divisions
+    Right<T> r;  // kept: to find it takes divisions
 
 public:
     StepPass(const ForwardArgs<T>& a, const Plan& plan, T* scratch)
         : Pass(a, plan, {{0, plan.batch}}, scratch),
-          r(this->template right<Pass::kInFirst>(at.r, this->weights.r)) {}
+          r(this->template right<Pass::kInFirst>(at.r, this->weights.r)) {
+        r.beside = (r.end - r.begin) * kVectorBytes * shape.input;
+    }
 
     // The standard's placement new is an inline function, which might be shared between ISAs.
     static void* operator new(size_t, void* memory) { return memory; }
@@ -29,12 +31,13 @@ public:
         this->prepared = {};
         if constexpr (!Cell::kTwoProducts)
             if (!args.format && apart()) {
+                r.downwards = this->is_other;
                 const Operand<T> h{this->h, this->h_ld, shape.width};
                 const Fused fused{{this, pre, nullptr, args.y}, this};
                 if (count == 1)
-                    product_of_row<panel_width(kGates), kGates>(h, r, fused);
+                    product_of_row<kWidth, kGates>(h, r, fused);
                 else
-                    product<panel_width(kGates), kGates>(count, h, r, fused);
+                    product<kWidth, kGates>(count, h, r, fused);
                 return this->end_step(count, args.y);
             }
         this->input_product({{0, 1}, count});
@@ -63,8 +66,10 @@ private:
             const ForwardArgs<T>& args = pass->args;
             const ptrdiff_t input = pass->shape.input;
             const T* const panel = args.packed + pass->at.w + column * input * L;
+            constexpr int kPanels = W > kWidth ? W / kWidth : 1, kOfPanel = W / kPanels;
             StoreBiased<T>{pass->bias_x, nullptr, 0}.start(first, column, acc);
-            multiply<M, W>(input, args.x + first * args.x_row, args.x_row, panel, panel, acc);
+            multiply<M, kOfPanel, kPanels>(input, args.x + first * args.x_row, args.x_row, panel,
+                                           input * kOfPanel * L, panel, acc);
             if constexpr (kApart<Cell> > 0) move_apart(first, column / kGates, acc);
         }
 
@@ -73,19 +78,20 @@ private:
             own.finish(first, column, acc);
         }
 
-        // From the sums of W's slots to those of R's, of a block of units: what R does not feed is
+        // From the sums of W's slots to those of R's, of blocks of units: what R does not feed is
         // kept in memory, and what it alone feeds starts from its bias.
         template <int M, int W>
         RNNFAST_INLINE void move_apart(ptrdiff_t first, ptrdiff_t b, Vec<T> (&acc)[M][W]) const {
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m) {
                 T* const kept = pass->pre + (first + m) * pass->pre_ld + b * kGates * L;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int v = 0; v < W; ++v) {
-                    const int slot = v + kApart<Cell>;
-                    if (v < kApart<Cell>) store(kept + v * L, acc[m][v]);
-                    acc[m][v] = slot < W ? acc[m][slot % W]
-                                         : load(pass->bias_h + (b * kApart<Cell> + slot - W) * L);
+                    const int slot = v % kGates + kApart<Cell>;
+                    const ptrdiff_t apart = (b + v / kGates) * kApart<Cell> + slot - kGates;
+                    if (v % kGates < kApart<Cell>) store(kept + v * L, acc[m][v]);
+                    acc[m][v] = slot < kGates ? acc[m][(v + kApart<Cell>) % W]
+                                              : load(pass->bias_h + apart * L);
                 }
             }
         }

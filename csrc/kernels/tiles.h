@@ -175,16 +175,17 @@ RNNFAST_INLINE void tile_rows_of(const TileRows& a, const LowPanel& b, const Til
         });
 }
 
-// One row of bfloat16, in vectors.
+// One row of bfloat16 by a panel, in vectors: enough chains, as even and odd k are apart.
 template <int W>
-RNNFAST_OUTLINE void multiply_row(const LowRows& a, const LowPanel& b, const LowSums& c) {
+RNNFAST_OUTLINE void multiply_row(const LowRows& a, const unsigned char* panel, ptrdiff_t words,
+                                  const LowSums& c) {
     const Words odd = 0xffff0000 - Words{};
-    const unsigned char *left = a.base, *panel = b.base;
+    const unsigned char* left = a.base;
     Floats acc[1][W];
     load_sums(c, 0, acc);
-    for (ptrdiff_t first = 0; first < b.words; first += kTileWords) {
+    for (ptrdiff_t first = 0; first < words; first += kTileWords) {
         Floats evens[W] = {}, odds[W] = {};
-        for (ptrdiff_t i = first; i < smaller(b.words, first + kTileWords); ++i) {
+        for (ptrdiff_t i = first; i < smaller(words, first + kTileWords); ++i) {
             const Words pair = broadcast_word(left);
             const auto even_left = (Floats)(pair << 16), odd_left = (Floats)(pair & odd);
 #pragma GCC unroll 4
@@ -204,14 +205,17 @@ RNNFAST_OUTLINE void multiply_row(const LowRows& a, const LowPanel& b, const Low
 // Format::multiply.
 template <class F>
 void multiply_by_tiles(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums& sums) {
-    if (rows == 1)
+    if (rows == 1) {
+        if constexpr (F::kHasUnits) return multiply<F>(rows, a, b, sums);
         return count_of<4>(b.width, [&](auto w) {
             constexpr int W = decltype(w)::value;
-            if constexpr (F::kHasUnits)
-                F::template multiply<1, W>(a, 0, b, sums);
-            else
-                multiply_row<W>(a, b, sums);
+            for (int p = 0; p < b.panels; ++p) {
+                const ptrdiff_t v = p * W;
+                multiply_row<W>(a, b.base + v * b.words * kVectorBytes, b.words,
+                                {sums.from + v * kLanes<float>, 0, sums.to + v * kLanes<float>, 0});
+            }
         });
+    }
     const auto* const from = reinterpret_cast<const unsigned char*>(sums.from);
     auto* const to = reinterpret_cast<unsigned char*>(sums.to);
     const ptrdiff_t from_ld = sums.from_ld * kWordBytes, to_ld = sums.to_ld * kWordBytes;
