@@ -67,6 +67,7 @@ struct Format {
     float speed;        // products a time, beside float32's of the same ISA
     float row_speed;    // the same of one row
     ptrdiff_t rows;     // that a product takes at a time, at most kMostLowRows
+    ptrdiff_t waits;    // cycles from one product of a sum to the next
     // A vector of columns, the first `lanes` of them from rows of n in torch's layout, the others
     // zeros, into vectors of words that lie `step` elements apart; and, if wanted, what a row of zeros
     // gives in them.

@@ -153,8 +153,8 @@ ptrdiff_t probe(ptrdiff_t rounds, uint32_t* sums) {
 template <class F>
 constexpr Format format_of() {
     static_assert(4 * tile_rows(4) <= kMostLowRows, "more rows than their sums have room for");
-    Format format{F::kOfWord,      F::kHasUnits, F::kSpeed,   F::kSpeed, 4 * tile_rows(4),
-                  pack_columns<F>, encode<F>,    multiply<F>, probe<F>};
+    Format format{F::kOfWord,       F::kHasUnits, F::kSpeed,       F::kSpeed, 4 * tile_rows(4),
+                  F::kWaits,        pack_columns<F>, encode<F>,    multiply<F>, probe<F>};
     if constexpr (F::kTrains)
         format.trains = true, format.join_rows = F::join_rows, format.outer = outer<F>;
     return format;

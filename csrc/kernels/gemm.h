@@ -72,8 +72,6 @@ struct Right {
     ptrdiff_t bytes() const { return (end - begin) * k * kVectorBytes + beside; }
     // Whether the caches near the core cannot hold it beside the rest: else fetching early takes room.
     RNNFAST_INLINE bool is_large() const { return bytes() >= ptrdiff_t(512) << 10; }
-    // Whether L1 holds much of it.
-    RNNFAST_INLINE bool is_small() const { return bytes() <= ptrdiff_t(80) << 10; }
     // What tile `number` of a panel fetches of the panel after it: each tile a vector for each of
     // `taken` k, as long as there are some.
     RNNFAST_INLINE const T* ahead(ptrdiff_t column, ptrdiff_t width, ptrdiff_t number,
@@ -183,15 +181,18 @@ RNNFAST_INLINE void cut_columns(const Columns& b, const Body& body) {
     }
 }
 
-// Panels that one row takes at a time, where one alone has too few sums: an `fma` waits 4 cycles for the
-// one before it in its sum, so that a panel is read at a quarter of its width a cycle. L1 gives more than
-// a panel of 256 bytes asks for, L2 does not, and takes two places at a time worse than one.
+// Panels that one row takes at a time, where one alone has too few sums: an `fma` waits some cycles for
+// the one before it in its sum, in which no more than a row of a panel is read. L2 gives 64 bytes a
+// cycle, and of two places at a time less than of one; L1 gives twice as many, of any two.
 constexpr int kPanelsOfRow = 2;
+constexpr ptrdiff_t kFmaWaits = 4;  // on most processors
 
-template <int kWidth, class T>
-RNNFAST_INLINE bool in_pairs(const Right<T>& b) {
-    constexpr ptrdiff_t kPair = kPanelsOfRow * kWidth * kVectorBytes, kHalfOfL1 = 32768;
-    return kWidth * kVectorBytes < 256 || (b.is_small() && kPair * b.k <= kHalfOfL1);
+// `bytes`: of all panels, of `ks` rows.
+template <int kWidth>
+RNNFAST_INLINE bool in_pairs(ptrdiff_t bytes, ptrdiff_t ks, ptrdiff_t waits = kFmaWaits) {
+    constexpr ptrdiff_t kOfL2 = 64, kMostOfL1 = 32768, kNearL1 = 81920;
+    constexpr ptrdiff_t kRow = kWidth * kVectorBytes;
+    return kRow < kOfL2 * waits || (kPanelsOfRow * kRow * ks <= kMostOfL1 && bytes <= kNearL1);
 }
 
 // A product of one row, with its tiles inlined: a step of few units takes no longer than a few calls.
@@ -201,7 +202,7 @@ __attribute__((flatten)) void product_of_row(const Operand<T>& a, const Right<T>
     const auto body = [&](ptrdiff_t column, auto w, auto panels) {
         tile<1, decltype(w)::value, decltype(panels)::value>(0, column, a, b, epilogue);
     };
-    if (in_pairs<kWidth>(b))
+    if (in_pairs<kWidth>(b.bytes(), b.k))
         cut_columns<kWidth, kGroup, kPanelsOfRow>(b, body);
     else
         cut_columns<kWidth, kGroup, 1>(b, body);

@@ -34,7 +34,23 @@ struct Int8 {
     static constexpr float kSpeed = 1;
 #endif
 
+    // Without an instruction for all of it, sums wait for additions alone.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+    static constexpr ptrdiff_t kWaits = 4;
+#else
+    static constexpr ptrdiff_t kWaits = 2;
+#endif
+
     static constexpr float kTileSpeed = 5;  // LSTM 100 32 256 256: 4; 25 64 1024 1024: 6.9
+
+    // Into the first lane of each group of kGroup the most of them.
+    template <int kGroup>
+    RNNFAST_INLINE static Words most_of(Words words) {
+        const auto other = (Words)halves<float, kGroup, true>((Floats)words, (Floats)words);
+        words = other > words ? other : words;
+        if constexpr (kGroup > 2) words = most_of<kGroup / 2>(words);
+        return words;
+    }
 
     // The unit of a row. NaN where it has a NaN or an infinity, which thus reaches all sums with the
     // row and no others; 0 where all of it is less than what leaves the unit a normal number.
@@ -45,15 +61,8 @@ struct Int8 {
             const Words size = (Words)load_edge(row + k, n - k) & 0x7fffffff;
             most = size > most ? size : most;  // the order of the bits is that of the numbers
         }
-        alignas(kVectorBytes) float sizes[kLanes<float>];
-        store(sizes, (Floats)most);
-        float largest = 0;
-        bool finite = true;
-        for (ptrdiff_t l = 0; l < kLanes<float>; ++l) {
-            finite = finite && sizes[l] <= 3.4028234e38f;
-            largest = sizes[l] > largest ? sizes[l] : largest;
-        }
-        if (!finite) return __builtin_nanf("");
+        const float largest = ((Floats)most_of<kLanes<float>>(most))[0];
+        if (!(largest <= 3.4028234e38f)) return __builtin_nanf("");
         return largest < kLeast ? 0 : largest / 127;
     }
 

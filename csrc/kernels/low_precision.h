@@ -158,7 +158,9 @@ void low_product(const Format& format, ptrdiff_t rows, const LowRows& a, const L
             low_column<W * P>(format, some, column, a, b.panel(format, column, W, P), epilogue);
         };
     };
-    if (rows == 1) return cut_columns<kWidth, kGroup, kPanelsOfRow>(b, run({0, 1}));
+    const ptrdiff_t bytes = (b.end - b.begin) * b.at.words * kVectorBytes;
+    if (rows == 1 && in_pairs<kWidth>(bytes, b.at.words, format.waits))
+        return cut_columns<kWidth, kGroup, kPanelsOfRow>(b, run({0, 1}));
     ptrdiff_t end = rows;
     if (format.leave && rows > format.rows) end -= rows % format.rows;
     for (ptrdiff_t begin = 0; begin < rows; begin = end, end = rows)
