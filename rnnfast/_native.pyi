@@ -294,7 +294,9 @@ def force_schedule(name: str, /) -> None:
 def last_schedule() -> str:
     """How the last pass was shared out: "none" where it ran on one thread."""
 
-def activation(name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /) -> None:
+def activation(
+    name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /, rounds: int = 1
+) -> None:
     """The kernels' own sigmoid or tanh of a contiguous 1-D array, for tests of its accuracy."""
 
 def probe_fma(dtype: str, rounds: int, /) -> int:

@@ -77,9 +77,11 @@ std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::a
                          std::string(py::str(weight_ih.dtype())));
 }
 
-// y = f(x) by the kernels' own sigmoid and tanh, for the tests of their accuracy.
+// y = f(x) by the kernels' own sigmoid and tanh, for the tests of their accuracy; `rounds` times over, for
+// the benchmark.
 template <class T>
-void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>& y) {
+void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>& y,
+                ptrdiff_t rounds) {
     const auto from = view<const T>(x, {"x", {x.size()}});
     const auto to = view<T>(y, {"y", {x.size()}, true});
     const DtypeKernels<T>& kernels = active_kernels_for<T>();
@@ -89,7 +91,7 @@ void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>
     const ptrdiff_t count = x.size();
     py::gil_scoped_release release;
     const FloatEnv env;
-    function(from.data, to.data, count);
+    for (ptrdiff_t round = 0; round < rounds; ++round) function(from.data, to.data, count);
 }
 
 template <class T>
@@ -210,8 +212,9 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     m.def("set_num_threads", &set_num_threads);
     m.def("force_schedule", [](const std::string& name) { force_schedule(find_schedule(name)); });
     m.def("last_schedule", [] { return kScheduleNames[int(last_schedule())]; });
-#define DTYPE(name, type) \
-    m.def("activation", &activation<type>, py::arg(), py::arg().noconvert(), py::arg().noconvert());
+#define DTYPE(name, type)                                                    \
+    m.def("activation", &activation<type>, py::arg(), py::arg().noconvert(), \
+          py::arg().noconvert(), py::arg("rounds") = 1);
 #include "core/dtypes.inc"
 #undef DTYPE
     m.def("probe_fma", [](const std::string& dtype, ptrdiff_t rounds) {
