@@ -139,6 +139,7 @@ private:
         const V later = load(dh + p * h_ld + b * L);
         if (!step.dy) return later;
         const T* dy = step.dy + plan.row(p) * grads.dy_row;
+        fetch_ahead(dy + b * L);
         return later + load_edge(dy + b * L, shape.width - b * L);
     }
 
@@ -193,9 +194,11 @@ private:
             }
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 V kept[Cell::kSaved], gradient[Cell::kSlots], direct{}, dc_b{}, c_b{};
-                for (int s = 0; s < Cell::kSaved; ++s)
+                for (int s = 0; s < Cell::kSaved; ++s) {
+                    fetch_ahead(saved + (b * Cell::kSaved + s) * L);
                     kept[s] = is_y ? load_edge(saved + b * L, shape.hidden - b * L)
                                    : load(saved + (b * Cell::kSaved + s) * L);
+                }
                 if constexpr (Cell::kHasC) {
                     dc_b = load(dc + p * unit_ld + b * L);
                     c_b = load(before + b * c_stride);
