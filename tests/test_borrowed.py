@@ -129,6 +129,43 @@ def test_the_bits_of_a_pack_on_two_threads(cell, schedule, dtype, rng, native):
     assert native.last_schedule() == schedule
 
 
+SPECIAL = {"ordinary": None, "signs": None, "infinite": np.inf, "nan": np.nan}
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+@pytest.mark.parametrize("sizes", [*SIZES, (2, 100)], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_bits_of_a_pack_without_a_state(cell, sizes, special, dtype, rng):
+    """R times zeros is -0 where all of a row is negative, and NaN where it is not finite."""
+    pair = Pair(cell, *sizes, dtype, rng)
+    for own in pair.weights:
+        rows = own.weight_hh
+        if special == "signs":  # which show where nothing else is added
+            own.bias_ih[...] = own.bias_hh[...] = -0.0
+            rows[...] = np.abs(rows) * np.where(rng.random((len(rows), 1)) < 0.5, -1, 1)
+        elif special != "ordinary":
+            rows[rng.integers(len(rows)), rng.integers(rows.shape[1])] = SPECIAL[special]
+    packed = pair.stack(pair.backend.pack)
+    x = -np.zeros((1, FEW, sizes[0]), dtype) if special == "signs" else pair.inputs_of(FEW)[0]
+    results = []
+    for stack in (packed, pair.borrowed):
+        output, last = stack.infer(x, None)
+        results.append([output, *parts(last)])
+    for want, got in zip(*results, strict=True):
+        np.testing.assert_array_equal(got, want)
+        if special in ("ordinary", "signs"):
+            assert_same_bits(got, want)
+
+
+def test_the_bits_of_a_pack_without_a_state_on_two_threads(dtype, rng, native):
+    rnnfast.set_num_threads(2)
+    native.force_schedule("units")
+    pair = Pair("lstm", 16, 130, dtype, rng)
+    x, _ = pair.inputs_of(FEW)
+    assert_same_bits(pair.borrowed.infer(x, None)[0], pair.packed.infer(x, None)[0])
+    assert native.last_schedule() == "units"
+
+
 def most_rows(pair):
     """As many as the borrowed stack takes."""
     for batch in range(1, 100):

@@ -32,6 +32,11 @@ struct Matrix {
     const T* rows_of(int gate, ptrdiff_t b) const {
         return base + (gate_of(gate) * units + b * kLanes<T>)*ks;
     }
+    // Those of a column of a panel.
+    const T* rows_at(ptrdiff_t column) const {
+        return rows_of(int(column % gates), column / gates);
+    }
+    ptrdiff_t bytes() const { return gates * units * ks * ptrdiff_t(sizeof(T)); }
 };
 
 // L rows of L elements, `stride` apart.
@@ -74,37 +79,113 @@ RNNFAST_INLINE void multiply_vector(const T* a, ptrdiff_t ld, Vec<T> right, Vec<
     for (int m = 0; m < M; ++m) acc[m] = fma(broadcast(a[m * ld]), right, acc[m]);
 }
 
-// sums (M, width vectors) += a (M, K) times the columns of b from vector `column` on. One vector after
-// the other: its rows follow on one another in memory, which is then read in order, and one row of a
-// takes the 64 cycles of its chain for what a core reads from L3 in about as many.
-template <int M, class T>
-RNNFAST_OUTLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b,
-                                      ptrdiff_t column, int width, T* sums) {
-    constexpr ptrdiff_t L = kLanes<T>;
-    for (int v = 0; v < width; ++v) {
-        const ptrdiff_t block = (column + v) / b.gates;
-        const T* const rows = b.rows_of(int((column + v) % b.gates), block);
-        const ptrdiff_t ks = b.ks, lanes = b.lanes(block);
-        Vec<T> acc[M], columns[L];
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) acc[m] = load(sums + (m * width + v) * L);
-        ptrdiff_t k = 0;
-        for (; k + L <= ks; k += L) {
-            load_columns<T>({rows + k, ks}, lanes, L, columns);
-#pragma GCC unroll 16
-            for (ptrdiff_t i = 0; i < L; ++i) multiply_vector(a + k + i, ld, columns[i], acc);
+// Where N columns of a matrix are, which follow on one another, for a product: as rows in memory.
+template <int N, class T>
+struct FewColumns {
+    const T* rows[N];
+    ptrdiff_t lanes[N];
+    const char* next;  // the rows that are read after them
+
+    RNNFAST_INLINE FewColumns(const Matrix<T>& b, ptrdiff_t column) {
+#pragma GCC unroll 2
+        for (int v = 0; v < N; ++v) {
+            rows[v] = b.rows_at(column + v);
+            lanes[v] = b.lanes((column + v) / b.gates);
         }
+        const bool is_last = column + N >= b.blocks() * b.gates;
+        next = reinterpret_cast<const char*>(b.rows_at(is_last ? column : column + N));
+    }
+};
+
+// sums (M, N vectors), rows `width` vectors apart, += a (M, K) times N columns of b from `column` on. With
+// kFetch, what comes after them is fetched, in order.
+template <int M, int N, bool kFetch, class T>
+RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b,
+                                          ptrdiff_t column, int width, T* sums) {
+    constexpr ptrdiff_t L = kLanes<T>, kLine = 64;
+    FewColumns<N, T> of(b, column);
+    const ptrdiff_t ks = b.ks;
+    Vec<T> acc[N][M], columns[L];
+#pragma GCC unroll 2
+    for (int v = 0; v < N; ++v)
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) acc[v][m] = load(sums + (m * width + v) * L);
+    ptrdiff_t k = 0;
+    for (; k + L <= ks; k += L) {
+        if constexpr (kFetch)
+#pragma GCC unroll 16
+            for (ptrdiff_t i = 0; i < L * kVectorBytes; i += kLine, of.next += kLine)
+                __builtin_prefetch(of.next, 0, 2);  // to L2
+#pragma GCC unroll 2
+        for (int v = 0; v < N; ++v) {
+            load_columns<T>({of.rows[v] + k, ks}, of.lanes[v], L, columns);
+#pragma GCC unroll 16
+            for (ptrdiff_t i = 0; i < L; ++i) multiply_vector(a + k + i, ld, columns[i], acc[v]);
+        }
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) {
         if (k < ks) {
-            load_columns<T>({rows + k, ks}, lanes, ks - k, columns);
+            load_columns<T>({of.rows[v] + k, ks}, of.lanes[v], ks - k, columns);
             alignas(kVectorBytes) T right[L * L];
 #pragma GCC unroll 16
             for (ptrdiff_t i = 0; i < L; ++i) store(right + i * L, columns[i]);
             for (ptrdiff_t i = 0; k + i < ks; ++i)
-                multiply_vector(a + k + i, ld, load(right + i * L), acc);
+                multiply_vector(a + k + i, ld, load(right + i * L), acc[v]);
         }
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) store(sums + (m * width + v) * L, acc[m]);
+        for (int m = 0; m < M; ++m) store(sums + (m * width + v) * L, acc[v][m]);
     }
+}
+
+// sums (M, width vectors) += a (M, K) times the columns of b from vector `column` on. One after the other:
+// the rows of each follow on one another in memory, which is then read in order. Of one row of a, whose sum
+// is a single chain of `fma`s, two at a time where L1 holds their rows. Of a matrix that is in memory, what
+// comes next is fetched, but for one row of a, which takes no longer than that.
+template <int M, class T>
+RNNFAST_INLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b,
+                                     ptrdiff_t column, int width, T* sums) {
+    constexpr ptrdiff_t kInMemory = ptrdiff_t(8) << 20, kInL1 = 32768;
+    constexpr int kPair = M == 1 ? 2 : 1;
+    const bool in_pairs = kPair * kVectorBytes * b.ks <= kInL1, fetch = b.bytes() >= kInMemory;
+    for (int v = 0; v < width;) {
+        T* const to = sums + v * kLanes<T>;
+        if (in_pairs && v + kPair <= width)
+            multiply_few_columns<M, kPair, false>(a, ld, b, column + v, width, to), v += kPair;
+        else if (M == 1 || !fetch)
+            multiply_few_columns<M, 1, false>(a, ld, b, column + v++, width, to);
+        else
+            multiply_few_columns<M, 1, M != 1>(a, ld, b, column + v++, width, to);
+    }
+}
+
+// What a row of zeros gives in a column of b, a vector: NaN where an element is not finite, and -0 where all
+// of them are negative. Rows are read in order.
+template <class T>
+RNNFAST_OUTLINE Vec<T> zeros_times(const Matrix<T>& b, ptrdiff_t column) {
+    constexpr ptrdiff_t L = kLanes<T>, kChains = 4;
+    const T* row = b.rows_at(column);
+    const ptrdiff_t lanes = b.lanes(column / b.gates);
+    alignas(kVectorBytes) T sums[L * L] = {};
+    for (ptrdiff_t l = 0; l < lanes; ++l, row += b.ks) {
+        Vec<T> chain[kChains];
+        for (ptrdiff_t i = 0; i < kChains; ++i) chain[i] = -zero<T>();
+        ptrdiff_t k = 0;
+        for (; k + kChains * L <= b.ks; k += kChains * L)
+#pragma GCC unroll 4
+            for (ptrdiff_t i = 0; i < kChains; ++i)
+                chain[i] = fma(load(row + k + i * L), zero<T>(), chain[i]);
+        for (; k + L <= b.ks; k += L) chain[0] = fma(load(row + k), zero<T>(), chain[0]);
+        T rest = -T(0);
+        for (; k < b.ks; ++k) rest += row[k] * T(0);
+        chain[1] += broadcast(rest);
+        store(sums + l * L, (chain[0] + chain[1]) + (chain[2] + chain[3]));
+    }
+    Vec<T> of_lanes[L], sum = -zero<T>();
+    load_transposed(sums, L, of_lanes);
+#pragma GCC unroll 16
+    for (ptrdiff_t i = 0; i < L; ++i) sum += of_lanes[i];
+    return sum;
 }
 
 // sums (M, `count` vectors) += a times the rows of b, columns from vector `column` on. Each run of a,

@@ -33,7 +33,7 @@ protected:
     const ptrdiff_t pre_ld, h_ld, unit_ld, saved_ld;
     const bool x_regular;
     T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
-    T *own_bias_x, *own_bias_h;  // of weights that are not packed
+    T *own_bias_x, *own_bias_h, *own_times_0;  // of weights that are not packed
     const T *bias_x, *bias_h;    // as PackedLayout has them
     LowRoom low;                 // for the left operand of the product at hand
     Prepared prepared{};
@@ -79,6 +79,7 @@ public:
         part = scratch.take(Cell::kTwoProducts && !args.saved ? count * shape.saved_row() : 0);
         own_bias_x = scratch.take(args.packed ? 0 : shape.pre_row());
         own_bias_h = scratch.take(args.packed ? 0 : kApart<Cell> * shape.padded);
+        own_times_0 = scratch.take(args.packed ? 0 : kFirstGates<Cell> * shape.padded);
         bias_x = args.packed ? args.packed + at.bias_x : own_bias_x;
         bias_h = args.packed ? args.packed + at.bias_h : own_bias_h;
         return scratch.end;
@@ -87,7 +88,7 @@ public:
     void run() {
         const bool first = slice.part == 0;
         if (first) start();
-        starts_from_zeros = args.packed && !args.h0;
+        starts_from_zeros = !args.h0;
         slice.meet();
         ptrdiff_t live = count;
         for (ptrdiff_t done = 0; done < plan.steps;) {
@@ -222,6 +223,7 @@ protected:
             static constexpr T kOne = 1;
             Right<T> b = right<kInFirst>(at.r_times_0, weights.r);
             b.k = 1;
+            if (!args.packed) b.base = zeros_times_r(b);
             product<panel_width(kInFirst), kInFirst>(n, Operand<T>{&kOne, 0, 1}, b, first_step);
         } else {
             times<kInFirst>(n, Operand<T>{h, h_ld, shape.width}, at.r, weights.r, first_step);
@@ -232,6 +234,12 @@ protected:
                      SecondStep{this, step_pre, saved, y});
         }
         end_step(n, y);
+    }
+
+    const T* zeros_times_r(const Right<T>& b) {
+        for (ptrdiff_t v = b.begin; v < b.end; ++v)
+            store(own_times_0 + v * L, zeros_times(b.matrix, v));
+        return own_times_0;
     }
 
     static constexpr int kInFirst = kFirstGates<Cell>;  // gates of a step's first product
