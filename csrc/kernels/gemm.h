@@ -248,8 +248,8 @@ RNNFAST_INLINE void each_piece(ptrdiff_t pieces, const Operand<T>& a, const Stor
 template <int kWidth, int kGroup, class T, class Epilogue>
 void deep_product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b,
                   const Epilogue& epilogue) {
-    const bool one_panel = b.end - b.begin <= kWidth;  // which reads the left operand once
-    const ptrdiff_t pieces = one_panel ? 1 : pieces_of_k(a.k(), rows);
+    const bool once = rows == 1 || b.end - b.begin <= kWidth;  // one of both operands is read once
+    const ptrdiff_t pieces = once ? 1 : pieces_of_k(a.k(), rows);
     if (pieces == 1) return product<kWidth, kGroup>(rows, a, b, epilogue);
     each_piece(pieces, a, epilogue, [&](const Operand<T>& left, const Shard& runs, auto store) {
         Right<T> right = b;
