@@ -113,8 +113,7 @@ RNNFAST_OUTLINE void multiply_panel(ptrdiff_t rows, const LowRows& a, const LowP
 
 // Of one row.
 template <int W, class F>
-RNNFAST_OUTLINE void multiply_two_panels(const LowRows& a, const LowPanel& b,
-                                         const LowSums& sums) {
+RNNFAST_OUTLINE void multiply_two_panels(const LowRows& a, const LowPanel& b, const LowSums& sums) {
     F::template multiply<1, W, kPanelsOfRow>(a, 0, b, sums);
 }
 
@@ -153,8 +152,8 @@ ptrdiff_t probe(ptrdiff_t rounds, uint32_t* sums) {
 template <class F>
 constexpr Format format_of() {
     static_assert(4 * tile_rows(4) <= kMostLowRows, "more rows than their sums have room for");
-    Format format{F::kOfWord,       F::kHasUnits, F::kSpeed,       F::kSpeed, 4 * tile_rows(4),
-                  F::kWaits,        pack_columns<F>, encode<F>,    multiply<F>, probe<F>};
+    Format format{F::kOfWord, F::kHasUnits,    F::kSpeed, F::kSpeed,   4 * tile_rows(4),
+                  F::kWaits,  pack_columns<F>, encode<F>, multiply<F>, probe<F>};
     if constexpr (F::kTrains)
         format.trains = true, format.join_rows = F::join_rows, format.outer = outer<F>;
     return format;

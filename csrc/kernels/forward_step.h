@@ -43,8 +43,9 @@ struct ForwardStep {
 
     template <int M, int W>
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
-        if constexpr (M == 1) {
-#pragma GCC unroll 8
+        constexpr int kFew = 4;  // blocks of units
+        if constexpr (M == 1 && W / kGatesHere <= kFew) {
+#pragma GCC unroll 4
             for (int u = 0; u < W / kGatesHere; ++u)
                 units<V>(first, column / kGatesHere + u, &acc[0][u * kGatesHere]);
             return;

@@ -34,7 +34,7 @@ inline ptrdiff_t packed_matrix(const Format* format, ptrdiff_t ks, ptrdiff_t col
 struct LowRight {
     const float* packed;
     LowLayout at;
-    ptrdiff_t begin, end;  // in vectors, as those of Right
+    ptrdiff_t begin, end;    // in vectors, as those of Right
     bool downwards = false;  // as well
 
     LowPanel panel(const Format& format, ptrdiff_t column, int width, int panels) const {
@@ -42,7 +42,10 @@ struct LowRight {
         const float* const words = packed + column * at.words * L;
         const float* const units = packed + at.units + column * L;
         const float* const starts = packed + at.starts + column * L;
-        return {width, panels, at.words, reinterpret_cast<const unsigned char*>(words),
+        return {width,
+                panels,
+                at.words,
+                reinterpret_cast<const unsigned char*>(words),
                 format.has_units ? units : nullptr,
                 format.has_units ? reinterpret_cast<const uint32_t*>(starts) : nullptr};
     }

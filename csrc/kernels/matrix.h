@@ -97,11 +97,11 @@ struct FewColumns {
     }
 };
 
-// sums (M, N vectors), rows `width` vectors apart, += a (M, K) times N columns of b from `column` on. With
-// kFetch, what comes after them is fetched, in order.
-template <int M, int N, bool kFetch, class T>
+// sums (M, N vectors), rows `width` vectors apart, += a (M, K) times N columns of b from `column` on. If
+// `fetch`, what comes after them is fetched, in order.
+template <int M, int N, class T>
 RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b,
-                                          ptrdiff_t column, int width, T* sums) {
+                                          ptrdiff_t column, int width, bool fetch, T* sums) {
     constexpr ptrdiff_t L = kLanes<T>, kLine = 64;
     FewColumns<N, T> of(b, column);
     const ptrdiff_t ks = b.ks;
@@ -112,7 +112,7 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
         for (int m = 0; m < M; ++m) acc[v][m] = load(sums + (m * width + v) * L);
     ptrdiff_t k = 0;
     for (; k + L <= ks; k += L) {
-        if constexpr (kFetch)
+        if (fetch)
 #pragma GCC unroll 16
             for (ptrdiff_t i = 0; i < L * kVectorBytes; i += kLine, of.next += kLine)
                 __builtin_prefetch(of.next, 0, 2);  // to L2
@@ -143,19 +143,19 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
 // is a single chain of `fma`s, two at a time where L1 holds their rows. Of a matrix that is in memory, what
 // comes next is fetched, but for one row of a, which takes no longer than that.
 template <int M, class T>
-RNNFAST_INLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b,
-                                     ptrdiff_t column, int width, T* sums) {
+RNNFAST_INLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b, ptrdiff_t column,
+                                     int width, T* sums) {
     constexpr ptrdiff_t kInMemory = ptrdiff_t(8) << 20, kInL1 = 32768;
-    constexpr int kPair = M == 1 ? 2 : 1;
-    const bool in_pairs = kPair * kVectorBytes * b.ks <= kInL1, fetch = b.bytes() >= kInMemory;
+    const bool in_pairs = M == 1 && 2 * kVectorBytes * b.ks <= kInL1;
+    const bool fetch = M > 1 && b.bytes() >= kInMemory;
     for (int v = 0; v < width;) {
         T* const to = sums + v * kLanes<T>;
-        if (in_pairs && v + kPair <= width)
-            multiply_few_columns<M, kPair, false>(a, ld, b, column + v, width, to), v += kPair;
-        else if (M == 1 || !fetch)
-            multiply_few_columns<M, 1, false>(a, ld, b, column + v++, width, to);
-        else
-            multiply_few_columns<M, 1, M != 1>(a, ld, b, column + v++, width, to);
+        if constexpr (M == 1)
+            if (in_pairs && v + 2 <= width) {
+                multiply_few_columns<M, 2>(a, ld, b, column + v, width, false, to), v += 2;
+                continue;
+            }
+        multiply_few_columns<M, 1>(a, ld, b, column + v++, width, fetch, to);
     }
 }
 

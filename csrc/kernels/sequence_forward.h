@@ -34,8 +34,8 @@ protected:
     const bool x_regular;
     T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
     T *own_bias_x, *own_bias_h, *own_times_0;  // of weights that are not packed
-    const T *bias_x, *bias_h;    // as PackedLayout has them
-    LowRoom low;                 // for the left operand of the product at hand
+    const T *bias_x, *bias_h;                  // as PackedLayout has them
+    LowRoom low;                               // for the left operand of the product at hand
     Prepared prepared{};
     bool starts_from_zeros = false;  // which nobody gave; a stream's state is not known
     bool is_other = false;           // of steps, every other one
