@@ -72,14 +72,10 @@ struct Right {
     ptrdiff_t bytes() const { return (end - begin) * k * kVectorBytes + beside; }
     // Whether the caches near the core cannot hold it beside the rest: else fetching early takes room.
     RNNFAST_INLINE bool is_large() const { return bytes() >= ptrdiff_t(512) << 10; }
-    // What tile `number` of a panel fetches of the panel after it: each tile a vector for each of
-    // `taken` k, as long as there are some.
-    RNNFAST_INLINE const T* ahead(ptrdiff_t column, ptrdiff_t width, ptrdiff_t number,
-                                  ptrdiff_t taken) const {
-        const ptrdiff_t next = downwards ? column - width : column + width;
-        if (number >= width || next < begin || next >= end || !is_large())
-            return panel(column, width);
-        return panel(next, width) + number * taken * kLanes<T>;
+    // The panel after one, to be fetched; null: it is the last, or not worth it.
+    const T* next(ptrdiff_t column, ptrdiff_t width) const {
+        const ptrdiff_t at = downwards ? column - width : column + width;
+        return base && at >= begin && at < end && is_large() ? panel(at, width) : nullptr;
     }
 };
 
@@ -111,11 +107,11 @@ RNNFAST_INLINE void cut_rows(ptrdiff_t rows, const Body& body) {
     if (r < rows) run(rows - r);
 }
 
-// One tile: rows first..first+M-1 by P panels of W vectors, which start at vector `column`. `number`:
-// among those of the panel.
+// One tile: rows first..first+M-1 by P panels of W vectors, which start at vector `column`. `ahead`: what is
+// fetched meanwhile; null: nothing.
 template <int M, int W, int P, class T, class Epilogue>
 void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>& b,
-          const Epilogue& epilogue, ptrdiff_t number = 0) {
+          const Epilogue& epilogue, const T* ahead = nullptr) {
     constexpr ptrdiff_t L = kLanes<T>;
     constexpr int kVectors = W * P;
     Vec<T> acc[M][kVectors];
@@ -123,8 +119,7 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>
     const T* left = a.base + first * a.ld;
     if (b.base) {
         const T* panel = b.panel(column, W);
-        const T* ahead = panel;
-        if constexpr (M >= kFetchingRows) ahead = b.ahead(column, W, number, a.k());
+        if (!ahead) ahead = panel;
         for (ptrdiff_t r = 0; r < a.runs; ++r, left += a.stride) {
             multiply<M, W, P>(a.run, left, a.ld, panel, b.k * W * L, ahead, acc);
             panel += a.run * W * L, ahead += a.run * L;
@@ -148,30 +143,32 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>
 template <int kMost, int W, class T, class Epilogue>
 RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a,
                                  const Right<T>& b, const Epilogue& epilogue) {
+    const T* next = b.next(column, W);
+    const T* const end = next + (next ? W * a.k() * kLanes<T> : 0);
     cut_rows<kMost, 2>(rows, [&](ptrdiff_t first, auto m) {
-        const ptrdiff_t number = (first + kMost - 1) / kMost;  // the last two may be lower
-        tile<decltype(m)::value, W, 1>(first, column, a, b, epilogue, number);
+        tile<decltype(m)::value, W, 1>(first, column, a, b, epilogue, next);
+        if (next && (next += a.k() * kLanes<T>) == end) next = nullptr;  // a vector for each k
     });
 }
 
-// body(first vector, Count<vectors of a panel>, Count<panels>) for panels of kWidth vectors, kAtOnce of
-// them as long as there are as many, 1 or 2. Widths are multiples of kGroup.
-template <int kWidth, int kGroup, int kAtOnce, class Columns, class Body>
-RNNFAST_INLINE void cut_columns(const Columns& b, const Body& body) {
-    constexpr int kStep = kWidth * kAtOnce;
-    const ptrdiff_t count = (b.end - b.begin + kStep - 1) / kStep;
+// body(first vector, Count<vectors of a panel>, Count<panels>) for panels of kWidth vectors, `at_once` of
+// them, which is 1 or kMost, or what is left of them. Widths are multiples of kGroup.
+template <int kWidth, int kGroup, int kMost, class Columns, class Body>
+RNNFAST_INLINE void cut_columns(const Columns& b, int at_once, const Body& body) {
+    const ptrdiff_t panels = (b.end - b.begin + kWidth - 1) / kWidth;
+    const ptrdiff_t count = at_once > 1 ? (panels + kMost - 1) / kMost : panels;
     for (ptrdiff_t i = 0; i < count; ++i) {
-        ptrdiff_t column = b.begin + (b.downwards ? count - 1 - i : i) * kStep;
-        ptrdiff_t width = b.end - column;
-        if (width >= kStep) {
-            body(column, Count<kWidth>(), Count<kAtOnce>());
-            continue;
-        }
-        if constexpr (kAtOnce > 1)
-            if (width >= kWidth) {
-                body(column, Count<kWidth>(), Count<1>());
-                column += kWidth, width -= kWidth;
+        ptrdiff_t column = b.begin + (b.downwards ? count - 1 - i : i) * at_once * kWidth;
+        ptrdiff_t width = smaller<ptrdiff_t>(b.end - column, at_once * kWidth);
+        if constexpr (kMost > 1)
+            if (width == kMost * kWidth) {
+                body(column, Count<kWidth>(), Count<kMost>());
+                continue;
             }
+        if (width >= kWidth) {
+            body(column, Count<kWidth>(), Count<1>());
+            column += kWidth, width -= kWidth;
+        }
         if constexpr (kWidth > 3 && 3 % kGroup == 0)
             if (width == 3) body(column, Count<3>(), Count<1>());
         if constexpr (kWidth > 2 && 2 % kGroup == 0)
@@ -187,25 +184,24 @@ RNNFAST_INLINE void cut_columns(const Columns& b, const Body& body) {
 constexpr int kPanelsOfRow = 2;
 constexpr ptrdiff_t kFmaWaits = 4;  // on most processors
 
-// `bytes`: of all panels, of `ks` rows.
+// How many; `bytes`: of all panels, of `ks` rows.
 template <int kWidth>
-RNNFAST_INLINE bool in_pairs(ptrdiff_t bytes, ptrdiff_t ks, ptrdiff_t waits = kFmaWaits) {
+RNNFAST_INLINE int panels_of_row(ptrdiff_t bytes, ptrdiff_t ks, ptrdiff_t waits = kFmaWaits) {
     constexpr ptrdiff_t kOfL2 = 64, kMostOfL1 = 32768, kNearL1 = 81920;
     constexpr ptrdiff_t kRow = kWidth * kVectorBytes;
-    return kRow < kOfL2 * waits || (kPanelsOfRow * kRow * ks <= kMostOfL1 && bytes <= kNearL1);
+    const bool in_l1 = kPanelsOfRow * kRow * ks <= kMostOfL1 && bytes <= kNearL1;
+    return kRow < kOfL2 * waits || in_l1 ? kPanelsOfRow : 1;
 }
 
 // A product of one row, with its tiles inlined: a step of few units takes no longer than a few calls.
 template <int kWidth, int kGroup, class T, class Epilogue>
 __attribute__((flatten)) void product_of_row(const Operand<T>& a, const Right<T>& b,
                                              const Epilogue& epilogue) {
-    const auto body = [&](ptrdiff_t column, auto w, auto panels) {
-        tile<1, decltype(w)::value, decltype(panels)::value>(0, column, a, b, epilogue);
-    };
-    if (in_pairs<kWidth>(b.bytes(), b.k))
-        cut_columns<kWidth, kGroup, kPanelsOfRow>(b, body);
-    else
-        cut_columns<kWidth, kGroup, 1>(b, body);
+    const int at_once = panels_of_row<kWidth>(b.bytes(), b.k);
+    cut_columns<kWidth, kGroup, kPanelsOfRow>(
+        b, at_once, [&](ptrdiff_t column, auto w, auto panels) {
+            tile<1, decltype(w)::value, decltype(panels)::value>(0, column, a, b, epilogue);
+        });
 }
 
 // A (rows, K) times panels of kWidth vectors. `epilogue.start` fills a tile's accumulators and
@@ -214,7 +210,7 @@ template <int kWidth, int kGroup, class T, class Epilogue>
 void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilogue& epilogue) {
     if (rows == 1) return product_of_row<kWidth, kGroup>(a, b, epilogue);
     if (rows > 1)
-        cut_columns<kWidth, kGroup, 1>(b, [&](ptrdiff_t column, auto w, auto) {
+        cut_columns<kWidth, kGroup, 1>(b, 1, [&](ptrdiff_t column, auto w, auto) {
             tile_column<tile_rows(kWidth), decltype(w)::value>(rows, column, a, b, epilogue);
         });
 }

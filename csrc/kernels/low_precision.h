@@ -155,19 +155,17 @@ inline LowRows encode_rows(const Format& format, ptrdiff_t rows, const Operand<f
 template <int kWidth, int kGroup, class Epilogue>
 void low_product(const Format& format, ptrdiff_t rows, const LowRows& a, const LowRight& b,
                  const Epilogue& epilogue) {
-    const auto run = [&](const Shard& some) {
-        return [&, some](ptrdiff_t column, auto w, auto panels) {
-            constexpr int W = decltype(w)::value, P = decltype(panels)::value;
-            low_column<W * P>(format, some, column, a, b.panel(format, column, W, P), epilogue);
-        };
-    };
     const ptrdiff_t bytes = (b.end - b.begin) * b.at.words * kVectorBytes;
-    if (rows == 1 && in_pairs<kWidth>(bytes, b.at.words, format.waits))
-        return cut_columns<kWidth, kGroup, kPanelsOfRow>(b, run({0, 1}));
+    const int at_once = rows == 1 ? panels_of_row<kWidth>(bytes, b.at.words, format.waits) : 1;
     ptrdiff_t end = rows;
     if (format.leave && rows > format.rows) end -= rows % format.rows;
     for (ptrdiff_t begin = 0; begin < rows; begin = end, end = rows)
-        cut_columns<kWidth, kGroup, 1>(b, run({begin, end}));
+        cut_columns<kWidth, kGroup, kPanelsOfRow>(
+            b, at_once, [&](ptrdiff_t column, auto w, auto panels) {
+                constexpr int W = decltype(w)::value, P = decltype(panels)::value;
+                low_column<W * P>(format, {begin, end}, column, a, b.panel(format, column, W, P),
+                                  epilogue);
+            });
 }
 
 }  // namespace
