@@ -52,12 +52,8 @@ struct ForwardStep {
         }
         // Through L1 to one function for all tiles: with the equations in each the code is six times
         // larger.
-        alignas(kVectorBytes) T sums[M * W * L];
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-            for (int v = 0; v < W; ++v) store(sums + (m * W + v) * L, acc[m][v]);
-        finish_rows<W>(first, M, column, sums);
+        const TileSums<T, M, W> tile(acc);
+        finish_rows<W>(first, M, column, tile.sums);
     }
 
     // Equations of n rows from their sums, (n, W vectors).
@@ -145,13 +141,19 @@ struct Projected {
     }
     template <int M, int W>
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
-        StoreRows<T, false>{pass->h_next, pass->h_ld}.finish(first, column, acc);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-            for (int v = 0; v < W; ++v) {
-                const ptrdiff_t from = (column + v) * kLanes<T>;
-                store_edge(pass->y_row(first + m, y) + from, acc[m][v], pass->shape.width - from);
+        const TileSums<T, M, W> tile(acc);
+        give<W>(first, M, column, tile.sums);
+    }
+
+    // Sums of n rows to the next step and the caller.
+    template <int W>
+    RNNFAST_OUTLINE void give(ptrdiff_t first, ptrdiff_t n, ptrdiff_t column, const T* sums) const {
+        constexpr ptrdiff_t L = kLanes<T>;
+        for (ptrdiff_t p = first; p < first + n; ++p)
+            for (ptrdiff_t from = column * L; from < (column + W) * L; from += L, sums += L) {
+                const Vec<T> sum = load(sums);
+                store(pass->h_next + p * pass->h_ld + from, sum);
+                store_edge(pass->y_row(p, y) + from, sum, pass->shape.width - from);
             }
     }
 };
