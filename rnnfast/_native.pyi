@@ -297,7 +297,10 @@ def last_schedule() -> str:
 def activation(
     name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /, rounds: int = 1
 ) -> None:
-    """The kernels' own sigmoid or tanh of a contiguous 1-D array, for tests of its accuracy."""
+    """The kernels' own sigmoid or tanh of a contiguous 1-D array, for tests of its accuracy.
+
+    `rounds` times over, for the benchmark.
+    """
 
 def probe_fma(dtype: str, rounds: int, /) -> int:
     """Does multiplications and additions in registers for `rounds`, and tells how many."""

@@ -19,7 +19,8 @@ import rnnfast
 from rnnfast import functional
 from rnnfast._cells import CELLS, Sizes, weight_shapes
 
-HIDDEN_SIZES = (5, 16, 33, 64)  # below, at, off and at a multiple of every vector width
+# Below, at, off and at a multiple of every vector width; several panels, the last of them narrow.
+HIDDEN_SIZES = (5, 16, 33, 64, 150)
 INPUT = 33
 BATCH = 64
 BATCH_SIZES = (1, 2, 7, BATCH)

@@ -26,7 +26,7 @@ from rnnfast._low_precision import FORMATS
 
 F = np.float32
 # I and H below, at and off multiples of the vector width; odd, and no multiple of 4.
-SIZES = [(4, 5), (1, 16), (17, 33), (0, 7), (35, 70)]
+SIZES = [(4, 5), (1, 16), (17, 33), (0, 7), (35, 70), (35, 150)]
 # Of these a step rounds numbers that it has computed, which an error of 1e-7 may take elsewhere.
 ROUNDED_WITHIN = ("lstm_projected", "gru_reset_before")
 

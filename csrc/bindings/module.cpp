@@ -77,8 +77,8 @@ std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::a
                          std::string(py::str(weight_ih.dtype())));
 }
 
-// y = f(x) by the kernels' own sigmoid and tanh, for the tests of their accuracy; `rounds` times over, for
-// the benchmark.
+// y = f(x) by the kernels' own sigmoid and tanh, for the tests of their accuracy; `rounds` times over,
+// for the benchmark.
 template <class T>
 void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>& y,
                 ptrdiff_t rounds) {

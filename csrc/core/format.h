@@ -43,8 +43,8 @@ struct LowRows {
     }
 };
 
-// Panels of the right operand that follow on one another, `panels` of `width` vectors each: 2 for one row,
-// else 1.
+// Panels of the right operand that follow on one another, `panels` of `width` vectors each: 1, or for one
+// row 2.
 struct LowPanel {
     int width, panels;
     ptrdiff_t words;  // of a column

@@ -38,8 +38,8 @@ struct Columns {
     static ptrdiff_t stride_for(ptrdiff_t rows) { return (rows | 1) * kLanes<T>; }
 };
 
-// What a row is read from is fetched so far ahead: rows of few elements are read in order, but a few at a
-// time, too few for the processor to see it.
+// What a row is read from is fetched so far ahead: rows of few elements are read in order, but a few
+// at a time, too few for the processor to see it.
 constexpr ptrdiff_t kFetchedBytes = 4096;
 
 template <class T>
@@ -54,7 +54,7 @@ RNNFAST_INLINE void put_row(const Columns<T>& to, ptrdiff_t row, const T* from, 
                             const Shard& of_vectors) {
     constexpr ptrdiff_t L = kLanes<T>;
     for (ptrdiff_t v = of_vectors.begin; v < of_vectors.end; ++v) {
-        fetch_ahead(from + v * L);
+        if (from) fetch_ahead(from + v * L);
         store(to.at(row, v), from ? load_edge(from + v * L, n - v * L) : zero<T>());
     }
 }

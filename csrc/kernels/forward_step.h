@@ -142,12 +142,13 @@ struct Projected {
     template <int M, int W>
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
         const TileSums<T, M, W> tile(acc);
-        give<W>(first, M, column, tile.sums);
+        finish_rows<W>(first, M, column, tile.sums);
     }
 
     // Sums of n rows to the next step and the caller.
     template <int W>
-    RNNFAST_OUTLINE void give(ptrdiff_t first, ptrdiff_t n, ptrdiff_t column, const T* sums) const {
+    RNNFAST_OUTLINE void finish_rows(ptrdiff_t first, ptrdiff_t n, ptrdiff_t column,
+                                     const T* sums) const {
         constexpr ptrdiff_t L = kLanes<T>;
         for (ptrdiff_t p = first; p < first + n; ++p)
             for (ptrdiff_t from = column * L; from < (column + W) * L; from += L, sums += L) {

@@ -28,8 +28,8 @@ struct Operand {
 // the time.
 constexpr int kFetchingRows = 3;
 
-// acc[m][v] += sum over k of a[m*ld + k] * b[k][v], for P panels of W vectors, each `apart` from the one
-// before. A vector at `ahead` is fetched for each k.
+// acc[m][v] += sum over k of a[m*ld + k] * b[k][v], for P panels of W vectors, each `apart` from the
+// one before. A vector at `ahead` is fetched for each k.
 template <int M, int W, int P, class T>
 RNNFAST_INLINE void multiply(ptrdiff_t k, const T* a, ptrdiff_t ld, const T* b, ptrdiff_t apart,
                              const T* ahead, Vec<T> (&acc)[M][W * P]) {
@@ -61,8 +61,8 @@ struct Right {
     ptrdiff_t k;
     ptrdiff_t begin, end;  // in vectors: from the first of a panel to the end of one
     Matrix<T> matrix;
-    // The last panel first, as in every other step: it then finds what the one before it read last, while a
-    // cache still has that.
+    // The last panel first, as in every other step: it then finds what the one before it read last,
+    // while a cache still has that.
     bool downwards = false;
     ptrdiff_t beside = 0;  // bytes of weights that are read in turn with these
     ptrdiff_t first = 0;   // the k of a panel where the left operand's begin
@@ -73,10 +73,12 @@ struct Right {
     ptrdiff_t bytes() const { return (end - begin) * k * kVectorBytes + beside; }
     // Whether the caches near the core cannot hold it beside the rest: else fetching early takes room.
     RNNFAST_INLINE bool is_large() const { return bytes() >= ptrdiff_t(512) << 10; }
-    // The panel after one, to be fetched; null: it is the last, or not worth it.
-    const T* next(ptrdiff_t column, ptrdiff_t width) const {
-        const ptrdiff_t at = downwards ? column - width : column + width;
-        return base && at >= begin && at < end && is_large() ? panel(at, width) : nullptr;
+    // The panel after one, to be fetched, of `most` vectors but for the last; null: there is none, or it
+    // is not worth it.
+    const T* next(ptrdiff_t column, ptrdiff_t width, ptrdiff_t most) const {
+        const ptrdiff_t at = downwards ? column - most : column + width;
+        if (!base || at < begin || at >= end || !is_large()) return nullptr;
+        return panel(at, smaller(most, end - at));
     }
 };
 
@@ -95,7 +97,8 @@ RNNFAST_INLINE void count_of(ptrdiff_t rows, const Body& body) {
 }
 
 // body(first row, their Count) for tiles as high as registers allow, and the last two of about the
-// same height: a tile of one or two rows takes as long as one of three. There are kLeast rows, 1 or 2.
+// same height: a tile of one or two rows takes as long as one of three. There are at least kLeast
+// rows, 1 or 2.
 template <int kMost, int kLeast = 1, class Body>
 RNNFAST_INLINE void cut_rows(ptrdiff_t rows, const Body& body) {
     ptrdiff_t r = 0;
@@ -108,8 +111,8 @@ RNNFAST_INLINE void cut_rows(ptrdiff_t rows, const Body& body) {
     if (r < rows) run(rows - r);
 }
 
-// One tile: rows first..first+M-1 by P panels of W vectors, which start at vector `column`. `ahead`: what is
-// fetched meanwhile; null: nothing.
+// One tile: rows first..first+M-1 by P panels of W vectors, which start at vector `column`. `ahead`:
+// what is fetched meanwhile; null: nothing.
 template <int M, int W, int P, class T, class Epilogue>
 void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>& b,
           const Epilogue& epilogue, const T* ahead = nullptr) {
@@ -126,34 +129,28 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>
             panel += a.run * W * L, ahead += a.run * L;
         }
     } else {
-        // A copy: what has an address does not stay in registers.
-        alignas(kVectorBytes) T sums[M * kVectors * L];
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) store(sums + (m * kVectors + v) * L, acc[m][v]);
-        multiply_columns<M>(left, a.ld, b.matrix, column, kVectors, sums);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-            for (int v = 0; v < kVectors; ++v) acc[m][v] = load(sums + (m * kVectors + v) * L);
+        TileSums<T, M, kVectors> copy(acc);  // what has an address does not stay in registers
+        multiply_columns<M>(left, a.ld, b.matrix, column, kVectors, copy.sums);
+        copy.load_into(acc);
     }
     epilogue.finish(first, column, acc);
 }
 
-template <int kMost, int W, class T, class Epilogue>
+// Of panels that have kWidth vectors, one of W.
+template <int kWidth, int W, class T, class Epilogue>
 RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a,
                                  const Right<T>& b, const Epilogue& epilogue) {
-    const T* next = b.next(column, W);
-    const T* const end = next + (next ? W * a.k() * kLanes<T> : 0);
-    cut_rows<kMost, 2>(rows, [&](ptrdiff_t first, auto m) {
+    const T* next = b.next(column, W, kWidth);
+    const ptrdiff_t fetched = a.k() * kLanes<T>;  // by each tile: a vector for each k
+    const T* const end = next ? next + W * fetched : nullptr;
+    cut_rows<tile_rows(kWidth), 2>(rows, [&](ptrdiff_t first, auto m) {
         tile<decltype(m)::value, W, 1>(first, column, a, b, epilogue, next);
-        if (next && (next += a.k() * kLanes<T>) == end) next = nullptr;  // a vector for each k
+        if (next && (next += fetched) == end) next = nullptr;
     });
 }
 
-// body(first vector, Count<vectors of a panel>, Count<panels>) for panels of kWidth vectors, `at_once` of
-// them, which is 1 or kMost, or what is left of them. Widths are multiples of kGroup.
+// body(first vector, Count<vectors of a panel>, Count<panels>) for panels of kWidth vectors, `at_once`
+// of them, which is 1 or kMost, or what is left of them. Widths are multiples of kGroup.
 template <int kWidth, int kGroup, int kMost, class Columns, class Body>
 RNNFAST_INLINE void cut_columns(const Columns& b, int at_once, const Body& body) {
     const ptrdiff_t panels = (b.end - b.begin + kWidth - 1) / kWidth;
@@ -179,9 +176,9 @@ RNNFAST_INLINE void cut_columns(const Columns& b, int at_once, const Body& body)
     }
 }
 
-// Panels that one row takes at a time, where one alone has too few sums: an `fma` waits some cycles for
-// the one before it in its sum, in which no more than a row of a panel is read. L2 gives 64 bytes a
-// cycle, and of two places at a time less than of one; L1 gives twice as many, of any two.
+// Panels that one row takes at a time, where one alone has too few sums: an `fma` waits some cycles
+// for the one before it in its sum, in which no more than a row of a panel is read. L2 gives 64 bytes
+// a cycle, and of two places at a time less than of one; L1 gives twice as many, of any two.
 constexpr int kPanelsOfRow = 2;
 constexpr ptrdiff_t kFmaWaits = 4;  // on most processors
 
@@ -212,7 +209,7 @@ void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilo
     if (rows == 1) return product_of_row<kWidth, kGroup>(a, b, epilogue);
     if (rows > 1)
         cut_columns<kWidth, kGroup, 1>(b, 1, [&](ptrdiff_t column, auto w, auto) {
-            tile_column<tile_rows(kWidth), decltype(w)::value>(rows, column, a, b, epilogue);
+            tile_column<kWidth, decltype(w)::value>(rows, column, a, b, epilogue);
         });
 }
 

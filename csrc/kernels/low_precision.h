@@ -104,7 +104,8 @@ template <int W, class Epilogue>
 RNNFAST_OUTLINE void low_column(const Format& format, const Shard& rows, ptrdiff_t column,
                                 const LowRows& a, const LowPanel& b, const Epilogue& epilogue) {
     constexpr ptrdiff_t L = kLanes<float>;
-    alignas(kVectorBytes) float sums[kMostLowRows * W * L];
+    constexpr ptrdiff_t kMost = W > panel_width(1) ? 1 : kMostLowRows;  // two panels: of one row
+    alignas(kVectorBytes) float sums[kMost * W * L];
     for (ptrdiff_t first = rows.begin; first < rows.end; first += format.rows) {
         const ptrdiff_t n = smaller(format.rows, rows.end - first);
         LowStart from = starts_at(epilogue, first, column, 0);

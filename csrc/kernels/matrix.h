@@ -79,46 +79,34 @@ RNNFAST_INLINE void multiply_vector(const T* a, ptrdiff_t ld, Vec<T> right, Vec<
     for (int m = 0; m < M; ++m) acc[m] = fma(broadcast(a[m * ld]), right, acc[m]);
 }
 
-// Where N columns of a matrix are, which follow on one another, for a product: as rows in memory.
-template <int N, class T>
-struct FewColumns {
-    const T* rows[N];
-    ptrdiff_t lanes[N];
-    const char* next;  // the rows that are read after them
-
-    RNNFAST_INLINE FewColumns(const Matrix<T>& b, ptrdiff_t column) {
-#pragma GCC unroll 2
-        for (int v = 0; v < N; ++v) {
-            rows[v] = b.rows_at(column + v);
-            lanes[v] = b.lanes((column + v) / b.gates);
-        }
-        const bool is_last = column + N >= b.blocks() * b.gates;
-        next = reinterpret_cast<const char*>(b.rows_at(is_last ? column : column + N));
-    }
-};
-
-// sums (M, N vectors), rows `width` vectors apart, += a (M, K) times N columns of b from `column` on. If
-// `fetch`, what comes after them is fetched, in order.
+// sums (M, N vectors), rows `width` vectors apart, += a (M, K) times N columns of b from `column` on.
+// If `fetch`, what comes after them is fetched, in order.
 template <int M, int N, class T>
 RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b,
                                           ptrdiff_t column, int width, bool fetch, T* sums) {
     constexpr ptrdiff_t L = kLanes<T>, kLine = 64;
-    FewColumns<N, T> of(b, column);
     const ptrdiff_t ks = b.ks;
+    const T* rows[N];
+    ptrdiff_t lanes[N];
     Vec<T> acc[N][M], columns[L];
 #pragma GCC unroll 2
-    for (int v = 0; v < N; ++v)
+    for (int v = 0; v < N; ++v) {
+        rows[v] = b.rows_at(column + v), lanes[v] = b.lanes((column + v) / b.gates);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) acc[v][m] = load(sums + (m * width + v) * L);
+    }
+    const bool is_last = column + N >= b.blocks() * b.gates;
+    const auto* next =
+        reinterpret_cast<const char*>(fetch && !is_last ? b.rows_at(column + N) : rows[0]);
     ptrdiff_t k = 0;
     for (; k + L <= ks; k += L) {
         if (fetch)
 #pragma GCC unroll 16
-            for (ptrdiff_t i = 0; i < L * kVectorBytes; i += kLine, of.next += kLine)
-                __builtin_prefetch(of.next, 0, 2);  // to L2
+            for (ptrdiff_t i = 0; i < L * kVectorBytes; i += kLine, next += kLine)
+                __builtin_prefetch(next, 0, 2);  // to L2
 #pragma GCC unroll 2
         for (int v = 0; v < N; ++v) {
-            load_columns<T>({of.rows[v] + k, ks}, of.lanes[v], L, columns);
+            load_columns<T>({rows[v] + k, ks}, lanes[v], L, columns);
 #pragma GCC unroll 16
             for (ptrdiff_t i = 0; i < L; ++i) multiply_vector(a + k + i, ld, columns[i], acc[v]);
         }
@@ -126,7 +114,7 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
 #pragma GCC unroll 2
     for (int v = 0; v < N; ++v) {
         if (k < ks) {
-            load_columns<T>({of.rows[v] + k, ks}, of.lanes[v], ks - k, columns);
+            load_columns<T>({rows[v] + k, ks}, lanes[v], ks - k, columns);
             alignas(kVectorBytes) T right[L * L];
 #pragma GCC unroll 16
             for (ptrdiff_t i = 0; i < L; ++i) store(right + i * L, columns[i]);
@@ -138,10 +126,10 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
     }
 }
 
-// sums (M, width vectors) += a (M, K) times the columns of b from vector `column` on. One after the other:
-// the rows of each follow on one another in memory, which is then read in order. Of one row of a, whose sum
-// is a single chain of `fma`s, two at a time where L1 holds their rows. Of a matrix that is in memory, what
-// comes next is fetched, but for one row of a, which takes no longer than that.
+// sums (M, width vectors) += a (M, K) times the columns of b from vector `column` on. One after the
+// other: the rows of each follow on one another in memory, which is then read in order. Of one row of
+// a, whose sum is a single chain of `fma`s, two at a time where L1 holds their rows. Of a matrix that
+// is in memory, what comes next is fetched, but for one row of a, which that does not help.
 template <int M, class T>
 RNNFAST_INLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b, ptrdiff_t column,
                                      int width, T* sums) {
@@ -159,8 +147,8 @@ RNNFAST_INLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& 
     }
 }
 
-// What a row of zeros gives in a column of b, a vector: NaN where an element is not finite, and -0 where all
-// of them are negative. Rows are read in order.
+// What a row of zeros gives in a column of b, a vector: NaN where an element is not finite (of several
+// any), and -0 where all of them are negative. Rows are read in order.
 template <class T>
 RNNFAST_OUTLINE Vec<T> zeros_times(const Matrix<T>& b, ptrdiff_t column) {
     constexpr ptrdiff_t L = kLanes<T>, kChains = 4;

@@ -224,8 +224,11 @@ private:
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
-                for (int s = 0; s < Cell::kSaved; ++s)
-                    kept[s] = load(saved_at(t, p) + (b * Cell::kSaved + s) * L);
+                for (int s = 0; s < Cell::kSaved; ++s) {
+                    const T* const saved = saved_at(t, p) + (b * Cell::kSaved + s) * L;
+                    fetch_ahead(saved);
+                    kept[s] = load(saved);
+                }
                 const V dh_b = dh_at(step, p, b);
                 Cell::backward_candidate(kept, load(h_prev.at(row, b)), dh_b, gradient);
                 store(dh + p * h_ld + b * L, dh_b);

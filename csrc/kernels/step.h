@@ -33,11 +33,7 @@ public:
             if (!args.format && apart()) {
                 r.downwards = this->is_other;
                 const Operand<T> h{this->h, this->h_ld, shape.width};
-                const Fused fused{{this, pre, nullptr, args.y}, this};
-                if (count == 1)
-                    product_of_row<kWidth, kGates>(h, r, fused);
-                else
-                    product<kWidth, kGates>(count, h, r, fused);
+                product<kWidth, kGates>(count, h, r, Fused{{this, pre, nullptr, args.y}, this});
                 return this->end_step(count, args.y);
             }
         this->input_product({{0, 1}, count});

@@ -10,7 +10,7 @@ template <class T, int M, int W>
 RNNFAST_INLINE void clear(Vec<T> (&acc)[M][W]) {
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < W; ++v) acc[m][v] = zero<T>();
 }
 
@@ -61,16 +61,24 @@ struct StoreBiased {
     }
 };
 
-// A tile's sums as they lie in L1 between it and a function for all tiles, which keeps the tiles small.
+// A tile's sums as they lie in L1 between it and a function for all tiles, which keeps the tiles
+// small.
 template <class T, int M, int W>
 struct TileSums {
     alignas(kVectorBytes) T sums[M * W * kLanes<T>];
 
+    TileSums() {}
     RNNFAST_INLINE explicit TileSums(const Vec<T> (&acc)[M][W]) {
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
             for (int v = 0; v < W; ++v) store(sums + (m * W + v) * kLanes<T>, acc[m][v]);
+    }
+    RNNFAST_INLINE void load_into(Vec<T> (&acc)[M][W]) const {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+            for (int v = 0; v < W; ++v) acc[m][v] = load(sums + (m * W + v) * kLanes<T>);
     }
 };
 
@@ -100,12 +108,9 @@ struct StoreEdges {
     template <int M, int W>
     RNNFAST_INLINE void start(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
         if constexpr (!kAdd) return clear<T>(acc);
-        alignas(kVectorBytes) T sums[M * W * kLanes<T>];
-        load_edges(at(first, column), ld, M, W, count - column * kLanes<T>, sums);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-            for (int v = 0; v < W; ++v) acc[m][v] = load(sums + (m * W + v) * kLanes<T>);
+        TileSums<T, M, W> tile;
+        load_edges(at(first, column), ld, M, W, count - column * kLanes<T>, tile.sums);
+        tile.load_into(acc);
     }
     template <int M, int W>
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
