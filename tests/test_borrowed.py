@@ -129,6 +129,15 @@ def test_the_bits_of_a_pack_on_two_threads(cell, schedule, dtype, rng, native):
     assert native.last_schedule() == schedule
 
 
+@pytest.mark.parametrize("batch", [1, FEW])
+def test_the_bits_of_a_pack_of_a_matrix_in_memory(batch, rng):
+    """Of 8 MB and more, several rows fetch what comes next."""
+    pair = Pair("rnn_tanh", 5, 1500, "float32", rng)
+    x, state = pair.inputs_of(batch)
+    for given in (state, None):
+        assert_same_bits(pair.borrowed.infer(x, given)[0], pair.packed.infer(x, given)[0])
+
+
 SPECIAL = {"ordinary": None, "signs": None, "infinite": np.inf, "nan": np.nan}
 
 
