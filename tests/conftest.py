@@ -23,6 +23,9 @@ from rnnfast._low_precision import FORMATS
 
 # Processes that tests start import what this one imports, not what lies in the current folder.
 os.environ["PYTHONSAFEPATH"] = "1"
+# Where test processes share the cores, a thread of torch's that spins holds one up for whole time
+# slices: operations of 0.1 ms took 12.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_report_header() -> str:
@@ -109,11 +112,15 @@ def native(keep_backend):
 
 @pytest.fixture
 def keep_threads():
-    """Puts the number of threads back."""
+    """Puts the number of threads back, and that of torch's where it is imported."""
     before, wanted = rnnfast.get_num_threads(), _config._threads
+    torch = sys.modules.get("torch")
+    of_torch = torch.get_num_threads() if torch else 0
     yield
     rnnfast.set_num_threads(before)
     _config._threads = wanted
+    if torch:
+        torch.set_num_threads(of_torch)
 
 
 @pytest.fixture(scope="session")

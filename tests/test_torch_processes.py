@@ -26,15 +26,13 @@ needs_fork = pytest.mark.skipif("fork" not in METHODS, reason="needs fork")
 
 @pytest.fixture
 def threads(keep_threads):
-    """Sets torch's number of threads and ours, and puts them back."""
-    before = torch.get_num_threads()
+    """Sets torch's number of threads and ours, which are put back."""
 
     def choose(of_torch: int, ours: int) -> None:
         torch.set_num_threads(of_torch)
         rnnfast.set_num_threads(ours)
 
-    yield choose
-    torch.set_num_threads(before)
+    return choose
 
 
 @pytest.fixture
