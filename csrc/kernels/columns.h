@@ -38,23 +38,14 @@ struct Columns {
     static ptrdiff_t stride_for(ptrdiff_t rows) { return (rows | 1) * kLanes<T>; }
 };
 
-// What a row is read from is fetched so far ahead: rows of few elements are read in order, but a few
-// at a time, too few for the processor to see it.
-constexpr ptrdiff_t kFetchedBytes = 4096;
-
-template <class T>
-RNNFAST_INLINE void fetch_ahead(const T* p) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + kFetchedBytes);
-}
-
 // n elements of a row from `from`, or zeros where it is null, into vectors of `to`; the rest of the
-// last vector becomes zeros.
+// last vector becomes zeros. `ahead`, a row as long, is fetched; null: there is none.
 template <class T>
 RNNFAST_INLINE void put_row(const Columns<T>& to, ptrdiff_t row, const T* from, ptrdiff_t n,
-                            const Shard& of_vectors) {
+                            const Shard& of_vectors, const T* ahead = nullptr) {
     constexpr ptrdiff_t L = kLanes<T>;
     for (ptrdiff_t v = of_vectors.begin; v < of_vectors.end; ++v) {
-        if (from) fetch_ahead(from + v * L);
+        if (ahead) __builtin_prefetch(ahead + v * L);
         store(to.at(row, v), from ? load_edge(from + v * L, n - v * L) : zero<T>());
     }
 }

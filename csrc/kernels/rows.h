@@ -7,19 +7,23 @@
 namespace rnnfast {
 namespace {
 
-// Copies n elements, or writes zeros where there is no source.
+// Copies n elements, or writes zeros where there is no source. `ahead`, as many elements, is fetched;
+// null: nothing is.
 template <class T>
-RNNFAST_INLINE void copy_or_zero(T* to, const T* from, ptrdiff_t n) {
-    if (from)
-        for (ptrdiff_t i = 0; i < n; ++i) to[i] = from[i];
-    else
-        for (ptrdiff_t i = 0; i < n; ++i) to[i] = T(0);
+RNNFAST_OUTLINE void copy_or_zero(T* to, const T* from, ptrdiff_t n, const T* ahead = nullptr) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    ptrdiff_t i = 0;
+    for (; i + L <= n; i += L) {
+        if (ahead) __builtin_prefetch(ahead + i);
+        store(to + i, from ? load(from + i) : zero<T>());
+    }
+    if (i < n) store_part(to + i, from ? load_part(from + i, n - i) : zero<T>(), n - i);
 }
 
 // Copies n elements, if there is somewhere to copy them to.
 template <class T>
 RNNFAST_INLINE void copy_if_wanted(T* to, const T* from, ptrdiff_t n) {
-    for (ptrdiff_t i = 0; to && i < n; ++i) to[i] = from[i];
+    if (to) copy_or_zero(to, from, n);
 }
 
 // As copy_or_zero, followed by zeros up to `padded` elements.
@@ -40,6 +44,41 @@ template <class T>
 RNNFAST_INLINE void zero_vectors(T* row, const Shard& of_vectors) {
     for (ptrdiff_t v = of_vectors.begin; v < of_vectors.end; ++v)
         store(row + v * kLanes<T>, zero<T>());
+}
+
+// A row of the caller's arrays.
+struct Row {
+    ptrdiff_t t, place;
+};
+
+// The places of a shard that have step t, in turn. After it comes step `next`.
+struct StepRows {
+    ptrdiff_t t, next, rows, next_rows, place, stride;
+
+    ptrdiff_t place_of(ptrdiff_t i) const { return place + i * stride; }
+    Row at(ptrdiff_t i) const { return {t, place_of(i)}; }
+    // The one that comes so many after row i, or row i where the next step has no more.
+    Row after(ptrdiff_t i, ptrdiff_t count) const {
+        const ptrdiff_t j = i + count;
+        if (j < rows) return at(j);
+        if (j - rows < next_rows) return {next, place_of(j - rows)};
+        return at(i);
+    }
+};
+
+inline StepRows rows_of_step(const Plan& plan, const Shard& shard, ptrdiff_t t, ptrdiff_t next) {
+    const ptrdiff_t then = next < 0 || next >= plan.steps ? 0 : shard.clip(plan.rows(next));
+    return {t, next, shard.clip(plan.rows(t)), then, shard.begin, shard.step};
+}
+
+// Where what rows are read from is more than stays near the core, they are fetched so far ahead, in the
+// order in which they are read: the processor itself stops where a row ends, and they may lie in any.
+constexpr ptrdiff_t kFetchedBytes = 4096, kNearBytes = 524288;
+
+// Those are so many rows of n elements.
+template <class T>
+constexpr ptrdiff_t rows_ahead(ptrdiff_t n) {
+    return 1 + kFetchedBytes / (1 + n * ptrdiff_t(sizeof(T)));
 }
 
 // Whether the chunk's rows of a (T, B, n) array lie one stride apart: no row is out of order, none

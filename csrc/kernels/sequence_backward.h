@@ -27,10 +27,17 @@ class BackwardPass : public BackwardProducts<Cell, T> {
     using Products::at, Products::weights, Products::transposed_at, Products::times;
     using Products::chunk_row, Products::dx_of;
 
+    const ptrdiff_t h_ahead, x_ahead, saved_ahead;  // so many rows later lies what is fetched,
+    const bool fetches;                             // if anything is
+
 public:
     BackwardPass(const ForwardArgs<T>& a, const BackwardArgs<T>& g, const Plan& p, ptrdiff_t rows,
                  T* scratch)
-        : Products(a, g, p, rows, scratch) {}
+        : Products(a, g, p, rows, scratch),
+          h_ahead(rows_ahead<T>(shape.width)),
+          x_ahead(rows_ahead<T>(shape.input)),
+          saved_ahead(rows_ahead<T>(shape.saved_row())),
+          fetches(p.start(p.steps) * shape.width * ptrdiff_t(sizeof(T)) >= kNearBytes) {}
 
     using Memory::place;
 
@@ -66,11 +73,10 @@ public:
         const Units units = units_of(slice);
         for (ptrdiff_t i = 0; i < chunk.end - chunk.begin; ++i) {
             const ptrdiff_t t = plan.reverse ? chunk.begin + i : chunk.end - 1 - i;
-            const ptrdiff_t n = slice.rows.clip(plan.rows(t));
-            const ptrdiff_t first = slice.rows.begin;
             const T* const dy =
                 grads.dy ? grads.dy + plan.offset(t, grads.dy_step, grads.dy_row) : nullptr;
-            const Step step{t, chunk_row(t, chunk) + first, first, n, slice.rows.step, dy};
+            const Step step{rows_of_step(plan, slice.rows, t, plan.previous(t)),
+                            chunk_row(t, chunk) + slice.rows.begin, dy};
             if (grads.left) {
                 gather_left(step, units);
                 continue;
@@ -101,18 +107,12 @@ private:
 
     // Copies what a step's rows of the chunk need from the caller: x, and h before the step.
     void gather(const Step& step, const Units& units) {
-        const ptrdiff_t before = plan.rows_before(step.t), previous = plan.previous(step.t);
-        const T* const y =
-            before ? args.y + plan.offset(previous, args.y_step, args.y_row) : nullptr;
-        const T* const from_x = args.x + plan.offset(step.t, args.x_step, args.x_row);
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
-            const ptrdiff_t p = step.place_of(i), row = plan.row(p);
-            const T* from = row_of(args.h0, row, shape.width);
-            if (p < before) from = y + row * args.y_row;
-            if (is_reset(step.t, p)) from = nullptr;
-            put_row(h_prev, step.row_of(i), from, shape.width, units.h);
+            put_row(h_prev, step.row_of(i), h_before(step.at(i)), shape.width, units.h,
+                    fetches ? h_before(step.after(i, h_ahead)) : nullptr);
             if (grads.weights.weight_ih)
-                put_row(x, step.row_of(i), from_x + row * args.x_row, shape.input, units.x);
+                put_row(x, step.row_of(i), x_at(step.at(i)), shape.input, units.x,
+                        fetches ? x_at(step.after(i, x_ahead)) : nullptr);
         }
     }
 
@@ -139,16 +139,28 @@ private:
         const V later = load(dh + p * h_ld + b * L);
         if (!step.dy) return later;
         const T* dy = step.dy + plan.row(p) * grads.dy_row;
-        fetch_ahead(dy + b * L);
         return later + load_edge(dy + b * L, shape.width - b * L);
     }
 
-    const T* saved_at(ptrdiff_t t, ptrdiff_t p) const {
-        return args.saved + (plan.start(t) + p) * shape.saved_row();
+    const T* saved_at(const Row& r) const {
+        return args.saved + (plan.start(r.t) + r.place) * shape.saved_row();
     }
 
-    const T* y_at(ptrdiff_t t, ptrdiff_t p) const {
-        return args.y + plan.offset(t, args.y_step, args.y_row) + plan.row(p) * args.y_row;
+    const T* y_at(const Row& r) const {
+        return args.y + plan.offset(r.t, args.y_step, args.y_row) + plan.row(r.place) * args.y_row;
+    }
+    const T* x_at(const Row& r) const {
+        return args.x + plan.offset(r.t, args.x_step, args.x_row) + plan.row(r.place) * args.x_row;
+    }
+    const T* dy_at(const Row& r) const {
+        return grads.dy + plan.offset(r.t, grads.dy_step, grads.dy_row) +
+               plan.row(r.place) * grads.dy_row;
+    }
+    // h before a step; null: zeros.
+    const T* h_before(const Row& r) const {
+        if (is_reset(r.t, r.place)) return nullptr;
+        if (r.place < plan.rows_before(r.t)) return y_at({plan.previous(r.t), r.place});
+        return row_of(args.h0, plan.row(r.place), shape.width);
     }
 
     // Zeros in the lanes that are no units: there they could be NaN, and weights of zero keep NaN.
@@ -181,21 +193,25 @@ private:
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
             const bool is_y = Cell::kSavesY && !args.saved;
-            const T* const saved = is_y ? y_at(t, p) : saved_at(t, p);
+            const T* const saved = is_y ? y_at({t, p}) : saved_at({t, p});
             const T* before = nullptr;  // c before the step: [block], c_stride apart
             ptrdiff_t c_stride = L;
             if constexpr (Cell::kHasC) {
                 before = c0 + p * unit_ld;
                 if (p < plan.rows_before(t)) {
-                    before = saved_at(plan.previous(t), p) + Cell::kC * L;
+                    before = saved_at({plan.previous(t), p}) + Cell::kC * L;
                     c_stride = Cell::kSaved * L;
                 }
                 if (is_reset(t, p)) before = zeros, c_stride = L;
             }
+            const T* const dy_later = fetches && step.dy ? dy_at(step.after(i, h_ahead)) : nullptr;
+            const T* const saved_later =
+                fetches && !is_y ? saved_at(step.after(i, saved_ahead)) : nullptr;
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 V kept[Cell::kSaved], gradient[Cell::kSlots], direct{}, dc_b{}, c_b{};
+                if (dy_later) __builtin_prefetch(dy_later + b * L);
                 for (int s = 0; s < Cell::kSaved; ++s) {
-                    fetch_ahead(saved + (b * Cell::kSaved + s) * L);
+                    if (saved_later) __builtin_prefetch(saved_later + (b * Cell::kSaved + s) * L);
                     kept[s] = is_y ? load_edge(saved + b * L, shape.hidden - b * L)
                                    : load(saved + (b * Cell::kSaved + s) * L);
                 }
@@ -223,11 +239,12 @@ private:
         const ptrdiff_t t = step.t;
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
+            const T* const saved_later = saved_at(step.after(i, saved_ahead));
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 for (int s = 0; s < Cell::kSaved; ++s) {
-                    const T* const saved = saved_at(t, p) + (b * Cell::kSaved + s) * L;
-                    fetch_ahead(saved);
-                    kept[s] = load(saved);
+                    const ptrdiff_t at = (b * Cell::kSaved + s) * L;
+                    if (fetches) __builtin_prefetch(saved_later + at);
+                    kept[s] = load(saved_at({t, p}) + at);
                 }
                 const V dh_b = dh_at(step, p, b);
                 Cell::backward_candidate(kept, load(h_prev.at(row, b)), dh_b, gradient);
@@ -245,7 +262,7 @@ private:
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 V rh, direct;
                 for (int s = 0; s < Cell::kSaved; ++s)
-                    kept[s] = load(saved_at(t, p) + (b * Cell::kSaved + s) * L);
+                    kept[s] = load(saved_at({t, p}) + (b * Cell::kSaved + s) * L);
                 Cell::backward_reset(kept, load(h_prev.at(row, b)), load(dh + p * h_ld + b * L),
                                      load(through + p * unit_ld + b * L), gradient, rh, direct);
                 store(reset_h.at(row, b), rh);

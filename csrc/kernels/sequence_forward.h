@@ -182,14 +182,19 @@ protected:
         if (!x_regular) {
             T* to = x;
             for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t) {
-                const T* const from = args.x + plan.offset(t, args.x_step, args.x_row);
-                for (ptrdiff_t p = 0, n = clip(t); p < n; ++p, to += shape.input)
-                    copy_or_zero(to, from + plan.row(shard.at(p)) * args.x_row, shape.input);
+                const StepRows rows = rows_of_step(plan, shard, t, t + 1);
+                for (ptrdiff_t i = 0; i < rows.rows; ++i, to += shape.input)
+                    copy_or_zero(to, x_at(rows.at(i)), shape.input,
+                                 x_at(rows.after(i, rows_ahead<T>(shape.input))));
             }
             a = Operand<T>{x, shape.input, shape.input};
         }
         const StoreBiased<T> store_pre{bias_x, pre, pre_ld};
         times<Cell::kGates>(chunk.rows, a, at.w, weights.w, store_pre);
+    }
+
+    const T* x_at(const Row& r) const {
+        return args.x + plan.offset(r.t, args.x_step, args.x_row) + plan.row(r.place) * args.x_row;
     }
 
     // h of a block of units: to the next step and the caller, or to the projection.
