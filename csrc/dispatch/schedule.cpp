@@ -11,9 +11,14 @@ namespace {
 constexpr double kProductsPerNs = 50;  // float32; half as many in float64; a format tells its own
 // One row is bound by reading the weights, and takes as long as so many rows together.
 constexpr double kLeastRows = 3;
+// Weights of so many bytes come from L3 or memory in each step, which is hidden behind products but for
+// the time of so many rows.
+constexpr double kFarBytes = 8 << 20, kFarRows = 4;
 // A meeting of two threads in a step, with the lines of h that move between their caches: 120 to
 // 300 ns with one row at H = 128 to 256.
 constexpr double kMeetingNs = 250, kMeetingPerThreadNs = 50;
+// What of a step's rows other threads have made comes from their caches.
+constexpr double kMovedBytesPerNs = 3;
 // Gathering a team, meeting its end, and the caches that it starts with.
 constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;
 // More threads must be predicted to take less than this share of the time; of a short one, less, as
@@ -31,12 +36,14 @@ double split_ns(const JobWork& w, const Split& split, int threads) {
     double loop;
     if (split.units > 1) {
         const double share = std::ceil(double(w.panels) / split.units) / double(w.panels);
-        loop = steps * (rows_cost(w.rows) * w.row_step * share +
-                        w.meetings * (kMeetingNs + kMeetingPerThreadNs * (split.units - 2)));
+        const double others = double(split.units - 1) / split.units;
+        loop = steps * ((rows_cost(w.rows) + w.far_rows) * w.row_step * share +
+                        w.meetings * (kMeetingNs + kMeetingPerThreadNs * (split.units - 2)) +
+                        w.rows * w.row_bytes * others / kMovedBytesPerNs);
     } else {
         // Whole rows of the batch, in proportion where rows have ended.
         const double share = std::ceil(double(w.batch) / split.shards) / double(w.batch);
-        loop = steps * rows_cost(w.rows * share) * w.row_step;
+        loop = steps * (rows_cost(w.rows * share) + w.far_rows) * w.row_step;
     }
     return loop + w.rest / (w.rest_by_all ? threads : split.threads());
 }
@@ -60,6 +67,9 @@ JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Format*
     w.row_step = row * double(sizes.width()) / per_ns;
     // Of forward: the input's product. Backward: three of them, and the recurrent weights' own.
     w.rest = w.rows * double(w.steps) * row * double(sizes.input) / per_ns;
+    const double bytes = row * double(sizes.width()) * sizeof(T) / (format ? format->of_word : 1);
+    if (bytes >= kFarBytes) w.far_rows = kFarRows;
+    w.row_bytes = double(sizes.width()) * sizeof(T);
     w.panels = kernels.unit_panels(sizes);
     w.meetings = kernels.meetings(sizes);
     return w;
@@ -83,7 +93,11 @@ JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const F
     constexpr double kCopiedPerNs = 8;  // elements of gate gradients
     JobWork w = work_of(kernels, sizes, format, plan);
     w.rest = (left ? 1 : 2) * w.rest + w.rows * double(w.steps) * w.row_step;
-    if (left) w.row_step = double(kernels.gradient_row(sizes)) / kCopiedPerNs, w.meetings = 0;
+    w.row_bytes = double(kernels.gradient_row(sizes)) * sizeof(T);
+    if (left) {  // rows are copied alone
+        w.row_step = double(kernels.gradient_row(sizes)) / kCopiedPerNs;
+        w.meetings = 0, w.far_rows = 0, w.row_bytes = 0;
+    }
     w.rest_by_all = true;
     w.pieces = chunks;
     return w;

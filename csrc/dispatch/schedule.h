@@ -28,6 +28,8 @@ struct JobWork {
     ptrdiff_t panels;  // of units
     double rows;       // with a step, on average
     double row_step;   // the recurrent product of one row in one step
+    double far_rows;   // what reading R costs in a step, beside so many rows
+    double row_bytes;  // of a row that all threads need, each of which has made a part of it
     double rest;       // what is shared out evenly
     bool rest_by_all;  // among all threads of the group; otherwise among those of the split
     int meetings;      // of units in a step
