@@ -67,8 +67,9 @@ JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Format*
     w.row_step = row * double(sizes.width()) / per_ns;
     // Of forward: the input's product. Backward: three of them, and the recurrent weights' own.
     w.rest = w.rows * double(w.steps) * row * double(sizes.input) / per_ns;
-    const double bytes = row * double(sizes.width()) * sizeof(T) / (format ? format->of_word : 1);
-    if (bytes >= kFarBytes) w.far_rows = kFarRows;
+    const double of_r = double(kernels.gates * sizes.hidden) * double(sizes.width());
+    const double element = double(sizeof(T)) / (format ? double(format->of_word) : 1);
+    if (of_r * element >= kFarBytes) w.far_rows = kFarRows;
     w.row_bytes = double(sizes.width()) * sizeof(T);
     w.panels = kernels.unit_panels(sizes);
     w.meetings = kernels.meetings(sizes);

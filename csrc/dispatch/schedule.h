@@ -21,15 +21,15 @@ struct Split {
     }
 };
 
-// What one job costs one thread, in ns.
+// What one job costs one thread, in ns where nothing else is said.
 struct JobWork {
     ptrdiff_t steps;
     ptrdiff_t batch;
     ptrdiff_t panels;  // of units
     double rows;       // with a step, on average
     double row_step;   // the recurrent product of one row in one step
-    double far_rows;   // what reading R costs in a step, beside so many rows
-    double row_bytes;  // of a row that all threads need, each of which has made a part of it
+    double far_rows;   // what it costs in a step to read R, in rows of that; 0: R is near
+    double row_bytes;  // of what threads that share the units tell each other of a row
     double rest;       // what is shared out evenly
     bool rest_by_all;  // among all threads of the group; otherwise among those of the split
     int meetings;      // of units in a step

@@ -92,7 +92,8 @@ private:
     // dx = W^T da for some of the chunk's rows.
     void input_gradient(const Chunk& chunk, const Shard& rows) {
         const ptrdiff_t ld = dx_ld();
-        const Step all{{0, 0, rows.count(), 0, 0, 1}, rows.begin, nullptr};  // as if of one step
+        Step all{{}, rows.begin, nullptr};
+        all.rows = rows.count();
         times(da, all, 0, Cell::kGates * shape.blocks, weights.w, grads.transposed_w,
               {0, vectors<T>(shape.input)},
               StoreEdges<T>{dx_base(chunk) + rows.begin * ld, ld, shape.input});

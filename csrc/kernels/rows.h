@@ -7,17 +7,24 @@
 namespace rnnfast {
 namespace {
 
-// Copies n elements, or writes zeros where there is no source. `ahead`, as many elements, is fetched;
-// null: nothing is.
+// Copies n elements. `ahead`, as many elements, is fetched; null: nothing is.
 template <class T>
-RNNFAST_OUTLINE void copy_or_zero(T* to, const T* from, ptrdiff_t n, const T* ahead = nullptr) {
+RNNFAST_OUTLINE void copy_row(T* to, const T* from, ptrdiff_t n, const T* ahead) {
     constexpr ptrdiff_t L = kLanes<T>;
-    ptrdiff_t i = 0;
-    for (; i + L <= n; i += L) {
+    for (ptrdiff_t i = 0; i < n; i += L) {
         if (ahead) __builtin_prefetch(ahead + i);
-        store(to + i, from ? load(from + i) : zero<T>());
+        if (n - i >= L)
+            store(to + i, load(from + i));
+        else
+            store_part(to + i, load_part(from + i, n - i), n - i);
     }
-    if (i < n) store_part(to + i, from ? load_part(from + i, n - i) : zero<T>(), n - i);
+}
+
+// Copies n elements, or writes zeros where there is no source.
+template <class T>
+RNNFAST_INLINE void copy_or_zero(T* to, const T* from, ptrdiff_t n, const T* ahead = nullptr) {
+    if (from) return copy_row(to, from, n, ahead);
+    for (ptrdiff_t i = 0; i < n; ++i) to[i] = T(0);
 }
 
 // Copies n elements, if there is somewhere to copy them to.
@@ -46,23 +53,29 @@ RNNFAST_INLINE void zero_vectors(T* row, const Shard& of_vectors) {
         store(row + v * kLanes<T>, zero<T>());
 }
 
-// A row of the caller's arrays.
+// A row of an array (T, B, n): of which step, at which place.
 struct Row {
     ptrdiff_t t, place;
 };
 
+// Where it lies in the caller's array, whose strides these are.
+template <class T>
+RNNFAST_INLINE T* row_at(T* array, const Plan& plan, const Row& r, ptrdiff_t step, ptrdiff_t row) {
+    return array + plan.offset(r.t, step, row) + plan.row(r.place) * row;
+}
+
 // The places of a shard that have step t, in turn. After it comes step `next`.
 struct StepRows {
-    ptrdiff_t t, next, rows, next_rows, place, stride;
+    ptrdiff_t t = 0, next = 0, rows = 0, next_rows = 0, place = 0, stride = 1;
 
     ptrdiff_t place_of(ptrdiff_t i) const { return place + i * stride; }
     Row at(ptrdiff_t i) const { return {t, place_of(i)}; }
-    // The one that comes so many after row i, or row i where the next step has no more.
+    // The one that comes so many after row i, or a step after it if that is sooner; row i itself where
+    // the next step has no more.
     Row after(ptrdiff_t i, ptrdiff_t count) const {
-        const ptrdiff_t j = i + count;
+        const ptrdiff_t j = i + smaller(count, rows);
         if (j < rows) return at(j);
-        if (j - rows < next_rows) return {next, place_of(j - rows)};
-        return at(i);
+        return j - rows < next_rows ? Row{next, place_of(j - rows)} : at(i);
     }
 };
 
@@ -71,14 +84,15 @@ inline StepRows rows_of_step(const Plan& plan, const Shard& shard, ptrdiff_t t, 
     return {t, next, shard.clip(plan.rows(t)), then, shard.begin, shard.step};
 }
 
-// Where what rows are read from is more than stays near the core, they are fetched so far ahead, in the
-// order in which they are read: the processor itself stops where a row ends, and they may lie in any.
-constexpr ptrdiff_t kFetchedBytes = 4096, kNearBytes = 524288;
+// Of arrays with more bytes than stay near the core, rows are fetched so many bytes of them ahead, in
+// the order in which they are read: that need not be the order in which they lie.
+constexpr ptrdiff_t kNearBytes = 524288, kFetchedBytes = 4096;
 
-// Those are so many rows of n elements.
+// How many rows of n elements that is; 0: they are not fetched.
 template <class T>
-constexpr ptrdiff_t rows_ahead(ptrdiff_t n) {
-    return 1 + kFetchedBytes / (1 + n * ptrdiff_t(sizeof(T)));
+ptrdiff_t rows_ahead(const Plan& plan, ptrdiff_t n) {
+    const ptrdiff_t bytes = n * ptrdiff_t(sizeof(T));
+    return plan.start(plan.steps) * bytes < kNearBytes ? 0 : 1 + kFetchedBytes / bytes;
 }
 
 // Whether the chunk's rows of a (T, B, n) array lie one stride apart: no row is out of order, none

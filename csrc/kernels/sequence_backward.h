@@ -27,17 +27,15 @@ class BackwardPass : public BackwardProducts<Cell, T> {
     using Products::at, Products::weights, Products::transposed_at, Products::times;
     using Products::chunk_row, Products::dx_of;
 
-    const ptrdiff_t h_ahead, x_ahead, saved_ahead;  // so many rows later lies what is fetched,
-    const bool fetches;                             // if anything is
+    const ptrdiff_t h_ahead, x_ahead, saved_ahead;  // as rows_ahead says
 
 public:
     BackwardPass(const ForwardArgs<T>& a, const BackwardArgs<T>& g, const Plan& p, ptrdiff_t rows,
                  T* scratch)
         : Products(a, g, p, rows, scratch),
-          h_ahead(rows_ahead<T>(shape.width)),
-          x_ahead(rows_ahead<T>(shape.input)),
-          saved_ahead(rows_ahead<T>(shape.saved_row())),
-          fetches(p.start(p.steps) * shape.width * ptrdiff_t(sizeof(T)) >= kNearBytes) {}
+          h_ahead(rows_ahead<T>(p, shape.width)),
+          x_ahead(rows_ahead<T>(p, shape.input)),
+          saved_ahead(a.saved ? rows_ahead<T>(p, shape.saved_row()) : 0) {}
 
     using Memory::place;
 
@@ -109,10 +107,10 @@ private:
     void gather(const Step& step, const Units& units) {
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             put_row(h_prev, step.row_of(i), h_before(step.at(i)), shape.width, units.h,
-                    fetches ? h_before(step.after(i, h_ahead)) : nullptr);
+                    h_ahead ? h_before(step.after(i, h_ahead)) : nullptr);
             if (grads.weights.weight_ih)
                 put_row(x, step.row_of(i), x_at(step.at(i)), shape.input, units.x,
-                        fetches ? x_at(step.after(i, x_ahead)) : nullptr);
+                        x_ahead ? x_at(step.after(i, x_ahead)) : nullptr);
         }
     }
 
@@ -134,12 +132,23 @@ private:
         }
     }
 
-    // The gradient at h_t, block b: from the steps after it, and from the caller.
-    RNNFAST_INLINE V dh_at(const Step& step, ptrdiff_t p, ptrdiff_t b) const {
-        const V later = load(dh + p * h_ld + b * L);
-        if (!step.dy) return later;
+    // The gradient at h_t, block b: from the steps after it, and from the caller, of whom `later` is
+    // fetched; null: nothing.
+    RNNFAST_INLINE V dh_at(const Step& step, ptrdiff_t p, ptrdiff_t b, const T* later) const {
+        const V after = load(dh + p * h_ld + b * L);
+        if (!step.dy) return after;
         const T* dy = step.dy + plan.row(p) * grads.dy_row;
-        return later + load_edge(dy + b * L, shape.width - b * L);
+        if (later) __builtin_prefetch(later + b * L);
+        return after + load_edge(dy + b * L, shape.width - b * L);
+    }
+
+    // What is fetched of dy and of what was saved while row i is read; null: nothing.
+    const T* dy_after(const Step& step, ptrdiff_t i) const {
+        if (!step.dy || !h_ahead) return nullptr;
+        return row_at(grads.dy, plan, step.after(i, h_ahead), grads.dy_step, grads.dy_row);
+    }
+    const T* saved_after(const Step& step, ptrdiff_t i) const {
+        return saved_ahead ? saved_at(step.after(i, saved_ahead)) : nullptr;
     }
 
     const T* saved_at(const Row& r) const {
@@ -147,15 +156,11 @@ private:
     }
 
     const T* y_at(const Row& r) const {
-        return args.y + plan.offset(r.t, args.y_step, args.y_row) + plan.row(r.place) * args.y_row;
+        return row_at<const T>(args.y, plan, r, args.y_step, args.y_row);
     }
-    const T* x_at(const Row& r) const {
-        return args.x + plan.offset(r.t, args.x_step, args.x_row) + plan.row(r.place) * args.x_row;
-    }
-    const T* dy_at(const Row& r) const {
-        return grads.dy + plan.offset(r.t, grads.dy_step, grads.dy_row) +
-               plan.row(r.place) * grads.dy_row;
-    }
+
+    const T* x_at(const Row& r) const { return row_at(args.x, plan, r, args.x_step, args.x_row); }
+
     // h before a step; null: zeros.
     const T* h_before(const Row& r) const {
         if (is_reset(r.t, r.place)) return nullptr;
@@ -180,10 +185,13 @@ private:
         const ptrdiff_t t = step.t;
         const bool projects = Cell::kProjects && shape.projection;
         if (projects) {
-            for (ptrdiff_t i = 0; i < step.rows; ++i)
+            for (ptrdiff_t i = 0; i < step.rows; ++i) {
+                const T* const dy_later = dy_after(step, i);
                 for (ptrdiff_t b = units.h.begin; b < units.h.end; ++b)
                     store(dp.at(step.row_of(i), b),
-                          keep_units(dh_at(step, step.place_of(i), b), shape.projection - b * L));
+                          keep_units(dh_at(step, step.place_of(i), b, dy_later),
+                                     shape.projection - b * L));
+            }
             encode(dp, step, units.h, 0);
             slice.meet();
             times(dp, step, 0, vectors<T>(shape.width), weights.projection,
@@ -204,12 +212,10 @@ private:
                 }
                 if (is_reset(t, p)) before = zeros, c_stride = L;
             }
-            const T* const dy_later = fetches && step.dy ? dy_at(step.after(i, h_ahead)) : nullptr;
-            const T* const saved_later =
-                fetches && !is_y ? saved_at(step.after(i, saved_ahead)) : nullptr;
+            const T* const dy_later = projects ? nullptr : dy_after(step, i);
+            const T* const saved_later = saved_after(step, i);
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 V kept[Cell::kSaved], gradient[Cell::kSlots], direct{}, dc_b{}, c_b{};
-                if (dy_later) __builtin_prefetch(dy_later + b * L);
                 for (int s = 0; s < Cell::kSaved; ++s) {
                     if (saved_later) __builtin_prefetch(saved_later + (b * Cell::kSaved + s) * L);
                     kept[s] = is_y ? load_edge(saved + b * L, shape.hidden - b * L)
@@ -219,7 +225,8 @@ private:
                     dc_b = load(dc + p * unit_ld + b * L);
                     c_b = load(before + b * c_stride);
                 }
-                const V dh_b = projects ? load(through + p * unit_ld + b * L) : dh_at(step, p, b);
+                const V dh_b =
+                    projects ? load(through + p * unit_ld + b * L) : dh_at(step, p, b, dy_later);
                 const V h_b = Cell::kDirect ? load(h_prev.at(row, b)) : V{};
                 Cell::backward(kept, h_b, c_b, dh_b, dc_b, gradient, direct);
                 if constexpr (Cell::kHasC) store(dc + p * unit_ld + b * L, dc_b);
@@ -239,14 +246,16 @@ private:
         const ptrdiff_t t = step.t;
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
-            const T* const saved_later = saved_at(step.after(i, saved_ahead));
+            const T* const saved = saved_at({t, p});
+            const T* const saved_later = saved_after(step, i);
+            const T* const dy_later = dy_after(step, i);
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 for (int s = 0; s < Cell::kSaved; ++s) {
                     const ptrdiff_t at = (b * Cell::kSaved + s) * L;
-                    if (fetches) __builtin_prefetch(saved_later + at);
-                    kept[s] = load(saved_at({t, p}) + at);
+                    if (saved_later) __builtin_prefetch(saved_later + at);
+                    kept[s] = load(saved + at);
                 }
-                const V dh_b = dh_at(step, p, b);
+                const V dh_b = dh_at(step, p, b, dy_later);
                 Cell::backward_candidate(kept, load(h_prev.at(row, b)), dh_b, gradient);
                 store(dh + p * h_ld + b * L, dh_b);
                 store_gradients(row, b, gradient, Cell::Z, Cell::kSlots);
@@ -259,10 +268,11 @@ private:
               StoreRows<T, false>{through + step.place * unit_ld, unit_ld * step.stride});
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             const ptrdiff_t p = step.place_of(i), row = step.row_of(i);
+            const T* const saved = saved_at({t, p});
             for (ptrdiff_t b = units.blocks.begin; b < units.blocks.end; ++b) {
                 V rh, direct;
                 for (int s = 0; s < Cell::kSaved; ++s)
-                    kept[s] = load(saved_at({t, p}) + (b * Cell::kSaved + s) * L);
+                    kept[s] = load(saved + (b * Cell::kSaved + s) * L);
                 Cell::backward_reset(kept, load(h_prev.at(row, b)), load(dh + p * h_ld + b * L),
                                      load(through + p * unit_ld + b * L), gradient, rh, direct);
                 store(reset_h.at(row, b), rh);

@@ -32,6 +32,7 @@ protected:
     const ptrdiff_t count;  // places of the shard
     const ptrdiff_t pre_ld, h_ld, unit_ld, saved_ld;
     const bool x_regular;
+    const ptrdiff_t x_ahead;  // as rows_ahead says
     T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
     T *own_bias_x, *own_bias_h, *own_times_0;  // of weights that are not packed
     const T *bias_x, *bias_h;                  // as PackedLayout has them
@@ -54,7 +55,8 @@ public:
           h_ld(spread<T>(shape.h_row())),
           unit_ld(spread<T>(shape.padded)),
           saved_ld(shape.saved_row() * (a.saved ? s.rows.step : 1)),
-          x_regular(regular(p, s.rows, a.x_step, a.x_row)) {
+          x_regular(regular(p, s.rows, a.x_step, a.x_row)),
+          x_ahead(x_regular ? 0 : rows_ahead<T>(p, shape.input)) {
         place(scratch);
     }
 
@@ -180,21 +182,20 @@ protected:
         Operand<T> a{args.x + plan.offset(chunk.begin, args.x_step, args.x_row),
                      regular_stride(plan, args.x_step, args.x_row), shape.input};
         if (!x_regular) {
+            const auto at = [&](const Row& r) {
+                return row_at(args.x, plan, r, args.x_step, args.x_row);
+            };
             T* to = x;
             for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t) {
                 const StepRows rows = rows_of_step(plan, shard, t, t + 1);
                 for (ptrdiff_t i = 0; i < rows.rows; ++i, to += shape.input)
-                    copy_or_zero(to, x_at(rows.at(i)), shape.input,
-                                 x_at(rows.after(i, rows_ahead<T>(shape.input))));
+                    copy_row(to, at(rows.at(i)), shape.input,
+                             x_ahead ? at(rows.after(i, x_ahead)) : nullptr);
             }
             a = Operand<T>{x, shape.input, shape.input};
         }
         const StoreBiased<T> store_pre{bias_x, pre, pre_ld};
         times<Cell::kGates>(chunk.rows, a, at.w, weights.w, store_pre);
-    }
-
-    const T* x_at(const Row& r) const {
-        return args.x + plan.offset(r.t, args.x_step, args.x_row) + plan.row(r.place) * args.x_row;
     }
 
     // h of a block of units: to the next step and the caller, or to the projection.

@@ -22,14 +22,16 @@ const Case kCases[] = {
     {CellId::gru, 0, 8, 64, Forced::none, Forced::none},
     {CellId::rnn_tanh, 100, 1, 8, Forced::none, Forced::none},
     {CellId::lstm, 100, 1, 256, Forced::units, Forced::units},
+    {CellId::lstm, 100, 4, 512, Forced::units, Forced::units},
+    {CellId::gru, 100, 16, 128, Forced::shards, Forced::shards},
     {CellId::lstm, 100, 32, 256, Forced::shards, Forced::shards},
+    {CellId::lstm, 50, 32, 512, Forced::shards, Forced::shards},
     {CellId::rnn_tanh, 365, 256, 64, Forced::shards, Forced::shards},
-    // Weights of 8 MiB and more are read by one thread or by two.
+    // Weights of 8 MiB and more are read whole by each thread, or half of them,
     {CellId::gru, 100, 32, 1024, Forced::units, Forced::units},
     {CellId::rnn_tanh, 50, 16, 1760, Forced::units, Forced::units},
     {CellId::lstm, 20, 16, 2048, Forced::units, Forced::units},
-    // Of many rows that is hidden, and what the threads tell each other is not.
-    {CellId::gru, 25, 64, 1024, Forced::units, Forced::shards},
+    // which many rows hide.
     {CellId::lstm, 25, 512, 1024, Forced::shards, Forced::shards},
 };
 
@@ -57,6 +59,28 @@ void check(const Case& c) {
     }
 }
 
+// From 8 MiB on R is far, whatever its elements: sizes of 7.9 and of 8.1.
+template <class T>
+bool is_far(CellId cell, ptrdiff_t units, const Format* format = nullptr) {
+    const CellKernels<T>& kernels = active_kernels_for<T>().cells[int(cell)];
+    const RowPlan rows(10, 4, false, nullptr);
+    return forward_work(kernels, {units, units, 0}, format, rows.plan()).far_rows > 0;
+}
+
+void check_far() {
+    expect(!is_far<float>(CellId::lstm, 720) && is_far<float>(CellId::lstm, 728), "LSTM");
+    expect(!is_far<float>(CellId::gru, 832) && is_far<float>(CellId::gru, 840), "GRU");
+    expect(!is_far<float>(CellId::rnn_relu, 1440) && is_far<float>(CellId::rnn_relu, 1456), "RNN");
+    expect(!is_far<double>(CellId::lstm, 508) && is_far<double>(CellId::lstm, 516), "float64");
+    for (int i = 0; i < int(FormatId::count); ++i) {
+        const Format& format = active_format(FormatId(i));
+        const ptrdiff_t near = format.of_word == 2 ? 1020 : 1440;
+        expect(!is_far<float>(CellId::lstm, near, &format) &&
+                   is_far<float>(CellId::lstm, near + 16, &format),
+               "format " + std::to_string(i));
+    }
+}
+
 // Gradients of weights alone, of steps that went back before: no step waits for another.
 void check_left() {
     const CellKernels<float>& kernels = active_kernels_for<float>().cells[int(CellId::lstm)];
@@ -71,6 +95,7 @@ void check_left() {
 
 int main() {
     for (const rnnfast::Case& c : rnnfast::kCases) rnnfast::check(c);
+    rnnfast::check_far();
     rnnfast::check_left();
     std::printf("%d of %d checks failed\n", rnnfast::failures, rnnfast::checked);
     return rnnfast::failures != 0;
