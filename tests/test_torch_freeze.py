@@ -110,3 +110,19 @@ def test_unfrozen_while_the_parameters_are_taken_up(layer, monkeypatch):
     run(layer)
     layer.weight_hh_l0.data.mul_(2)
     torch.testing.assert_close(run(layer), by_torch(layer))
+
+
+def test_a_shallow_copy_has_no_part_in_the_promise(layer):
+    run(layer)
+    other = copy.copy(layer)
+    assert other.weight_hh_l0 is layer.weight_hh_l0
+    rt.freeze(other)
+    before = run(other)
+    layer.weight_hh_l0.data.mul_(2)
+    torch.testing.assert_close(run(layer), by_torch(layer))
+    assert torch.equal(run(other), before)
+    rt.freeze(layer)
+    rt.unfreeze(other)
+    before = run(layer)
+    layer.weight_hh_l0.data.mul_(2)
+    assert torch.equal(run(layer), before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from unittest import mock
 
 import pytest
 
@@ -141,3 +142,41 @@ def test_blocks_that_overlap():
     assert torch.nn.LSTM is rt.LSTM
     second.__exit__(None, None, None)
     assert torch.nn.LSTM is theirs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_of_torchs_that_names_its_base(name):
+    """Its methods find another class under that name within, and get torch's."""
+    base = getattr(torch.nn, name)
+
+    class Own(base):
+        def __init__(self, *sizes):
+            getattr(torch.nn, name).__init__(self, *sizes)
+
+        def forward(self, x, hx=None):
+            return getattr(torch.nn, name).forward(self, x, hx)
+
+    own, x = Own(3, 4), torch.randn(5, 3)
+    want = own(x)
+    with rt.patch():
+        torch.testing.assert_close(own(x), want, rtol=0, atol=0)
+        within = Own(3, 4)
+        within.load_state_dict(own.state_dict())
+        torch.testing.assert_close(within(x), want, rtol=0, atol=0)
+    assert not isinstance(within, getattr(rt, name))
+
+
+def test_names_that_others_have_replaced(unpatched):
+    class Fake(torch.nn.LSTM):
+        pass
+
+    with mock.patch.object(torch.nn, "LSTM", Fake):
+        with rt.patch():
+            assert torch.nn.LSTM is rt.LSTM
+        assert torch.nn.LSTM is Fake
+    with rt.patch():
+        torch.nn.LSTM = Fake
+        with rt.patch():
+            assert torch.nn.LSTM is Fake
+    assert torch.nn.LSTM is Fake
+    torch.nn.LSTM = unpatched["LSTM"]

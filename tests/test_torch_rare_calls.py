@@ -11,6 +11,7 @@ from torch_modules import (
     LAYERS,
     SIZE,
     TORCH_DTYPES,
+    arrange,
     assert_same_gradients,
     assert_same_results,
     assert_twins,
@@ -75,6 +76,44 @@ def test_a_report_of_weights_that_are_buffers(kind, native):
         delattr(module, name)
         module.register_buffer(name, parameter.detach())
     assert rt.report(module)[0].reason == ""
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+def test_a_module_that_is_cut_to_fewer_inputs(kind, native):
+    """After calls of its first size: torch's error until the weights are cut too."""
+    pair = twins(kind)
+    for module in pair:
+        x, *states = inputs_for(module)
+        module(*arrange(x, *states))
+        module.input_size -= 1
+        if kind in LAYERS:  # cells look at the weights alone
+            with pytest.raises(RuntimeError, match="input"):
+                module(*arrange(x, *states))
+        with torch.no_grad():
+            name = next(n for n, _ in module.named_parameters() if "ih" in n)
+            narrow = getattr(module, name)[:, :-1].clone()
+        setattr(module, name, torch.nn.Parameter(narrow))
+    tensors = [x[..., :-1].contiguous(), *states]
+    with by_kernels():
+        pair[0](*arrange(*tensors))
+    assert_twins(pair, tensors)
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
+def test_weights_and_input_of_torchs_zeros(kind):
+    """Tensors that have no memory."""
+    for place in (0, 1):
+        ours, theirs = twins(kind, dtype=F64)
+        x, *states = inputs_for(ours)
+        for module in (ours, theirs):
+            name, weight = next(iter(module.named_parameters()))
+            zeros = torch._efficientzerotensor(weight.shape, dtype=weight.dtype)
+            if place:
+                setattr(module, name, torch.nn.Parameter(zeros))
+        if not place:
+            x = torch._efficientzerotensor(x.shape, dtype=x.dtype)
+        got, want = (flat(module(*arrange(x, *states))) for module in (ours, theirs))
+        assert_same_results(got, want, "float64")
 
 
 @pytest.mark.parametrize("kind", ["lstm", "lstm_cell"])

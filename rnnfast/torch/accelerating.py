@@ -104,6 +104,9 @@ def report(model: Module) -> Report:
 
 
 _patched = 0  # how many blocks of `patch` are open
+_found: dict[
+    tuple[Any, str], Any
+] = {}  # what stood for the names when the first of them was opened
 _lock = Lock()
 
 
@@ -113,7 +116,9 @@ def patch() -> Iterator[None]:
 
     It replaces the names in `torch.nn` and `torch.nn.modules` for the whole process; names
     imported from there before stay torch's. Within it, `isinstance(module, torch.nn.LSTM)` holds
-    for rnnfast's LSTM.
+    for rnnfast's LSTM, and for torch's own does not. A class that derives from `torch.nn.LSTM`
+    within it is rnnfast's, and one from before is torch's, also where it names that base to call
+    its methods; but the first is then to be made within it.
     """
     _patch(1)
     try:
@@ -126,10 +131,17 @@ def _patch(more: int) -> None:
     """Opens or closes a block: the first and the last change the names."""
     global _patched
     with _lock:
-        _patched += more
+        before, _patched = _patched, _patched + more
+        if before and _patched:
+            return
         for theirs, ours in TWINS.items():
             for place in (torch.nn, torch.nn.modules):  # and not where pickle looks for classes
-                setattr(place, theirs.__name__, ours if _patched else theirs)
+                name = theirs.__name__
+                if _patched:
+                    _found[place, name] = getattr(place, name)
+                    setattr(place, name, ours)
+                elif getattr(place, name) is ours:  # else somebody has replaced it meanwhile
+                    setattr(place, name, _found[place, name])
 
 
 def _switched(model: Model, twins: dict[Any, Any]) -> Model:

@@ -49,7 +49,7 @@ _LARGE = 1 << 17
 
 def is_as_it_lies(x: Any) -> bool:
     """Whether it is a tensor that stands for what its memory holds."""
-    return type(x) in TENSORS and not x.is_neg()
+    return type(x) in TENSORS and not (x.is_neg() or x._is_zerotensor() or x.is_nested)
 
 
 def has_memory(tensor: Tensor) -> bool:

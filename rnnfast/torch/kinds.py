@@ -11,7 +11,7 @@ from torch import Tensor
 from rnnfast import _backend
 from rnnfast._cells import CELLS, Sizes, weight_shapes
 from rnnfast._native_backend import NativeBackend
-from rnnfast.torch.exchange import TENSORS, has_memory
+from rnnfast.torch.exchange import has_memory, is_as_it_lies
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -77,18 +77,16 @@ def native() -> NativeBackend | None:
 
 def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
     """Whether the kernels take the weights: CPU tensors of one dtype, in the kind's shapes."""
-    if any(type(w) not in TENSORS for w in weights):
-        return False
     shapes = [shape for own in kind.shapes() for shape in own.values()]
     dtype = weights[0].dtype
     return (
         dtype in COMPUTED
         and len(shapes) == len(weights)
         and all(
-            w.is_cpu
+            is_as_it_lies(w)
+            and w.is_cpu
             and w.dtype is dtype
             and w.layout is torch.strided
-            and not w.is_neg()
             and w.shape == shape
             and w.data_ptr() % w.element_size() == 0
             and has_memory(w)

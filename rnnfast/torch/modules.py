@@ -34,7 +34,29 @@ def _is_on_a_graph() -> bool:
     )
 
 
-class Layer(torch_rnn.RNNBase):
+class _Own:
+    """What layers and cells share: `_rnnfast`, what is kept of the module (a `PackCache`).
+
+    It is of one object, as large as it was.
+    """
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[misc]  # torch's
+        self.__dict__.pop("_rnnfast", None)  # a shallow copy's would be that of the original
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _OF_KIND:
+            self.__dict__.pop("_rnnfast", None)
+
+
+# What a `Kind` is made of, beside the cell.
+_OF_KIND = frozenset(
+    ["input_size", "hidden_size", "proj_size", "num_layers", "bidirectional", "bias"]
+)
+
+
+class Layer(_Own, torch_rnn.RNNBase):
     """What the three layers share.
 
     They are torch's RNNBase, and not its RNN, GRU or LSTM: `torch.compile` refuses to trace into
@@ -45,6 +67,9 @@ class Layer(torch_rnn.RNNBase):
     _TORCH: ClassVar[type[torch_rnn.RNNBase]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(self, Layer):  # one of torch's: see `patch`
+            theirs = next(t for t in TWINS if isinstance(self, t))
+            return theirs.__init__(self, *args, **kwargs)
         # Torch checks the arguments and makes the parameters, which a subclass may fill otherwise.
         self.__dict__.update(_EMPTY[self._TORCH](*args, **kwargs).__dict__)
         self.reset_parameters()
@@ -141,6 +166,8 @@ class RNN(Layer):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
+        if not isinstance(self, Layer):  # one of torch's: see `patch`
+            return torch_rnn.RNN.forward(self, input, hx)
         return self._call(input, hx)
 
 
@@ -151,6 +178,8 @@ class GRU(Layer):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
+        if not isinstance(self, Layer):  # one of torch's: see `patch`
+            return torch_rnn.GRU.forward(self, input, hx)
         return self._call(input, hx)
 
 
@@ -161,6 +190,8 @@ class LSTM(Layer):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
+        if not isinstance(self, Layer):  # one of torch's: see `patch`
+            return torch_rnn.LSTM.forward(self, input, hx)
         return self._call(input, hx)
 
     # Torch's LSTM has these of its own, for its pair of states.
@@ -169,7 +200,7 @@ class LSTM(Layer):
     permute_hidden = torch_rnn.LSTM.permute_hidden
 
 
-class Cell(torch_rnn.RNNCellBase):
+class Cell(_Own, torch_rnn.RNNCellBase):
     """What the three cells share, which are subclasses of torch's."""
 
     _torch_forward: Callable[..., Any]
@@ -227,6 +258,8 @@ class RNNCell(Cell, torch_rnn.RNNCell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
+        if not isinstance(self, Cell):  # one of torch's: see `patch`
+            return torch_rnn.RNNCell.forward(self, input, hx)
         return self._call(input, hx)
 
     def _states(self, hx: Any) -> Any:
@@ -245,6 +278,8 @@ class GRUCell(Cell, torch_rnn.GRUCell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
+        if not isinstance(self, Cell):  # one of torch's: see `patch`
+            return torch_rnn.GRUCell.forward(self, input, hx)
         return self._call(input, hx)
 
 
@@ -256,6 +291,8 @@ class LSTMCell(Cell, torch_rnn.LSTMCell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
+        if not isinstance(self, Cell):  # one of torch's: see `patch`
+            return torch_rnn.LSTMCell.forward(self, input, hx)
         return self._call(input, hx)
 
 
