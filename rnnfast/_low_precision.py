@@ -111,9 +111,11 @@ def _is_kept(value: Any) -> bool:
 
 
 def _rounded(array: NDArray) -> NDArray:
+    """As processors do: NaN stays one, and denormals are zeros."""
     bits = np.asarray(array, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     halves = np.where(np.isnan(array), bits >> 16 | 0x40, rounded)
+    halves = np.where(bits & 0x7F800000, halves, bits >> 16 & 0x8000)
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 

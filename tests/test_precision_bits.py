@@ -100,9 +100,42 @@ def test_bits_of_every_isa(native, tmp_path):
                 assert_close(array, first[name], 2e-2, name)
 
 
+# Ties, the last and the first number that one rounds to, denormals, infinities, NaNs of few bits.
+_BITS = """0 1 7fffff 7f8000 800000 807fff 808000 818000 3f807fff 3f808000 3f808001 3f818000 3fffffff
+    7f7f7fff 7f7fffff 7f800000 7f800001 7fc00000 7fffffff""".split()
+SPECIAL = np.array([int(bits, 16) for bits in _BITS], np.uint32).view(np.float32)
+
+
+def rounded(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The products of one weight each, (N, H), as the kernels round weights (H,) and x (N,)."""
+    layer = make("rnn_relu", 1, len(weights), bias=False, precision="bfloat16")
+    layer.load_state_dict(
+        {"weight_ih_l0": weights[:, None], "weight_hh_l0": np.zeros([len(weights)] * 2, "f4")}
+    )
+    return layer(x[None, :, None])[0][0]
+
+
+def rounded_specials() -> np.ndarray:
+    one = np.ones(1, "f4")
+    both = np.concatenate([SPECIAL, -SPECIAL])
+    return np.nan_to_num(np.stack([rounded(both, one)[0], rounded(one, both)[:, 0]]), nan=-1)
+
+
+def test_what_is_rounded_how(backend):
+    """To nearest even; denormals to zeros, NaN to NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        fraction, exponent = np.frexp(SPECIAL.astype("f8"))
+        want = np.ldexp(np.rint(np.ldexp(fraction, 8)), exponent - 8).astype("f4")
+    want[np.abs(SPECIAL) < np.finfo("f4").tiny] = 0
+    want = np.nan_to_num(want, nan=-1)
+    of_negative = np.where(want == -1, -1, 0)  # relu's
+    both = np.concatenate([want, of_negative])
+    np.testing.assert_array_equal(rounded_specials(), np.stack([both, both]))
+
+
 def results() -> dict[str, np.ndarray]:
     """Outputs and states of all kinds and precisions."""
-    arrays = {}
+    arrays = {"rnn_relu specials": rounded_specials()}
     for kind in KINDS:
         for precision in FORMATS:
             for size, hidden, batch in ((17, 33, 1), (4, 70, 13), (35, 150, 1)):

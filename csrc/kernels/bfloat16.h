@@ -42,8 +42,21 @@ struct Bfloat16 {
     // n elements from `row`, to whole vectors of them with zeros at the end.
     static void encode(const float* row, ptrdiff_t n, float, unsigned char* to) {
         typedef uint16_t Halves __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 2)));
-        for (ptrdiff_t k = 0; k < n; k += kLanes<float>, to += sizeof(Halves)) {
-            const Halves halves = __builtin_convertvector(round(load_edge(row + k, n - k)), Halves);
+        constexpr ptrdiff_t L = kLanes<float>;
+        ptrdiff_t k = 0;
+#if defined(__AVX512BF16__)
+        for (; k + 2 * L <= n; k += 2 * L, to += kVectorBytes) {
+            const auto both = _mm512_cvtne2ps_pbh((__m512)load(row + k + L), (__m512)load(row + k));
+            __builtin_memcpy(to, &both, sizeof both);
+        }
+#endif
+        for (; k < n; k += L, to += sizeof(Halves)) {
+            const Floats value = load_edge(row + k, n - k);
+#if defined(__AVX512BF16__)
+            const Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)value);
+#else
+            const Halves halves = __builtin_convertvector(round(value), Halves);
+#endif
             __builtin_memcpy(to, &halves, sizeof halves);
         }
     }
@@ -74,9 +87,7 @@ struct Bfloat16 {
     static void join_rows(const float* from, ptrdiff_t rows, float* to) {
         constexpr ptrdiff_t L = kLanes<float>;
         for (; rows > 0; rows -= 2, from += 2 * L, to += L) {
-            const Words even = round(load(from));
-            const Words odd = rows > 1 ? round(load(from + L)) : Words{};
-            store(to, (Floats)(even | odd << 16));
+            store(to, (Floats)joined(load(from), rows > 1 ? load(from + L) : zero<float>()));
         }
     }
 
@@ -97,14 +108,31 @@ struct Bfloat16 {
     }
 
 private:
-    // In the lower half.
+    // Words of even ones and odd ones.
+    RNNFAST_INLINE static Words joined(Floats even, Floats odd) {
+#if defined(__AVX512BF16__)
+        typedef uint16_t Halves __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
+        Halves in_turn{};
+#pragma GCC unroll 32
+        for (int l = 0; l < 32; ++l) in_turn[l] = uint16_t(l / 2 + l % 2 * 16);
+        const auto halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+        return (Words)_mm512_permutexvar_epi16((__m512i)in_turn, halves);
+#else
+        return round(even) | round(odd) << 16;
+#endif
+    }
+
+#if !defined(__AVX512BF16__)
+    // In the lower half, as the instruction does it: denormals are zeros.
     RNNFAST_INLINE static Words round(Floats value) {
         const Words bits = (Words)value;
         const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
         // A NaN stays one: the carry might make it zero, and the lower half may be all of it.
-        const Words nan = bits >> 16 | 0x40;
-        return (bits & 0x7fffffff) > 0x7f800000 ? nan : rounded;
+        const Words nan = bits >> 16 | 0x40, zero = bits >> 16 & 0x8000;
+        const Words size = bits & 0x7fffffff;
+        return size > 0x7f800000 ? nan : size < 0x00800000 ? zero : rounded;
     }
+#endif
 };
 
 }  // namespace
