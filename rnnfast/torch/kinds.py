@@ -77,14 +77,15 @@ def native() -> NativeBackend | None:
 
 def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
     """Whether the kernels take the weights: CPU tensors of one dtype, in the kind's shapes."""
+    if not all(map(is_as_it_lies, weights)):
+        return False
     shapes = [shape for own in kind.shapes() for shape in own.values()]
     dtype = weights[0].dtype
     return (
         dtype in COMPUTED
         and len(shapes) == len(weights)
         and all(
-            is_as_it_lies(w)
-            and w.is_cpu
+            w.is_cpu
             and w.dtype is dtype
             and w.layout is torch.strided
             and w.shape == shape
