@@ -101,8 +101,8 @@ def test_bits_of_every_isa(native, tmp_path):
 
 
 # Ties, the last and the first number that one rounds to, denormals, infinities, NaNs of few bits.
-_BITS = """0 1 7fffff 7f8000 800000 807fff 808000 818000 3f807fff 3f808000 3f808001 3f818000 3fffffff
-    7f7f7fff 7f7fffff 7f800000 7f800001 7fc00000 7fffffff""".split()
+_BITS = """0 1 7fffff 7f8000 800000 807fff 808000 818000 3f807fff 3f808000 3f808001 3f818000
+    3fffffff 7f7f7fff 7f7fffff 7f800000 7f800001 7fc00000 7fffffff""".split()
 SPECIAL = np.array([int(bits, 16) for bits in _BITS], np.uint32).view(np.float32)
 
 
