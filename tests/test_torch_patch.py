@@ -156,6 +156,12 @@ def test_a_class_of_torchs_that_names_its_base(name):
         def forward(self, x, hx=None):
             return getattr(torch.nn, name).forward(self, x, hx)
 
+        def __setattr__(self, attribute, value):
+            getattr(torch.nn, name).__setattr__(self, attribute, value)
+
+        def __setstate__(self, state):
+            getattr(torch.nn, name).__setstate__(self, state)
+
     own, x = Own(3, 4), torch.randn(5, 3)
     want = own(x)
     with rt.patch():
@@ -163,7 +169,17 @@ def test_a_class_of_torchs_that_names_its_base(name):
         within = Own(3, 4)
         within.load_state_dict(own.state_dict())
         torch.testing.assert_close(within(x), want, rtol=0, atol=0)
+        torch.testing.assert_close(copy.deepcopy(own)(x), want, rtol=0, atol=0)
     assert not isinstance(within, getattr(rt, name))
+
+
+def test_a_name_that_is_gone_changes_nothing():
+    with mock.patch.object(torch.nn.modules, "GRUCell"):
+        del torch.nn.modules.GRUCell
+        with pytest.raises(AttributeError, match="GRUCell"), rt.patch():
+            pass
+        assert torch.nn.LSTM is not rt.LSTM
+        torch.nn.modules.GRUCell = torch.nn.GRUCell
 
 
 def test_names_that_others_have_replaced(unpatched):

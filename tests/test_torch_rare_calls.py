@@ -99,6 +99,19 @@ def test_a_module_that_is_cut_to_fewer_inputs(kind, native):
     assert_twins(pair, tensors)
 
 
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_module_that_is_made_anew(kind, options):
+    """Its constructor called once more, after a call."""
+    ours, theirs = twins(kind, dtype=F64)
+    x, *_ = inputs_for(ours)
+    for module in (ours, theirs):
+        module(x)
+        seed(6)
+        module.__init__(SIZE, module.hidden_size, dtype=F64, **LAYERS[kind][1], **options)
+    assert_same_results(flat(ours(x)), flat(theirs(x)), "float64")
+
+
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 def test_weights_and_input_of_torchs_zeros(kind):
     """Tensors that have no memory."""

@@ -22,8 +22,8 @@ RNNFAST_OUTLINE void copy_row(T* to, const T* from, ptrdiff_t n, const T* ahead)
 
 // Copies n elements, or writes zeros where there is no source.
 template <class T>
-RNNFAST_INLINE void copy_or_zero(T* to, const T* from, ptrdiff_t n, const T* ahead = nullptr) {
-    if (from) return copy_row(to, from, n, ahead);
+RNNFAST_INLINE void copy_or_zero(T* to, const T* from, ptrdiff_t n) {
+    if (from) return copy_row<T>(to, from, n, nullptr);
     for (ptrdiff_t i = 0; i < n; ++i) to[i] = T(0);
 }
 

@@ -130,18 +130,17 @@ def patch() -> Iterator[None]:
 def _patch(more: int) -> None:
     """Opens or closes a block: the first and the last change the names."""
     global _patched
+    places = (torch.nn, torch.nn.modules)  # and not where pickle looks for classes
+    names = {(place, t.__name__): ours for place in places for t, ours in TWINS.items()}
     with _lock:
+        if _patched == 0:
+            _found.update({(place, name): getattr(place, name) for place, name in names})
         before, _patched = _patched, _patched + more
-        if before and _patched:
-            return
-        for theirs, ours in TWINS.items():
-            for place in (torch.nn, torch.nn.modules):  # and not where pickle looks for classes
-                name = theirs.__name__
-                if _patched:
-                    _found[place, name] = getattr(place, name)
-                    setattr(place, name, ours)
-                elif getattr(place, name) is ours:  # else somebody has replaced it meanwhile
-                    setattr(place, name, _found[place, name])
+        for (place, name), ours in names.items():
+            if not before:
+                setattr(place, name, ours)
+            elif not _patched and getattr(place, name) is ours:  # else others have replaced it
+                setattr(place, name, _found[place, name])
 
 
 def _switched(model: Model, twins: dict[Any, Any]) -> Model:

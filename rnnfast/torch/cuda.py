@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from rnnfast import _config, _cuda
 from rnnfast._cells import Sizes
 from rnnfast.torch import differentiable
-from rnnfast.torch.exchange import TENSORS, States, are_for_torch
+from rnnfast.torch.exchange import TENSORS, States, are_for_torch, is_as_it_lies
 from rnnfast.torch.kinds import Kind
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def layer(
         return None
     taken = DTYPES if is_cast else (dtype,)
     for t in (x, *weights, *(states or ())):
-        if type(t) not in TENSORS or t.dtype not in taken or t.device != x.device or t.is_neg():
+        if not is_as_it_lies(t) or t.dtype not in taken or t.device != x.device:
             return None
     if is_cast:
         x, weights = x.to(dtype), [w.to(dtype) for w in weights]

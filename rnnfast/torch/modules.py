@@ -34,20 +34,26 @@ def _is_on_a_graph() -> bool:
     )
 
 
-class _Own:
-    """What layers and cells share: `_rnnfast`, what is kept of the module (a `PackCache`).
+def _foreign(module: torch.nn.Module) -> Any:
+    """Torch's class of one of its modules that got here by a name of `patch`."""
+    return next((t for t in TWINS if isinstance(module, t)), torch_rnn.RNNBase)
 
-    It is of one object, as large as it was.
-    """
+
+class _Own:
+    """What layers and cells share: `_rnnfast`, the `PackCache` of a module as it is."""
 
     def __setstate__(self, state: Any) -> None:
+        if not isinstance(self, _Own):
+            return _foreign(self).__setstate__(self, state)
         super().__setstate__(state)  # type: ignore[misc]  # torch's
         self.__dict__.pop("_rnnfast", None)  # a shallow copy's would be that of the original
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in _OF_KIND:
+        if not isinstance(self, _Own):
+            return _foreign(self).__setattr__(self, name, value)
+        if name in _OF_KIND and self.__dict__.get(name, value) != value:
             self.__dict__.pop("_rnnfast", None)
+        super().__setattr__(name, value)
 
 
 # What a `Kind` is made of, beside the cell.
@@ -67,11 +73,11 @@ class Layer(_Own, torch_rnn.RNNBase):
     _TORCH: ClassVar[type[torch_rnn.RNNBase]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(self, Layer):  # one of torch's: see `patch`
-            theirs = next(t for t in TWINS if isinstance(self, t))
-            return theirs.__init__(self, *args, **kwargs)
+        if not isinstance(self, Layer):
+            return _foreign(self).__init__(self, *args, **kwargs)
         # Torch checks the arguments and makes the parameters, which a subclass may fill otherwise.
         self.__dict__.update(_EMPTY[self._TORCH](*args, **kwargs).__dict__)
+        self.__dict__.pop("_rnnfast", None)  # of a module that is made anew
         self.reset_parameters()
 
     def _call(self, input: Any, hx: Any, format_name: str | None = None) -> Any:
@@ -166,7 +172,7 @@ class RNN(Layer):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
-        if not isinstance(self, Layer):  # one of torch's: see `patch`
+        if not isinstance(self, Layer):
             return torch_rnn.RNN.forward(self, input, hx)
         return self._call(input, hx)
 
@@ -178,7 +184,7 @@ class GRU(Layer):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
-        if not isinstance(self, Layer):  # one of torch's: see `patch`
+        if not isinstance(self, Layer):
             return torch_rnn.GRU.forward(self, input, hx)
         return self._call(input, hx)
 
@@ -190,7 +196,7 @@ class LSTM(Layer):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
-        if not isinstance(self, Layer):  # one of torch's: see `patch`
+        if not isinstance(self, Layer):
             return torch_rnn.LSTM.forward(self, input, hx)
         return self._call(input, hx)
 
@@ -258,7 +264,7 @@ class RNNCell(Cell, torch_rnn.RNNCell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
-        if not isinstance(self, Cell):  # one of torch's: see `patch`
+        if not isinstance(self, Cell):
             return torch_rnn.RNNCell.forward(self, input, hx)
         return self._call(input, hx)
 
@@ -278,7 +284,7 @@ class GRUCell(Cell, torch_rnn.GRUCell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
-        if not isinstance(self, Cell):  # one of torch's: see `patch`
+        if not isinstance(self, Cell):
             return torch_rnn.GRUCell.forward(self, input, hx)
         return self._call(input, hx)
 
@@ -291,7 +297,7 @@ class LSTMCell(Cell, torch_rnn.LSTMCell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As that of torch's."""
-        if not isinstance(self, Cell):  # one of torch's: see `patch`
+        if not isinstance(self, Cell):
             return torch_rnn.LSTMCell.forward(self, input, hx)
         return self._call(input, hx)
 
