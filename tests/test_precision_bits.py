@@ -106,36 +106,73 @@ _BITS = """0 1 7fffff 7f8000 800000 807fff 808000 818000 3f807fff 3f808000 3f808
 SPECIAL = np.array([int(bits, 16) for bits in _BITS], np.uint32).view(np.float32)
 
 
-def rounded(weights: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The products of one weight each, (N, H), as the kernels round weights (H,) and x (N,)."""
-    layer = make("rnn_relu", 1, len(weights), bias=False, precision="bfloat16")
+# Those that stay finite, of either sign, in rows of more than two vectors and a part of one.
+_FINITE = SPECIAL[np.abs(SPECIAL) < 3.39e38]
+ROW = np.resize(np.concatenate([_FINITE, -_FINITE]), 41 * 3)
+
+
+def nearest(values: np.ndarray) -> np.ndarray:
+    """In bfloat16, to nearest even, by float64; denormals are zeros."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        fraction, exponent = np.frexp(values.astype("f8"))
+        found = np.ldexp(np.rint(np.ldexp(fraction, 8)), exponent - 8).astype("f4")
+    return np.where(np.abs(values) < np.finfo("f4").tiny, 0, found)
+
+
+def weighted(weights: np.ndarray, bias: float = 0):
+    """A layer of one step that gives the positive of W x + bias."""
+    hidden, size = weights.shape
+    layer = make("rnn_relu", size, hidden, precision="bfloat16")
     layer.load_state_dict(
-        {"weight_ih_l0": weights[:, None], "weight_hh_l0": np.zeros([len(weights)] * 2, "f4")}
+        {
+            "weight_ih_l0": weights,
+            "weight_hh_l0": np.zeros((hidden, hidden), "f4"),
+            "bias_ih_l0": np.full(hidden, bias, "f4"),
+            "bias_hh_l0": np.zeros(hidden, "f4"),
+        }
     )
-    return layer(x[None, :, None])[0][0]
+    return layer
 
 
-def rounded_specials() -> np.ndarray:
-    one = np.ones(1, "f4")
-    both = np.concatenate([SPECIAL, -SPECIAL])
-    return np.nan_to_num(np.stack([rounded(both, one)[0], rounded(one, both)[:, 0]]), nan=-1)
+def rounded_specials() -> list[np.ndarray]:
+    """What weights and inputs are rounded to, alone and in long rows; NaN as -1."""
+    one, eye = np.ones((1, 1), "f4"), np.eye(len(ROW), dtype="f4")
+    both = np.concatenate([SPECIAL, -SPECIAL])[:, None]
+    found = [
+        weighted(both)(one[None])[0],
+        weighted(one)(both[None])[0],
+        weighted(np.stack([ROW, ROW[::-1]]))(eye[None])[0],
+        weighted(eye)(ROW[None, None])[0],
+    ]
+    return [np.nan_to_num(a[0], nan=-1) for a in found]
 
 
 def test_what_is_rounded_how(backend):
     """To nearest even; denormals to zeros, NaN to NaN."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        fraction, exponent = np.frexp(SPECIAL.astype("f8"))
-        want = np.ldexp(np.rint(np.ldexp(fraction, 8)), exponent - 8).astype("f4")
-    want[np.abs(SPECIAL) < np.finfo("f4").tiny] = 0
-    want = np.nan_to_num(want, nan=-1)
-    of_negative = np.where(want == -1, -1, 0)  # relu's
-    both = np.concatenate([want, of_negative])
-    np.testing.assert_array_equal(rounded_specials(), np.stack([both, both]))
+    want = np.nan_to_num(np.maximum(nearest(np.concatenate([SPECIAL, -SPECIAL])), 0), nan=-1)
+    row = np.maximum(nearest(ROW), 0)
+    of_weight, of_input, of_weights, of_inputs = rounded_specials()
+    np.testing.assert_array_equal(of_weight, want[None])
+    np.testing.assert_array_equal(of_input, want[:, None])
+    np.testing.assert_array_equal(of_weights, np.stack([row, row[::-1]], 1))
+    np.testing.assert_array_equal(of_inputs, row[None])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 40])
+def test_what_gradients_are_made_of_is_rounded_how(batch, backend):
+    """dW, sums over the rows, each of which has been rounded, at even and at odd places."""
+    for place in {0, 1, batch - 1} & set(range(batch)):
+        x = np.zeros((1, batch, len(ROW)), "f4")
+        x[0, place] = ROW
+        tape = weighted(np.zeros((3, len(ROW)), "f4"), bias=1).record(x)
+        grads = tape.backward(np.ones_like(tape.output))
+        want = np.stack([nearest(ROW)] * 3)
+        np.testing.assert_array_equal(grads.parameters["weight_ih_l0"], want)
 
 
 def results() -> dict[str, np.ndarray]:
     """Outputs and states of all kinds and precisions."""
-    arrays = {"rnn_relu specials": rounded_specials()}
+    arrays = {f"specials {k}": a for k, a in enumerate(rounded_specials())}
     for kind in KINDS:
         for precision in FORMATS:
             for size, hidden, batch in ((17, 33, 1), (4, 70, 13), (35, 150, 1)):

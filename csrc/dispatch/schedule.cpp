@@ -17,7 +17,7 @@ constexpr double kFarBytes = 8 << 20, kFarRows = 4;
 // A meeting of two threads in a step, with the lines of h that move between their caches: 120 to
 // 300 ns with one row at H = 128 to 256.
 constexpr double kMeetingNs = 250, kMeetingPerThreadNs = 50;
-// What of a step's rows other threads have made comes from their caches.
+// What of a step's rows other threads have made comes from their caches, so many bytes a ns.
 constexpr double kMovedBytesPerNs = 3;
 // Gathering a team, meeting its end, and the caches that it starts with.
 constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;

@@ -1,5 +1,6 @@
 // How the estimates share work out: few rows or large weights by units, else by rows, and nothing where
 // it would not pay.
+#include <algorithm>
 #include <cstdio>
 #include <string>
 

@@ -104,9 +104,7 @@ def report(model: Module) -> Report:
 
 
 _patched = 0  # how many blocks of `patch` are open
-_found: dict[
-    tuple[Any, str], Any
-] = {}  # what stood for the names when the first of them was opened
+_found: dict[tuple[Any, str], Any] = {}  # what the first of them found there
 _lock = Lock()
 
 

@@ -66,7 +66,8 @@ class Layer(_Own, torch_rnn.RNNBase):
     """What the three layers share.
 
     They are torch's RNNBase, and not its RNN, GRU or LSTM: `torch.compile` refuses to trace into
-    whatever is an instance of those.
+    whatever is an instance of those. Each has a `forward` of its own, whose name is in Python's
+    errors, and which may get a module of torch's by a name of `patch`.
     """
 
     # Torch's class of the same name; also for what it does besides: checks, and their messages.
