@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from numpy.typing import NDArray
 
 from rnnfast import _validate
-from rnnfast._cells import Weights
 from rnnfast._layout import State
 from rnnfast._low_precision import checked_format
 from rnnfast._module import Module, Options, option
@@ -99,14 +98,13 @@ class Layer(Module):
         TypeError : an argument of the wrong dtype or form.
         ValueError : an argument of the wrong shape or value. In either case nothing is computed.
         """
-        if lengths is None and reset is None:
-            native = self._native()
-            if native is not None:
-                result = native.infer(x, state)
-                if result is not NotImplemented:
-                    return result
-        inputs = self._read(x, state, lengths, reset)
-        return self._packs().infer(inputs)
+        stack = self._packs()
+        native = stack.native
+        if native is not None and (reset is None or not self._options.bidirectional):
+            result = native.infer(x, state, lengths, reset, reset)
+            if result is not NotImplemented:
+                return result
+        return stack.infer(self._read(x, state, lengths, reset))
 
     def record(
         self,
@@ -139,14 +137,17 @@ class Layer(Module):
         self._check_trains()
         _validate.flag("recompute", recompute)
         dropped = self._options.dropout
-        if lengths is None and reset is None and not recompute and not dropped:
-            native = self._native()
-            if native is not None:
-                result = native.record(x, state)
-                if result is not NotImplemented:
-                    return Tape(*result, self._signature)
-        inputs = self._read(x, state, lengths, reset)
         stack = self._packs()
+        native = stack.native
+        if (
+            native is not None
+            and not (recompute or dropped)
+            and (reset is None or not self._options.bidirectional)
+        ):
+            result = native.record(x, state, lengths, reset, reset)
+            if result is not NotImplemented:
+                return Tape(*result, self._signature)
+        inputs = self._read(x, state, lengths, reset)
         dropout = Dropout(dropped, self._rng) if dropped else None
         return Tape(*stack.record(inputs, dropout, recompute), self._signature)
 
@@ -178,11 +179,7 @@ class Layer(Module):
             format_name = checked_format("weights", weights, options.dtype)
         if options.bidirectional:
             raise ValueError("bidirectional: expected False for a stream, got True")
-        arrays = self._parameters.copies()
-        layers = [
-            Weights(**{name: arrays[name + suffix] for name in self._shapes(k)})
-            for k, suffix in enumerate(self._suffixes)
-        ]
+        layers = self._weights(self._parameters.copies())
         kept = format_name or options.dtype
         text = self._text(without="precision")  # a stream's weights tell its own
         return Form.of(text, self._signature, layers, kept, batch_size).open()

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,6 @@ from rnnfast._low_precision import FORMATS, INFERENCE_ONLY, check_sums, checked_
 from rnnfast._parameters import Parameters, loadable
 from rnnfast._stack import PackedStack
 from rnnfast.functional import pack_checked
-
-if TYPE_CHECKING:
-    from rnnfast._native import Stack
 
 # The metadata that every file of `save` has; another version is another form of what follows.
 FILE_FORMAT = {"format": "rnnfast", "format_version": "1"}
@@ -89,7 +86,6 @@ class Module:
         )
         self._options = self._in_precision(options.precision)
         self._cell = CELLS[cell]
-        self._suffixes = suffixes
         self._signature = Signature(
             self._cell,
             self._sizes(0),
@@ -104,10 +100,16 @@ class Module:
             seed = _validate.integer("seed", seed, 0)
         for_parameters, for_dropout = np.random.SeedSequence(seed).spawn(2)
         self._rng = np.random.default_rng(for_dropout)
+        own = [self._shapes(k) for k in range(len(suffixes))]
+        # Of each layer and direction, in the order of `Weights`.
+        self._names = [
+            tuple([name + suffix if name in shapes else None for name in Weights._fields])
+            for suffix, shapes in zip(suffixes, own, strict=True)
+        ]
         shapes = {
             name + suffix: shape
-            for k, suffix in enumerate(suffixes)
-            for name, shape in self._shapes(k).items()
+            for suffix, shapes in zip(suffixes, own, strict=True)
+            for name, shape in shapes.items()
         }
         drawn = partial(self._drawn, np.random.default_rng(for_parameters))
         self._parameters = Parameters((self._source or drawn)(shapes))
@@ -259,20 +261,9 @@ class Module:
             array -= bound
         return arrays
 
-    def _native(self) -> Stack | None:
-        """The native stack, if it has the current weights packed and its backend is in use.
-
-        It takes arrays that lie in memory as it needs them. To everything else, right or wrong,
-        it answers NotImplemented: that must be checked, and goes the long way, by `_packs`.
-        """
-        cache = self._cache
-        if (
-            cache is not None
-            and cache.backend is _backend.current()
-            and cache.version == self._parameters.version
-        ):
-            return cache.stack.native
-        return None
+    def _weights(self, arrays: Mapping[str, NDArray]) -> list[Weights]:
+        """Of each layer and direction, from the parameters by name."""
+        return [Weights(*[n and arrays[n] for n in names]) for names in self._names]
 
     def _packs(self) -> PackedStack:
         """The current weights of every layer and direction, packed for the backend in use."""
@@ -287,15 +278,11 @@ class Module:
             cache = self._cache
             if cache and cache.version == version and cache.backend is backend:
                 return cache.stack
-            packs, names = [], []
             format_name = self._options.precision
-            for k, suffix in enumerate(self._suffixes):
-                own = {name: name + suffix for name in self._shapes(k)}
-                weights = Weights(**{name: arrays[full] for name, full in own.items()})
-                packs.append(
-                    pack_checked(self._cell, self._sizes(k), weights, format_name, backend)
-                )
-                names.append(tuple(own.get(name) for name in Weights._fields))
-            stack = PackedStack(self._signature, packs, names)
+            packs = [
+                pack_checked(self._cell, self._sizes(k), weights, format_name, backend)
+                for k, weights in enumerate(self._weights(arrays))
+            ]
+            stack = PackedStack(self._signature, packs, self._names)
             self._cache = _PackedCache(version, backend, stack)
             return stack

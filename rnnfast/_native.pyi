@@ -265,10 +265,11 @@ def empty_like(tensor: object, half: bool, /) -> Any:
     more than three axes.
     """
 
-def copy(tensor: object, /) -> Any:
+def copy(other: object, /) -> Any:
     """A tensor of those types with the values of another, in memory as that of `empty_like`.
 
-    None where the other is none, is not contiguous, or has more than three axes.
+    Or an array of floats. None where the other is neither, is not contiguous, or has more than three
+    axes.
     """
 
 def isas() -> list[str]:

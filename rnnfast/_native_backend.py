@@ -11,17 +11,17 @@ from typing import Any
 from rnnfast import _config
 from rnnfast._backend import NATIVE_MODULE, Backward, Forward
 from rnnfast._cells import Cell, Weights
-from rnnfast._validate import HOST
+from rnnfast._validate import Memory
 
 
 class NativeBackend:
     """The backend `native`; see `rnnfast._backend.Backend`."""
 
     name = "native"
-    memory = HOST
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self.memory = _KeptMemory(module)
         # Of `rnnfast._native`, which describes them; without a method's cost in between.
         self.can_read = module.can_read
         self.empty_like = module.empty_like
@@ -88,6 +88,13 @@ class NativeBackend:
         )
 
 
+class _KeptMemory(Memory):
+    """The host's; copies lie where others did that have gone, instead of on new pages."""
+
+    def __init__(self, module: Any) -> None:
+        self.copy = module.copy
+
+
 _backend: NativeBackend | None = None
 _threads_are_set = False
 
@@ -114,7 +121,7 @@ def take_tensors(table: Any, tensor: type, parameter: type, is_negated: Any) -> 
 
 
 def copy_of(tensor: Any) -> Any:
-    """A copy of a tensor of those types, in memory that is kept from call to call; or None."""
+    """A copy of a tensor of those types; see `rnnfast._native.copy`."""
     return _module().copy(tensor)
 
 

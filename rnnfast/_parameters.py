@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnfast import _validate
+from rnnfast import _backend, _validate
 from rnnfast._locks import Lock
 
 
@@ -152,7 +152,8 @@ class Parameters(_Arrays):
         with self._lock:
             if self._draft is not None:
                 raise RuntimeError("edit: expected no open edit block, got a second one")
-            draft = _Draft({n: array.copy() for n, array in self._arrays.items()})
+            copy = _backend.current().memory.copy
+            draft = _Draft({name: copy(array) for name, array in self._arrays.items()})
             self._draft = draft
         try:
             yield draft

@@ -92,10 +92,12 @@ class TapeRun(Protocol):
 class PackedStack:
     """The weights of all layers and directions, packed: layer by layer, direction by direction.
 
-    native : the same for the native backend, which runs a whole stack in one call; else None.
+    native : the same for the native backend, which runs a whole stack in one call; else None. It
+        takes arrays that lie in memory as it needs them. To everything else, right or wrong, it
+        answers NotImplemented: that must be checked, and goes the long way.
     """
 
-    __slots__ = ("_saves", "names", "native", "packs", "signature")
+    __slots__ = ("names", "native", "packs", "signature")
 
     def __init__(
         self, signature: Signature, packs: Sequence[Packed], names: Sequence[Names]
@@ -104,16 +106,12 @@ class PackedStack:
         self.packs = packs
         self.names = names
         self.native: Stack | None = None
-        self._saves = True  # anything for backward but inputs and outputs
-        first = packs[0]
-        backend = first.backend
+        backend = packs[0].backend
         if isinstance(backend, NativeBackend):
             weights = [packed.weights for packed in packs]
             self.native = backend.stack(
                 weights, names, signature.directions, signature.one_step, signature.batch_first
             )
-            row = backend.tape_row(first.cell.name, str(signature.dtype), *first.sizes, 1, 1)
-            self._saves = signature.one_step or row > 0
 
     def infer(self, inputs: Inputs) -> tuple[NDArray, State]:
         """The output (a cell's: of no use) and the last state, in the user's layout."""
@@ -131,7 +129,7 @@ class PackedStack:
 
         Copies the inputs.
         """
-        recompute = recompute and self._saves
+        recompute = recompute and self._saves()
         if self.native is not None and dropout is None and not recompute:
             run, output, state = self.native.record(*inputs.native())
             return run, output, state
@@ -140,6 +138,14 @@ class PackedStack:
         layout, states = inputs.layout, training.states
         views = {name: read_only(state) for name, state in states.items()}
         return training, training.output, layout.states_outward(views)
+
+    def _saves(self) -> bool:
+        """Whether anything is kept for backward but inputs and outputs."""
+        first = self.packs[0]
+        if self.signature.one_step or not isinstance(first.backend, NativeBackend):
+            return True
+        dtype = self.signature.dtype.name
+        return first.backend.tape_row(first.cell.name, dtype, *first.sizes, 1, 1) > 0
 
     def _output(self, inputs: Inputs) -> NDArray:
         """A new output as a view (T, B, D*W), contiguous in the user's layout."""

@@ -244,6 +244,7 @@ class Memory:
     array = staticmethod(array)
     row_major = staticmethod(_row_major)
     contiguous: Any = staticmethod(np.ascontiguousarray)
+    copy: Any = staticmethod(np.array)  # of a contiguous array
     empty: Any = staticmethod(np.empty)
     zeros: Any = staticmethod(np.zeros)
     arange: Any = staticmethod(np.arange)

@@ -28,15 +28,21 @@ struct Layers {
     ptrdiff_t output() const { return directions * width(); }  // D*W
 };
 
-// Lengths and batch sizes are read while the pass is made only.
+// Lengths and batch sizes are copies: other threads may change the caller's once they are checked.
 template <class T>
 struct PassInputs : Extent {
     Rows<const T> x;                       // (T, B, I)
     const T* h0 = nullptr;                 // (L*D, B, W)  null: zeros
     const T* c0 = nullptr;                 // (L*D, B, H)  null: zeros, or the cell has no c
-    const int64_t* lengths = nullptr;      // (B)  null: all T
-    const int64_t* batch_sizes = nullptr;  // (T)  of ragged arrays; null: they are not
+    std::vector<int64_t> lengths;          // (B)  empty: all T
+    std::vector<int64_t> batch_sizes;      // (T)  of ragged arrays; empty: they are not
     const uint8_t* resets[2] = {nullptr, nullptr};  // (T, B)  for each direction; null: never
+
+    // As RowPlan takes them.
+    const int64_t* lengths_or_null() const { return lengths.empty() ? nullptr : lengths.data(); }
+    const int64_t* batch_sizes_or_null() const {
+        return batch_sizes.empty() ? nullptr : batch_sizes.data();
+    }
 };
 
 template <class T>
@@ -120,14 +126,15 @@ public:
         : layers_(layers),
           extent_(in),
           batch_(in.batch),
-          plan_(in.steps, batch_, false, in.lengths, in.batch_sizes),
+          plan_(in.steps, batch_, false, in.lengths_or_null(), in.batch_sizes_or_null()),
           // Two layers that are not neighbours share an output, which only training must keep.
           inner_(training ? layers.layers() - 1 : std::min(layers.layers() - 1, 2)),
           arena_(tape ? Arena<T>(*tape) : Arena<T>(memory_needed(in, training))),
           resets_(training && !tape && in.resets[0] ? allocate<uint8_t>(2 * rows()) : nullptr),
           jobs_(size_t(layers.jobs())) {
         if (layers.directions == 2)
-            backward_plan_.emplace(in.steps, batch_, true, in.lengths, in.batch_sizes);
+            backward_plan_.emplace(in.steps, batch_, true, in.lengths_or_null(),
+                                   in.batch_sizes_or_null());
         lay_out(training && !tape ? copied(in) : in, out, training);
     }
     Pass(const Pass&) = delete;

@@ -188,7 +188,8 @@ private:
     // for these.
     bool runs(const PassInputs<T>& in) const {
         return !layers_.packs[0]->borrowed() ||
-               (in.steps == 1 && in.batch <= layers_.kernels().few && !in.lengths && !in.resets[0]);
+               (in.steps == 1 && in.batch <= layers_.kernels().few &&
+                in.lengths.empty() && !in.resets[0]);
     }
     // `passes`: how often as much is multiplied as in a forward pass.
     bool releases(const Extent& extent, int passes) const {
@@ -276,13 +277,15 @@ private:
         return count <= 3 || read_resets(args + 3, in);
     }
 
-    bool read_lengths(PyObject* lengths, PassInputs<T>& in) const {
+    bool read_lengths(PyObject* object, PassInputs<T>& in) const {
         Shape rows;
         rows.add(in.batch);
-        if (!read_contiguous(lengths, form_.tensors, rows, in.lengths)) return false;
-        for (ptrdiff_t row = 0; in.lengths && row < in.batch; ++row)
-            if (in.lengths[row] < 0 || in.lengths[row] > in.steps) return false;
-        return true;
+        const int64_t* lengths;
+        if (!read_contiguous(object, form_.tensors, rows, lengths)) return false;
+        if (lengths) in.lengths.assign(lengths, lengths + in.batch);
+        return std::all_of(in.lengths.begin(), in.lengths.end(), [&in](int64_t length) {
+            return length >= 0 && length <= in.steps;
+        });
     }
 
     // In place of lengths, where x is ragged: they tell T and B.
@@ -292,11 +295,11 @@ private:
             !is_contiguous(sizes))
             return false;
         in.ragged = in.batch;  // as x has it
-        in.batch_sizes = reinterpret_cast<const int64_t*>(sizes.data);
         in.steps = sizes.sizes[0];
+        const auto* const given = reinterpret_cast<const int64_t*>(sizes.data);
+        in.batch_sizes.assign(given, given + in.steps);
         int64_t rest = in.ragged, before = rest;
-        for (ptrdiff_t t = 0; t < in.steps; ++t) {
-            const int64_t size = in.batch_sizes[t];
+        for (const int64_t size : in.batch_sizes) {
             if (size < 1 || size > before || size > rest) return false;
             rest -= size, before = size;
         }

@@ -10,6 +10,7 @@
 #include <new>
 
 #include "bindings/dlpack.h"
+#include "bindings/ndarray.h"
 #include "dispatch/buffer.h"
 
 namespace rnnfast {
@@ -107,20 +108,28 @@ py::object empty_like(const py::object& tensor, bool half) {
     return new_tensor(shape, half ? kBfloat16Kind : 'f', half ? 2 : 4).object;
 }
 
-// A tensor with the values of another. None where that is not contiguous, or cannot be read.
-py::object copy(const py::object& tensor) {
+// A tensor with the values of another, or an array. None where that is not contiguous, or cannot be
+// read, or an array is not of floats.
+py::object copy(const py::object& other) {
     Array from;
-    if (!read_tensor(tensor.ptr(), from) || from.kind == '?') return py::none();
+    if (!read_any(other.ptr(), true, from) || from.kind == '?' || !is_contiguous(from))
+        return py::none();
     Shape shape;
-    for (int axis = 0; axis < from.axes; ++axis) shape.add(from.sizes[axis]);
-    Py_intptr_t packed = from.item;
-    for (int axis = from.axes; axis-- > 0;) {
-        if (from.sizes[axis] > 1 && from.strides[axis] != packed) return py::none();
-        packed *= from.sizes[axis];
+    ptrdiff_t bytes = from.item;
+    for (int axis = 0; axis < from.axes; ++axis) {
+        shape.add(from.sizes[axis]);
+        bytes *= from.sizes[axis];
     }
-    const NewTensor made = new_tensor(shape, from.kind, size_t(from.item));
-    if (packed) std::memcpy(made.data, from.data, size_t(packed));
-    return made.object;
+    const auto filled = [&](auto made) {
+        if (bytes) std::memcpy(made.data, from.data, size_t(bytes));
+        return std::move(made.object);
+    };
+    if (is_tensor(other.ptr())) return filled(new_tensor(shape, from.kind, size_t(from.item)));
+#define DTYPE(name, type) \
+    if (from.kind == kKind<type> && from.item == sizeof(type)) return filled(new_array<type>(shape));
+#include "core/dtypes.inc"
+#undef DTYPE
+    return py::none();
 }
 
 }  // namespace

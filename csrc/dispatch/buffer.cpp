@@ -1,5 +1,6 @@
 #include "dispatch/buffer.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -89,54 +90,126 @@ struct Spare {
     void* memory;
     size_t bytes;
     uint64_t number;
+
+    bool fits(size_t wanted) const { return bytes >= wanted && bytes / 2 < wanted; }
+    // The smallest; of several the one that was freed last, of which most is in a cache: in turns they
+    // would all be cold.
+    bool is_better_than(const Spare& other) const {
+        return bytes != other.bytes ? bytes < other.bytes : number > other.number;
+    }
 };
 
-// Whoever exchanges a pointer for another owns the block.
-constexpr size_t kSpares = 8;
-std::atomic<Spare*> spares[kSpares];
-std::atomic<size_t> next_dropped{0};
+// All kept blocks together, in bytes.
+std::atomic<size_t> all_spares{0};
+
+// Whoever exchanges the pointer for another owns the block: there is no lock, which a fork could leave
+// held. What it has may be read beside it without that, but may be that of another.
+class Slot {
+public:
+    // Of an empty one no bytes, as freed last of all.
+    Spare seen() const {
+        if (!spare_.load(std::memory_order_relaxed)) return {nullptr, 0, UINT64_MAX};
+        return {nullptr, bytes_.load(std::memory_order_relaxed),
+                number_.load(std::memory_order_relaxed)};
+    }
+    Spare* take() {
+        Spare* const taken = spare_.exchange(nullptr);
+        if (taken) all_spares -= taken->bytes;
+        return taken;
+    }
+    // False where there is one already.
+    bool put(Spare* s) {
+        if (spare_.load(std::memory_order_relaxed)) return false;
+        const Spare own = *s;  // another thread may take it at once
+        Spare* empty = nullptr;
+        all_spares += own.bytes;
+        if (!spare_.compare_exchange_strong(empty, s)) return all_spares -= own.bytes, false;
+        bytes_.store(own.bytes, std::memory_order_relaxed);
+        number_.store(own.number, std::memory_order_relaxed);
+        return true;
+    }
+    // Gives it back to the system.
+    void drop() {
+        if (Spare* const s = take()) {
+            system_free(s->memory, s->bytes);
+            delete s;
+        }
+    }
+
+private:
+    std::atomic<Spare*> spare_{nullptr};
+    std::atomic<size_t> bytes_{0};
+    std::atomic<uint64_t> number_{0};
+};
+
+// As many as a training step of a network of eight layers frees.
+constexpr size_t kSpares = 64;
+// One that has been left so often, as others were freed, is of sizes that are not asked for any more.
+constexpr uint64_t kStale = 2 * kSpares;
+Slot slots[kSpares];
 std::atomic<uint64_t> next_number{0};
 
-void drop(Spare* s) noexcept {
-    if (s) system_free(s->memory, s->bytes);
-    delete s;
+// No more is kept than an eighth of the machine's memory.
+size_t most_spares() noexcept {
+#if defined(__linux__)
+    static const auto most =
+        size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE)) / 8;
+    return most;
+#else
+    return SIZE_MAX;
+#endif
 }
 
-// Leaves `s` in an empty slot, or in place of another.
+// That which was freed first.
+Slot& oldest() noexcept {
+    return *std::min_element(slots, slots + kSpares, [](const Slot& a, const Slot& b) {
+        return a.seen().number < b.seen().number;
+    });
+}
+
+// Leaves `s` in a slot, at the expense of others where there are too many.
 void keep(Spare* s) noexcept {
-    for (std::atomic<Spare*>& slot : spares) {
-        Spare* empty = nullptr;
-        if (slot.compare_exchange_strong(empty, s)) return;
-    }
-    drop(spares[next_dropped++ % kSpares].exchange(s));
+    const auto put = [s] {
+        return std::any_of(slots, slots + kSpares, [s](Slot& slot) { return slot.put(s); });
+    };
+    while (!put()) oldest().drop();
+    for (size_t k = 0; k < kSpares && all_spares > most_spares(); ++k) oldest().drop();
 }
 
-bool fits_better(const Spare& a, const Spare& b) {
-    return a.bytes != b.bytes ? a.bytes < b.bytes : a.number > b.number;
-}
-
-// The smallest kept block of at least `bytes`, and less than twice as many; null: there is none. One
-// that is larger than need be would be missed by whom it fits. Of several the one that was freed last,
-// of which most is in a cache: in turns they would all be cold.
+// A kept block of at least `bytes`, and less than twice as many; null: there is none. One that is
+// larger than need be would be missed by whom it fits.
 Block take(size_t bytes) noexcept {
-    Spare* best = nullptr;
-    for (std::atomic<Spare*>& slot : spares) {
-        Spare* s = slot.exchange(nullptr);
-        if (!s) continue;
-        if (s->bytes >= bytes && s->bytes / 2 < bytes && (!best || fits_better(*s, *best)))
-            std::swap(s, best);
-        if (s) keep(s);
+    for (size_t attempt = 0; attempt < kSpares; ++attempt) {
+        Slot* best = nullptr;
+        for (Slot& slot : slots) {
+            const Spare seen = slot.seen();
+            if (seen.fits(bytes) && (!best || seen.is_better_than(best->seen()))) best = &slot;
+        }
+        if (!best) break;
+        Spare* const s = best->take();
+        if (!s) continue;  // another thread was faster
+        if (!s->fits(bytes)) {
+            keep(s);
+            continue;
+        }
+        const Block block{s->memory, s->bytes};
+        delete s;
+        return block;
     }
-    if (!best) return {nullptr, 0};
-    const Block block{best->memory, best->bytes};
-    delete best;
-    return block;
+    return {nullptr, 0};
+}
+
+// Gives the system what nobody has asked for in a long time.
+void drop_stale() noexcept {
+    Slot& slot = oldest();
+    const Spare seen = slot.seen();
+    if (seen.bytes && next_number - seen.number > kStale) slot.drop();
 }
 
 // From the system; where it has no more, what is kept is given back first.
 void* new_block(size_t bytes) {
     if (void* const p = system_allocate(bytes)) return p;
-    for (std::atomic<Spare*>& slot : spares) drop(slot.exchange(nullptr));
+    for (Slot& slot : slots) slot.drop();
     if (void* const p = system_allocate(bytes)) return p;
     throw std::bad_alloc();
 }
@@ -157,8 +230,7 @@ Block allocate_bytes(size_t bytes) {
     if (bytes >= kKeptFrom) {
         const Block block = take(bytes);
         if (block.memory) return block;
-        // Sizes have changed: what was kept for the old ones goes, a block at a time.
-        drop(spares[next_dropped++ % kSpares].exchange(nullptr));
+        drop_stale();
     }
     return {new_block(bytes), bytes};
 }

@@ -1,0 +1,109 @@
+// Memory that is kept from call to call: that a loop gets its own again, however many blocks it takes,
+// that no two owners ever have the same, and that what is too large is an error.
+#include "dispatch/buffer.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <new>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/expect.h"
+
+namespace rnnfast {
+namespace {
+
+// Of these the system must know that it may take them back, which it does of none under a sanitizer.
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+constexpr int kHuge = 2 << 20;
+#else
+constexpr int kHuge = 1 << 19;
+#endif
+
+using Blocks = std::vector<Buffer<char>>;
+
+std::set<const char*> places(const Blocks& blocks) {
+    std::set<const char*> found;
+    for (const auto& block : blocks) found.insert(block.get());
+    return found;
+}
+
+// As the steps of training: all blocks of one are freed before those of the next are asked for.
+void check_loop(ptrdiff_t count, ptrdiff_t smallest) {
+    const auto step = [&] {
+        Blocks blocks;
+        for (ptrdiff_t k = 0; k < count; ++k) blocks.push_back(allocate<char>(smallest + k * 64));
+        return blocks;
+    };
+    const std::set<const char*> first = places(step());
+    const std::string what = std::to_string(count) + " blocks of " + std::to_string(smallest);
+    expect(first.size() == size_t(count), what + ": one place for two");
+    for (int k = 0; k < 3; ++k) expect(places(step()) == first, what + ": not the same again");
+}
+
+void check_sizes() {
+    for (const ptrdiff_t size : {0, 1, 63, 1 << 18, (1 << 18) + 1, 3 << 20, (2 << 20) - 1}) {
+        const Buffer<char> block = allocate<char>(size);
+        const std::string what = std::to_string(size) + " bytes";
+        expect(reinterpret_cast<uintptr_t>(block.get()) % 64 == 0, what + ": not aligned");
+        expect(block.get_deleter().bytes >= size_t(size), what + ": fewer than were asked for");
+        std::fill_n(block.get(), size, char(1));  // a sanitizer sees what is too small
+    }
+    allocate<char>(5 << 20);
+    const Buffer<char> smaller = allocate<char>(2 << 20);
+    expect(smaller.get_deleter().bytes < size_t(4) << 20, "a block of twice the size and more");
+}
+
+void check_too_much() {
+    const Buffer<char> kept = allocate<char>(3 << 20);
+    for (const size_t bytes : {SIZE_MAX, SIZE_MAX / 2 - 64, SIZE_MAX / 4}) {
+        bool refused = false;
+        try {
+            free_bytes(allocate_bytes(bytes).memory, bytes);
+        } catch (const std::bad_alloc&) {
+            refused = true;
+        }
+        expect(refused, "got " + std::to_string(bytes) + " bytes");
+    }
+}
+
+// Each thread marks its blocks, and finds its mark when it frees them.
+void check_threads() {
+    constexpr int kThreads = 4, kRounds = 400;
+    std::vector<int> strangers(kThreads);
+    std::vector<std::thread> threads;
+    for (int id = 0; id < kThreads; ++id)
+        threads.emplace_back([id, &strangers] {
+            constexpr ptrdiff_t kCount = (ptrdiff_t(1) << 18) / ptrdiff_t(sizeof(int));
+            uint32_t chance = uint32_t(id) + 1;
+            std::vector<Buffer<int>> blocks(24);
+            for (int round = 0; round < kRounds; ++round) {
+                chance = chance * 1664525u + 1013904223u;
+                Buffer<int>& block = blocks[(chance >> 8) % blocks.size()];
+                if (block && (block[0] != id || block[kCount - 1] != id)) ++strangers[size_t(id)];
+                block.reset();
+                if (chance >> 31) continue;
+                block = allocate<int>(kCount + ptrdiff_t(chance >> 12) % kCount);
+                block[0] = block[kCount - 1] = id;
+            }
+        });
+    for (std::thread& thread : threads) thread.join();
+    for (const int count : strangers) expect(count == 0, "a block of two threads");
+}
+
+}  // namespace
+}  // namespace rnnfast
+
+int main() {
+    using namespace rnnfast;
+    check_sizes();
+    for (const ptrdiff_t count : {1, 7, 60})
+        for (const ptrdiff_t size : {1 << 18, 1 << 20, kHuge}) check_loop(count, size);
+    check_too_much();
+    check_threads();
+    std::printf("%d of %d checks failed\n", failures, checked);
+    return failures != 0;
+}
