@@ -98,13 +98,14 @@ class Layer(Module):
         TypeError : an argument of the wrong dtype or form.
         ValueError : an argument of the wrong shape or value. In either case nothing is computed.
         """
-        stack = self._packs()
-        native = stack.native
-        if native is not None and (reset is None or not self._options.bidirectional):
-            result = native.infer(x, state, lengths, reset, reset)
-            if result is not NotImplemented:
-                return result
-        return stack.infer(self._read(x, state, lengths, reset))
+        if reset is None or not self._options.bidirectional:
+            native = self._native()
+            if native is not None:
+                result = native.infer(x, state, lengths, reset, reset)
+                if result is not NotImplemented:
+                    return result
+        inputs = self._read(x, state, lengths, reset)
+        return self._packs().infer(inputs)
 
     def record(
         self,
@@ -137,17 +138,15 @@ class Layer(Module):
         self._check_trains()
         _validate.flag("recompute", recompute)
         dropped = self._options.dropout
-        stack = self._packs()
-        native = stack.native
-        if (
-            native is not None
-            and not (recompute or dropped)
-            and (reset is None or not self._options.bidirectional)
-        ):
-            result = native.record(x, state, lengths, reset, reset)
-            if result is not NotImplemented:
-                return Tape(*result, self._signature)
+        directional = reset is not None and self._options.bidirectional
+        if not (recompute or dropped or directional):
+            native = self._native()
+            if native is not None:
+                result = native.record(x, state, lengths, reset, reset)
+                if result is not NotImplemented:
+                    return Tape(*result, self._signature)
         inputs = self._read(x, state, lengths, reset)
+        stack = self._packs()
         dropout = Dropout(dropped, self._rng) if dropped else None
         return Tape(*stack.record(inputs, dropout, recompute), self._signature)
 

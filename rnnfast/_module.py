@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import attrgetter
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from rnnfast._low_precision import FORMATS, INFERENCE_ONLY, check_sums, checked_
 from rnnfast._parameters import Parameters, loadable
 from rnnfast._stack import PackedStack
 from rnnfast.functional import pack_checked
+
+if TYPE_CHECKING:
+    from rnnfast._native import Stack
 
 # The metadata that every file of `save` has; another version is another form of what follows.
 FILE_FORMAT = {"format": "rnnfast", "format_version": "1"}
@@ -264,6 +267,21 @@ class Module:
     def _weights(self, arrays: Mapping[str, NDArray]) -> list[Weights]:
         """Of each layer and direction, from the parameters by name."""
         return [Weights(*[n and arrays[n] for n in names]) for names in self._names]
+
+    def _native(self) -> Stack | None:
+        """The native stack, if it has the current weights packed and its backend is in use.
+
+        It takes arrays that lie in memory as it needs them. To everything else, right or wrong,
+        it answers NotImplemented: that must be checked, and goes the long way, by `_packs`.
+        """
+        cache = self._cache
+        if (
+            cache is not None
+            and cache.backend is _backend.current()
+            and cache.version == self._parameters.version
+        ):
+            return cache.stack.native
+        return None
 
     def _packs(self) -> PackedStack:
         """The current weights of every layer and direction, packed for the backend in use."""

@@ -268,8 +268,8 @@ def empty_like(tensor: object, half: bool, /) -> Any:
 def copy(other: object, /) -> Any:
     """A tensor of those types with the values of another, in memory as that of `empty_like`.
 
-    Or an array of floats. None where the other is neither, is not contiguous, or has more than three
-    axes.
+    Or an array of floats. None where the other is neither, is not contiguous, or has more than
+    three axes.
     """
 
 def isas() -> list[str]:

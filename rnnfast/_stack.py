@@ -92,9 +92,7 @@ class TapeRun(Protocol):
 class PackedStack:
     """The weights of all layers and directions, packed: layer by layer, direction by direction.
 
-    native : the same for the native backend, which runs a whole stack in one call; else None. It
-        takes arrays that lie in memory as it needs them. To everything else, right or wrong, it
-        answers NotImplemented: that must be checked, and goes the long way.
+    native : the same for the native backend, which runs a whole stack in one call; else None.
     """
 
     __slots__ = ("names", "native", "packs", "signature")

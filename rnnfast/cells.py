@@ -45,12 +45,13 @@ class _Cell(Module):
         TypeError : an argument of the wrong dtype or form.
         ValueError : an argument of the wrong shape. In either case nothing is computed.
         """
-        stack = self._packs()
-        if stack.native is not None:
-            result = stack.native.infer(x, state)
+        native = self._native()
+        if native is not None:
+            result = native.infer(x, state)
             if result is not NotImplemented:
                 return result[1]
-        return stack.infer(self._read(x, state))[1]
+        inputs = self._read(x, state)
+        return self._packs().infer(inputs)[1]
 
     def record(self, x: Any, state: Any = None) -> Tape:
         """Runs one step, keeping what the backward pass needs.
@@ -70,12 +71,13 @@ class _Cell(Module):
         ValueError : the cell's precision is int8, which has no backward pass.
         """
         self._check_trains()
-        stack = self._packs()
-        if stack.native is not None:
-            result = stack.native.record(x, state)
+        native = self._native()
+        if native is not None:
+            result = native.record(x, state)
             if result is not NotImplemented:
                 return Tape(*result, self._signature)
-        return Tape(*stack.record(self._read(x, state)), self._signature)
+        inputs = self._read(x, state)
+        return Tape(*self._packs().record(inputs), self._signature)
 
     def _read(self, x: Any, state: Any) -> Inputs:
         x, layout = self._signature.input(x)

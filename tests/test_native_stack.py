@@ -109,7 +109,7 @@ def test_cells(kind, batch, dtype, rng):
         gradients = tape.backward(np.cos(tape.output), tape.state, retain=True)
         return cell(x, state), cell(x), tape.output, tape.state, gradients, tape.backward()
 
-    assert cell._packs().native.infer(x, state) is not NotImplemented
+    assert cell._native().infer(x, state) is not NotImplemented
     got = results()
     cell._packs().native = None
     assert_same_results(got, results())
@@ -181,7 +181,7 @@ class TestOtherArguments:
         want = all_results(layer, given[0], tuple(given[1:]))
         other = list(given)
         other[which] = {**FOREIGN, **WRONG}[how](given[which])
-        stack, (x, h, c) = layer._packs().native, other
+        stack, (x, h, c) = layer._native(), other
         if (which, how) != (0, "another batch"):
             assert stack.infer(x, (h, c)) is NotImplemented
             assert stack.record(x, (h, c)) is NotImplemented
@@ -214,7 +214,7 @@ class TestOtherArguments:
     def test_states_that_are_no_pair(self, layer, given, form):
         x, h, c = given
         states = {"h": h, "none": (), "three": (h, c, c), "None and c": (None, c), "a list": [h, c]}
-        assert layer._packs().native.infer(x, states[form]) is NotImplemented
+        assert layer._native().infer(x, states[form]) is NotImplemented
 
     @pytest.mark.parametrize(
         "lengths, reset, reset_reversed",
@@ -231,13 +231,13 @@ class TestOtherArguments:
         ],
     )
     def test_cuts_that_no_check_has_seen(self, layer, given, lengths, reset, reset_reversed):
-        stack = layer._packs().native
+        stack = layer._native()
         for call in (stack.infer, stack.record):
             assert call(given[0], None, lengths, reset, reset_reversed) is NotImplemented
 
     @pytest.mark.parametrize("count", [0, 1, 3, 4, 7])
     def test_other_numbers_of_arguments(self, layer, given, count):
-        stack = layer._packs().native
+        stack = layer._native()
         run, *_ = stack.record(given[0], None)
         for call in (stack.infer, stack.record, run.backward):
             with pytest.raises(TypeError, match=f"got {count} arguments"):

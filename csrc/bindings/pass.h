@@ -31,11 +31,11 @@ struct Layers {
 // Lengths and batch sizes are copies: other threads may change the caller's once they are checked.
 template <class T>
 struct PassInputs : Extent {
-    Rows<const T> x;                       // (T, B, I)
-    const T* h0 = nullptr;                 // (L*D, B, W)  null: zeros
-    const T* c0 = nullptr;                 // (L*D, B, H)  null: zeros, or the cell has no c
-    std::vector<int64_t> lengths;          // (B)  empty: all T
-    std::vector<int64_t> batch_sizes;      // (T)  of ragged arrays; empty: they are not
+    Rows<const T> x;                   // (T, B, I)
+    const T* h0 = nullptr;             // (L*D, B, W)  null: zeros
+    const T* c0 = nullptr;             // (L*D, B, H)  null: zeros, or the cell has no c
+    std::vector<int64_t> lengths;      // (B)  empty: all T
+    std::vector<int64_t> batch_sizes;  // (T)  of ragged arrays; empty: they are not
     const uint8_t* resets[2] = {nullptr, nullptr};  // (T, B)  for each direction; null: never
 
     // As RowPlan takes them.

@@ -188,8 +188,8 @@ private:
     // for these.
     bool runs(const PassInputs<T>& in) const {
         return !layers_.packs[0]->borrowed() ||
-               (in.steps == 1 && in.batch <= layers_.kernels().few &&
-                in.lengths.empty() && !in.resets[0]);
+               (in.steps == 1 && in.batch <= layers_.kernels().few && in.lengths.empty() &&
+                !in.resets[0]);
     }
     // `passes`: how often as much is multiplied as in a forward pass.
     bool releases(const Extent& extent, int passes) const {
@@ -283,9 +283,8 @@ private:
         const int64_t* lengths;
         if (!read_contiguous(object, form_.tensors, rows, lengths)) return false;
         if (lengths) in.lengths.assign(lengths, lengths + in.batch);
-        return std::all_of(in.lengths.begin(), in.lengths.end(), [&in](int64_t length) {
-            return length >= 0 && length <= in.steps;
-        });
+        return std::all_of(in.lengths.begin(), in.lengths.end(),
+                           [&in](int64_t length) { return length >= 0 && length <= in.steps; });
     }
 
     // In place of lengths, where x is ragged: they tell T and B.

@@ -125,8 +125,9 @@ py::object copy(const py::object& other) {
         return std::move(made.object);
     };
     if (is_tensor(other.ptr())) return filled(new_tensor(shape, from.kind, size_t(from.item)));
-#define DTYPE(name, type) \
-    if (from.kind == kKind<type> && from.item == sizeof(type)) return filled(new_array<type>(shape));
+#define DTYPE(name, type)                                      \
+    if (from.kind == kKind<type> && from.item == sizeof(type)) \
+        return filled(new_array<type>(shape));
 #include "core/dtypes.inc"
 #undef DTYPE
     return py::none();

@@ -152,8 +152,7 @@ std::atomic<uint64_t> next_number{0};
 // No more is kept than an eighth of the machine's memory.
 size_t most_spares() noexcept {
 #if defined(__linux__)
-    static const auto most =
-        size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE)) / 8;
+    static const auto most = size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE)) / 8;
     return most;
 #else
     return SIZE_MAX;
