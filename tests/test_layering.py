@@ -35,11 +35,11 @@ ISA_HEADERS = {"cstddef", "cstdint", "cfloat", "climits", "immintrin.h", "arm_ne
 PYTHON_LAYERS: list[set[str]] = [
     {"_cells", "_locks"},
     {"_validate"},
-    {"_layout", "_parameters", "_safetensors"},
+    {"_layout", "_safetensors"},
     {"_native"},
     {"stream"},
     {"_backend", "_cuda"},
-    {"_config"},
+    {"_config", "_parameters"},
     {"_low_precision"},
     {"_cupy", "_native_backend", "_reference"},
     {"_numba"},

@@ -179,27 +179,6 @@ def test_what_changes_before_backward_raises(kind, what, native):
         changed_after_forward(changes[what], kind)
 
 
-@pytest.mark.parametrize("name", ["float32", "float64"])
-@pytest.mark.parametrize("kind", LAYERS)
-def test_an_output_changed_in_place_is_as_in_torch(kind, name, native):
-    """As by an activation or dropout in place: an error where torch's layer reads its output."""
-    found = []
-    for module in twins(kind, dtype=getattr(torch, name)):
-        y, *_ = flat(module(inputs_for(module, states=False)[0]))
-        with torch.no_grad():
-            y.clamp_(min=0)
-        try:
-            y.sum().backward()
-            found.append([p.grad for p in module.parameters()])
-        except RuntimeError as error:
-            assert "modified by an inplace operation" in str(error)
-            found.append(None)
-    got, want = found
-    assert (got is None) == (want is None) == (kind == "lstm" and name == "float32")
-    if want is not None:
-        assert_same_results(got, want, name, "backward")
-
-
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("what", ["input", "weight"])
 def test_what_changes_before_the_backward_of_a_cell_raises(kind, what):
@@ -208,24 +187,6 @@ def test_what_changes_before_the_backward_of_a_cell_raises(kind, what):
 
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         changed_after_forward(change, kind)
-
-
-# Of torch's modules these do not read their last states in backward; its RNN's cells do.
-KEPT_APART = [kind for kind in MODULES if kind in LAYERS or not kind.startswith("rnn")]
-
-
-@pytest.mark.parametrize("kind", KEPT_APART)
-def test_last_states_may_change_in_place(kind):
-    """Such as by the mask of the episodes that are over."""
-    found = []
-    pair = twins(kind, dtype=F64)
-    tensors = inputs_for(pair[1])
-    for module in pair:
-        results = run(module, tensors)
-        for k, state in enumerate(results[-len(tensors) + 1 :]):
-            state.mul_(2 + k)
-        found.append(torch.autograd.grad(loss(results), list(module.parameters())))
-    assert_same_results(*found, "float64", "backward")
 
 
 def test_changes_in_place_take_part_in_the_gradients():

@@ -13,11 +13,13 @@ from rnnfast.torch.exchange import (
     States,
     are_for_torch,
     copy_of,
+    copy_on_graph,
     gradients,
     is_given,
     state_of,
     states_of,
 )
+from rnnfast.torch.kinds import torch_reads_output
 from rnnfast.torch.packs import Packs, Parameters
 
 _get_num_threads = torch.get_num_threads
@@ -64,14 +66,25 @@ def record(
     # Backward reads the output. Where it is y itself, a y changed in place is an error, as with
     # oneDNN's LSTM; torch's other layers read none of theirs, and so a copy is read here. Of a
     # module in bfloat16 no caller sees y, but what it is rounded to.
-    is_like_onednn = kind.cell == "lstm" and not kind.sizes.projection and batch_sizes is None
-    stays = call.parameters.format_name is not None or (is_like_onednn and x.dtype is torch.float32)
+    form = kind.cell, kind.directions, kind.sizes.projection, x.dtype
+    is_torchs = batch_sizes is None and torch_reads_output(*form)
+    stays = is_torchs or call.parameters.format_name is not None
     kept = y if stays else copy_of(y)
+    if call.batch_first and call.parameters.format_name is None:
+        x = apart(x)
     if batch_sizes is not None:  # as they are now, whatever the caller makes of them
         call = call._replace(batch_sizes=batch_sizes.clone())
     results = (y, *states_of(last), kept, tape)
     outputs = _apply(call, results, x, h0, c0, *weights)
     return outputs[0], outputs[1:]
+
+
+def apart(x: Tensor) -> Tensor:
+    """What a layer with `batch_first` reads: a copy where (B, T, I) does not lie as (T, B, I) does.
+
+    As torch's, so that the caller may change x before backward, such as by `x += layer(x)[0]`.
+    """
+    return x if x.dim() < 3 or 1 in x.shape[:2] else copy_on_graph(x)
 
 
 class _Pass(torch.autograd.Function):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnnfast.torch import steps
-from rnnfast.torch.autograd import Call, infer, record
+from rnnfast.torch.autograd import Call, apart, infer, record
 from rnnfast.torch.exchange import (
     TENSORS,
     States,
@@ -267,6 +267,8 @@ def _with_dropout(
         x = x.unsqueeze(1)
         states = None if states is None else [s.unsqueeze(1) for s in states]
     elif swapped:
+        if _is_grad_enabled() and parameters.format_name is None:
+            x = apart(x)
         x = x.transpose(0, 1)
     directions = kind.directions
     per_layer = len(weights) // kind.layers

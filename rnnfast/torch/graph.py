@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast.torch import operators, transforms
-from rnnfast.torch.kinds import COMPUTED, FORMATS, native
+from rnnfast.torch.kinds import COMPUTED, FORMATS, native, torch_reads_output
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Cell, Layer
@@ -37,6 +37,9 @@ def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) ->
     weights = [getattr(module, name) for name in module._flat_weights_names]
     unbatched = input.dim() == 2
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if module.batch_first else input
+    has_gradients = torch.is_grad_enabled()
+    if has_gradients:
+        x = x.contiguous()  # as torch does: the caller may change an input that lies otherwise
     if unbatched and states is not None:
         states = [s.unsqueeze(1) for s in states]
     rows = module.num_layers * (2 if module.bidirectional else 1)
@@ -44,6 +47,9 @@ def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) ->
     if input.dim() not in (2, 3) or not _fit(module, x, states, rows, widths, weights):
         return module._torch_forward(input, hx)
     y, last = _run_layers(module, x, states, weights, format_name)
+    form = module._cell(), 2 if module.bidirectional else 1, module.proj_size, input.dtype
+    if has_gradients and not torch_reads_output(*form):
+        y = y.clone()  # which callers may change: backward reads the other
     if unbatched:
         y, last = y.squeeze(1), [s.squeeze(1) for s in last]
     elif module.batch_first:

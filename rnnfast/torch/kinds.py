@@ -75,9 +75,17 @@ def native() -> NativeBackend | None:
     return backend if isinstance(backend, NativeBackend) else None
 
 
+def torch_reads_output(cell: str, directions: int, projection: int, dtype: torch.dtype) -> bool:
+    """Whether the backward pass of torch's layer, on padded input, reads what its caller got.
+
+    That of oneDNN's LSTM does, where the output of the last layer is not one of two put together.
+    """
+    return cell == "lstm" and directions == 1 and not projection and dtype is torch.float32
+
+
 def fits(kind: Kind, weights: Sequence[Tensor]) -> bool:
     """Whether the kernels take the weights: CPU tensors of one dtype, in the kind's shapes."""
-    if not all(map(is_as_it_lies, weights)):
+    if not kind.sizes.hidden or not all(map(is_as_it_lies, weights)):
         return False
     shapes = [shape for own in kind.shapes() for shape in own.values()]
     dtype = weights[0].dtype

@@ -42,11 +42,16 @@ def _foreign(module: torch.nn.Module) -> Any:
 class _Own:
     """What layers and cells share: `_rnnfast`, the `PackCache` of a module as it is."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the cache, of which `torch.load(weights_only=True)` would have to be told."""
+        is_layer = isinstance(self, torch_rnn.RNNBase)
+        state = torch_rnn.RNNBase.__getstate__(self) if is_layer else self.__dict__
+        return {name: value for name, value in state.items() if name != "_rnnfast"}
+
     def __setstate__(self, state: Any) -> None:
         if not isinstance(self, _Own):
             return _foreign(self).__setstate__(self, state)
         super().__setstate__(state)  # type: ignore[misc]  # torch's
-        self.__dict__.pop("_rnnfast", None)  # a shallow copy's would be that of the original
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not isinstance(self, _Own):
