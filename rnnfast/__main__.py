@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import rnnfast
-from rnnfast import show_config
+from rnnfast import _config, show_config
 
 _USAGE = """usage: python -m rnnfast info | demo [options] | flags...
 
@@ -25,6 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command, from the process's arguments without `argv`; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     command, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if command in ("info", "demo"):
+        try:
+            _config.active_amx(), _config.get_num_threads()
+        except (RuntimeError, ValueError) as error:  # what the environment asks for is not there
+            print(f"rnnfast: {error}", file=sys.stderr)
+            return 1
     if command == "info" and not rest:
         show_config()
         return 0

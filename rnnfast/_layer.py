@@ -7,12 +7,12 @@ of h (P, or H without projection), L layers, D directions.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast
 
 from numpy.typing import NDArray
 
 from rnnfast import _validate
-from rnnfast._layout import State
+from rnnfast._layout import StateT
 from rnnfast._low_precision import checked_format
 from rnnfast._module import Module, Options, option
 from rnnfast._stack import Dropout, Inputs
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MOST_LAYERS = 1 << 16
 
 
-class Layer(Module):
+class Layer(Module, Generic[StateT]):
     """What the three layers share."""
 
     _DEFAULTS: ClassVar = {
@@ -43,10 +43,10 @@ class Layer(Module):
         "precision": None,
     }
 
-    num_layers = option("num_layers", "L, the number of layers.")
-    batch_first = option("batch_first", "Whether x and output are (B, T, ·).")
-    dropout = option("dropout", "The probability of dropout between layers, in `record`.")
-    bidirectional = option("bidirectional", "Whether D is 2.")
+    num_layers: int = option("num_layers", "L, the number of layers.")
+    batch_first: bool = option("batch_first", "Whether x and output are (B, T, ·).")
+    dropout: float = option("dropout", "The probability of dropout between layers, in `record`.")
+    bidirectional: bool = option("bidirectional", "Whether D is 2.")
 
     def __init__(self, cell: str, options: Options, seed: int | None) -> None:
         num_layers = _validate.integer("num_layers", options.num_layers, 1)
@@ -72,7 +72,7 @@ class Layer(Module):
 
     def __call__(
         self, x: Any, state: Any = None, *, lengths: Any = None, reset: Any = None
-    ) -> tuple[NDArray, State]:
+    ) -> tuple[NDArray, StateT]:
         """Runs inference: no dropout, nothing kept.
 
         Parameters
@@ -105,7 +105,7 @@ class Layer(Module):
                 if result is not NotImplemented:
                     return result
         inputs = self._read(x, state, lengths, reset)
-        return self._packs().infer(inputs)
+        return cast("tuple[NDArray, StateT]", self._packs().infer(inputs))
 
     def record(
         self,
@@ -115,7 +115,7 @@ class Layer(Module):
         lengths: Any = None,
         reset: Any = None,
         recompute: bool = False,
-    ) -> Tape:
+    ) -> Tape[StateT]:
         """Runs for training: with dropout, and keeping what the backward pass needs.
 
         Parameters

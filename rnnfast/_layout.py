@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from rnnfast._cells import Cell, Sizes
 MaybeStates = Mapping[str, NDArray | None]
 # In the user's form: h, or (h, c).
 State = NDArray | tuple[NDArray, NDArray]
+# Of a layer or cell, the one of the two that it has.
+StateT = TypeVar("StateT", NDArray, tuple[NDArray, NDArray])
 
 
 class Layout(NamedTuple):

@@ -1,36 +1,39 @@
-"""Locks that a forked child can use."""
+"""Locks that a forked child can use, and that no interrupt leaves held."""
 
 from __future__ import annotations
 
 import os
 import threading
 import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _thread import RLock
+else:
+    RLock = type(threading.RLock())
 
 
-class Lock:
+class Lock(RLock):  # type: ignore[misc]  # which is final for type checkers alone
     """A reentrant lock, for `with`.
 
     `os.fork` copies a lock that another thread holds as held, but not that thread, so that nobody
     in the child would ever release it. These are free there, unless the forking thread holds them.
+
+    What `with` calls is the interpreter's own: where it were Python, a KeyboardInterrupt could come
+    after the lock is taken, and before the block.
     """
 
-    __slots__ = ("__weakref__", "_lock")
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         _locks.add(self)
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
-
     def _free_from_other_threads(self) -> None:
-        if self._lock.acquire(blocking=False):
-            self._lock.release()
+        if self.acquire(blocking=False):
+            self.release()
         else:
-            self._lock = threading.RLock()
+            again: Any = self
+            again._at_fork_reinit()
 
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()

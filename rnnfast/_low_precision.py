@@ -87,6 +87,15 @@ def check_sums(format_name: str | None, sizes: Mapping[str, int]) -> None:
             )
 
 
+def check_trains(format_name: str | None, dtype: str) -> None:
+    """That there is a backward pass in that precision."""
+    if format_name in INFERENCE_ONLY:
+        trained = [dtype, *(name for name in FORMATS if name not in INFERENCE_ONLY)]
+        raise ValueError(
+            f"precision: expected one of {', '.join(trained)} for training, got {format_name!r}"
+        )
+
+
 def keep(weights: Weights, format_name: str) -> Weights:
     """The parameters with their matrices kept in one of FORMATS."""
     matrix, given = FORMATS[format_name], weights._asdict()

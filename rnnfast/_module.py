@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rnnfast import _backend, _safetensors, _validate
 from rnnfast._cells import CELLS, DTYPES, Sizes, Weights, weight_shapes
 from rnnfast._layout import Signature
-from rnnfast._low_precision import FORMATS, INFERENCE_ONLY, check_sums, checked_format
+from rnnfast._low_precision import check_sums, check_trains, checked_format
 from rnnfast._parameters import Parameters, loadable
 from rnnfast._stack import PackedStack
 from rnnfast.functional import pack_checked
@@ -73,10 +73,10 @@ class Module:
     # Where the first parameters come from; None: from chance.
     _source: Source | None = None
 
-    input_size = option("input_size", "I, the size of the input.")
-    hidden_size = option("hidden_size", "H, the size of the hidden state.")
-    bias = option("bias", "Whether there are biases.")
-    dtype = option("dtype", '"float32" or "float64".')
+    input_size: int = option("input_size", "I, the size of the input.")
+    hidden_size: int = option("hidden_size", "H, the size of the hidden state.")
+    bias: bool = option("bias", "Whether there are biases.")
+    dtype: str = option("dtype", '"float32" or "float64".')
 
     def __init__(self, cell: str, options: Options, suffixes: list[str], seed: Any) -> None:
         # options: those that layers and cells share are checked here, others are
@@ -227,12 +227,8 @@ class Module:
 
     def _check_trains(self) -> None:
         """That there is a backward pass in the layer's precision."""
-        if self._options.precision in INFERENCE_ONLY:
-            trained = [self.dtype, *(name for name in FORMATS if name not in INFERENCE_ONLY)]
-            raise ValueError(
-                f"precision: expected one of {', '.join(trained)} for training, "
-                f"got {self.precision!r}"
-            )
+        options = self._options
+        check_trains(options.precision, options.dtype)
 
     def _sizes(self, k: int) -> Sizes:
         """The sizes of layer and direction `k`; layers above the first read D*W."""
@@ -266,7 +262,11 @@ class Module:
 
     def _weights(self, arrays: Mapping[str, NDArray]) -> list[Weights]:
         """Of each layer and direction, from the parameters by name."""
-        return [Weights(*[n and arrays[n] for n in names]) for names in self._names]
+
+        def of(name: str | None) -> Any:
+            return None if name is None else arrays[name]
+
+        return [Weights(*map(of, names)) for names in self._names]
 
     def _native(self) -> Stack | None:
         """The native stack, if it has the current weights packed and its backend is in use.

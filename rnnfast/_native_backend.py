@@ -21,7 +21,7 @@ class NativeBackend:
 
     def __init__(self, module: Any) -> None:
         self._module = module
-        self.memory = _KeptMemory(module)
+        self.memory: Memory = _KeptMemory(module)
         # Of `rnnfast._native`, which describes them; without a method's cost in between.
         self.can_read = module.can_read
         self.empty_like = module.empty_like

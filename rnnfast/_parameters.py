@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,23 @@ class _Draft(_Arrays):
             super().__setitem__(name, value)
 
 
+class _Block:
+    """What `Parameters.edit` returns, for `with`."""
+
+    __slots__ = ("__weakref__", "_parameters", "is_over")
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self.is_over = False
+
+    def __enter__(self) -> MutableMapping[str, NDArray]:
+        return self._parameters._open(self)
+
+    def __exit__(self, *exception: object) -> None:
+        self.is_over = True  # whatever interrupts the rest
+        self._parameters._close(self)
+
+
 class Parameters(_Arrays):
     """The parameters of a layer, under torch's names and in torch's order.
 
@@ -105,6 +123,9 @@ class Parameters(_Arrays):
         self._lock = Lock()
         self._version = 0
         self._draft: _Draft | None = None
+        self._block: Callable[[], _Block | None] = lambda: (
+            None
+        )  # whose draft that is, if it is alive
 
     def __getitem__(self, name: str) -> NDArray:
         self._follow_draft(self._known(name))
@@ -129,8 +150,7 @@ class Parameters(_Arrays):
         """
         return self._version, self._views
 
-    @contextmanager
-    def edit(self) -> Iterator[MutableMapping[str, NDArray]]:
+    def edit(self) -> AbstractContextManager[MutableMapping[str, NDArray]]:
         """Gives writable arrays for updates in place.
 
         ::
@@ -144,25 +164,40 @@ class Parameters(_Arrays):
 
         Raises
         ------
-        RuntimeError : another edit block of these parameters is open.
+        RuntimeError : at the start of the block, where another one of these parameters is open.
         """
+        return _Block(self)
+
+    def _open(self, block: _Block) -> _Draft:
         # Working copies cost two passes over the parameters, little beside the gradients that
         # an update needs. Handing out the arrays themselves would let a view taken in the block
         # change them afterwards, unseen, under weights that are packed already.
         with self._lock:
+            self._follow_draft()
             if self._draft is not None:
                 raise RuntimeError("edit: expected no open edit block, got a second one")
             copy = _backend.current().memory.copy
             draft = _Draft({name: copy(array) for name, array in self._arrays.items()})
+            self._block = weakref.ref(block)
             self._draft = draft
+            return draft
+
+    def _close(self, block: _Block) -> None:
+        with self._lock:
+            if self._draft is not None and self._block() is block:
+                self._end(self._draft)
+
+    def _end(self, draft: _Draft) -> None:
         try:
-            yield draft
-        finally:
-            with self._lock:
-                self._follow_draft(*self._arrays)
-                self._draft = None
-                for array in draft.values():
-                    array.flags.writeable = False
+            self._take_over(draft, self._arrays)
+        finally:  # also where an array has got another shape
+            self._draft = None
+            for array in draft.values():
+                array.flags.writeable = False
+
+    def _take_over(self, draft: _Draft, names: Iterable[str]) -> None:
+        self._version += 1
+        super()._store({name: draft[name] for name in names})
 
     def copies(self) -> dict[str, NDArray]:
         """A copy of every parameter."""
@@ -172,19 +207,26 @@ class Parameters(_Arrays):
 
     def _store(self, values: Mapping[str, NDArray]) -> None:
         with self._lock:
+            self._version += 1  # first: what is interrupted has changed something
             super()._store(values)
             if self._draft is not None:
                 self._draft._store(values)
-            self._version += 1
 
     def _follow_draft(self, *names: str) -> None:
-        """Takes over parameters as they stand in the edit block, if one is open."""
+        """Takes over parameters as they stand in the edit block, if one is open.
+
+        Or all of them, where an interrupt ended the block before its end could: that closes it.
+        """
         if self._draft is None:
             return
         with self._lock:
-            if self._draft is not None:  # not closed by another thread meanwhile
-                super()._store({name: self._draft[name] for name in names})
-                self._version += 1
+            draft, block = self._draft, self._block()
+            if draft is None:  # closed by another thread meanwhile
+                return
+            if block is None or block.is_over:
+                self._end(draft)
+            else:
+                self._take_over(draft, names)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"arrays": self.copies()}
@@ -225,7 +267,11 @@ def loadable(own: Mapping[str, NDArray], given: Any, strict: bool) -> dict[str, 
         except TypeError as error:
             types.append(str(error))
             continue
-        if array.dtype.kind != "f":
+        except RuntimeError as error:  # torch's, of a tensor that has no values
+            types.append(f"{name}: expected an array, got a tensor: {error}")
+            continue
+        # That of another library's dtypes is "V".
+        if array.dtype.kind != "f" and not array.dtype.name.startswith(("float", "bfloat")):
             types.append(f"{name}: expected floating point, got {array.dtype}")
         elif array.shape != own[name].shape:
             expected = _validate.shape_text(own[name].shape)
@@ -248,4 +294,5 @@ def _on_the_host(value: Any) -> Any:
     if not hasattr(value, "detach"):
         return value
     tensor = value.detach().cpu()
-    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor  # which NumPy lacks
+    known = str(tensor.dtype) in ("torch.float16", "torch.float32", "torch.float64")  # to NumPy
+    return tensor.float() if tensor.is_floating_point() and not known else tensor

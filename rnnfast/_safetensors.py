@@ -131,7 +131,11 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     temporary = os.path.join(os.path.dirname(target), f".rnnfast-{secrets.token_hex(8)}.tmp")
     # Meanwhile for the owner alone, where the file that it replaces may be so.
     mode = 0o600 if exists else 0o666
-    file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))
+    try:
+        file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
     try:
         with file:
             yield file

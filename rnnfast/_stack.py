@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rnnfast._backend import Forward
 from rnnfast._layout import Layout, MaybeStates, Signature, State, reversed_reset, state_widths
+from rnnfast._low_precision import check_trains
 from rnnfast._native_backend import NativeBackend
 from rnnfast._parameters import read_only
 from rnnfast._recompute import RecomputedRun
@@ -127,6 +128,8 @@ class PackedStack:
 
         Copies the inputs.
         """
+        # Of a layer whose precision another thread has changed since its arguments were checked.
+        check_trains(self.packs[0].format_name, self.signature.dtype.name)
         recompute = recompute and self._saves()
         if self.native is not None and dropout is None and not recompute:
             run, output, state = self.native.record(*inputs.native())

@@ -282,5 +282,5 @@ def _ndim(value: Any) -> int | None:
     """The dimensions of an array, or of what is taken as one; None where it can't be one."""
     try:
         return np.ndim(value)
-    except (TypeError, ValueError):
+    except Exception:  # whatever the `__array__` of a user's class raises
         return None

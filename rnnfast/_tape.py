@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple
 
 from numpy.typing import NDArray
 
 from rnnfast import _validate
-from rnnfast._layout import Signature, State
+from rnnfast._layout import Signature, State, StateT
 from rnnfast._locks import Lock
 from rnnfast._stack import TapeRun
 
@@ -25,7 +25,7 @@ class Gradients(NamedTuple):
     parameters: dict[str, NDArray]
 
 
-class Tape:
+class Tape(Generic[StateT]):
     """A forward pass that has run, from `record`, with all that its backward pass needs.
 
     A tape holds its own copy of the weights and inputs, so that neither updates of
@@ -37,11 +37,11 @@ class Tape:
     # Of all tapes, since it is held for an instant: to make one for each takes as long as a step.
     _lock: ClassVar = Lock()
 
-    def __init__(self, run: TapeRun, output: NDArray, state: State, signature: Signature) -> None:
+    def __init__(self, run: TapeRun, output: NDArray, state: Any, signature: Signature) -> None:
         # output, state: read-only, in the user's layout
         self._run: TapeRun | None = run
         self._output = output
-        self._state = state
+        self._state: StateT = state
         self._signature = signature
 
     @property
@@ -50,7 +50,7 @@ class Tape:
         return self._output
 
     @property
-    def state(self) -> State:
+    def state(self) -> StateT:
         """The last state, as the layer returns it; read-only."""
         return self._state
 

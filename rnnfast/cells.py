@@ -5,16 +5,18 @@ Letters: B batch, I input size, H hidden size.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, cast
+
+from numpy.typing import NDArray
 
 from rnnfast import _validate
-from rnnfast._layout import State
+from rnnfast._layout import StateT
 from rnnfast._module import NONLINEARITIES, Module, Options, option
 from rnnfast._stack import Inputs
 from rnnfast._tape import Tape
 
 
-class _Cell(Module):
+class _Cell(Module, Generic[StateT]):
     """What the three cells share."""
 
     _DEFAULTS: ClassVar = {
@@ -28,7 +30,7 @@ class _Cell(Module):
     def __init__(self, cell: str, options: Options, seed: int | None) -> None:
         super().__init__(cell, options, [""], seed)
 
-    def __call__(self, x: Any, state: Any = None) -> State:
+    def __call__(self, x: Any, state: Any = None) -> StateT:
         """Runs one step, for inference.
 
         Parameters
@@ -49,11 +51,12 @@ class _Cell(Module):
         if native is not None:
             result = native.infer(x, state)
             if result is not NotImplemented:
-                return result[1]
+                last: StateT = result[1]
+                return last
         inputs = self._read(x, state)
-        return self._packs().infer(inputs)[1]
+        return cast("StateT", self._packs().infer(inputs)[1])
 
-    def record(self, x: Any, state: Any = None) -> Tape:
+    def record(self, x: Any, state: Any = None) -> Tape[StateT]:
         """Runs one step, keeping what the backward pass needs.
 
         Parameters
@@ -84,7 +87,7 @@ class _Cell(Module):
         return Inputs(x, self._signature.states("state", state, layout, x.shape[1]), layout)
 
 
-class RNNCell(_Cell):
+class RNNCell(_Cell[NDArray]):
     """One step of `RNN`: h' = tanh(W x + b_w + R h + b_r), or relu.
 
     Parameters
@@ -101,7 +104,7 @@ class RNNCell(_Cell):
     TypeError, ValueError : an argument of the wrong type or value.
     """
 
-    nonlinearity = option("nonlinearity", '"tanh" or "relu".')
+    nonlinearity: str = option("nonlinearity", '"tanh" or "relu".')
 
     def __init__(
         self,
@@ -126,7 +129,7 @@ class RNNCell(_Cell):
         super().__init__(f"rnn_{nonlinearity}", options, seed)
 
 
-class GRUCell(_Cell):
+class GRUCell(_Cell[NDArray]):
     """One step of `GRU`, which has the equations.
 
     Parameters
@@ -139,7 +142,7 @@ class GRUCell(_Cell):
     TypeError, ValueError : an argument of the wrong type or value.
     """
 
-    reset_after = option("reset_after", "Whether r multiplies the product with R_n, not h.")
+    reset_after: bool = option("reset_after", "Whether r multiplies the product with R_n, not h.")
 
     def __init__(
         self,
@@ -164,7 +167,7 @@ class GRUCell(_Cell):
         super().__init__("gru" if reset_after else "gru_reset_before", options, seed)
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_Cell[tuple[NDArray, NDArray]]):
     """One step of `LSTM`, which has the equations; its state is the pair (h, c).
 
     Parameters

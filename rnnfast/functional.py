@@ -25,7 +25,7 @@ from rnnfast._layout import reversed_reset
 from rnnfast._low_precision import INFERENCE_ONLY, check_sums, checked_format
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """A snapshot of one layer's weights in the layout of the backend that made it.
 
@@ -79,7 +79,8 @@ def pack(
     weight_ih : (G*H, I), float32 or float64. Gates in the order i f g o (LSTM) or r z n (GRU).
     weight_hh : (G*H, W), the same dtype.
     bias_ih, bias_hh : (G*H,), both or neither.
-    weight_hr : (P, H), LSTM only: the projection h = weight_hr (o tanh(c)).
+    weight_hr : (P, H), LSTM only: the projection h = weight_hr (o tanh(c)). Unlike a layer's, P may
+        be H or more.
     precision : of the matrices and what they are multiplied with: the dtype, which None means too;
         of float32 weights also "bfloat16", or for inference "int8". See `rnnfast.RNN`.
 
@@ -118,7 +119,7 @@ def pack(
         raise ValueError("bias_hh: expected both biases or none, got one")
     sizes = Sizes(w_ih.shape[1], hidden, projection)
     format_name = checked_format("precision", precision, dtype.name)
-    check_sums(format_name, {"I": sizes.input, "H": hidden})
+    check_sums(format_name, {"I": sizes.input, "H": hidden, "P": projection})
     if isinstance(backend, _cupy.CudaBackend):
         backend.check(kind, sizes, format_name)
     shapes = weight_shapes(kind, sizes, bias_ih is not None)
@@ -144,7 +145,7 @@ def pack_checked(
     return Packed(cell, sizes, dtype, bias, format_name, backend, packed)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Run:
     """A forward pass that has run. `backward` may be called any number of times.
 

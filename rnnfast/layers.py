@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from numpy.typing import NDArray
+
 from rnnfast import _validate
 from rnnfast._layer import Layer
 from rnnfast._module import NONLINEARITIES, Options, option
 
 
-class RNN(Layer):
+class RNN(Layer[NDArray]):
     """The Elman RNN, h_t = tanh(W x_t + b_w + R h_{t-1} + b_r), or relu. Elman 1990.
 
     Parameters
@@ -44,7 +46,7 @@ class RNN(Layer):
     TypeError, ValueError : an argument of the wrong type or value.
     """
 
-    nonlinearity = option("nonlinearity", '"tanh" or "relu".')
+    nonlinearity: str = option("nonlinearity", '"tanh" or "relu".')
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class RNN(Layer):
         super().__init__(f"rnn_{nonlinearity}", options, seed)
 
 
-class GRU(Layer):
+class GRU(Layer[NDArray]):
     """The gated recurrent unit. Cho et al. 2014.
 
     r, z = sigmoid(W x_t + b_w + R h_{t-1} + b_r),
@@ -95,7 +97,7 @@ class GRU(Layer):
     TypeError, ValueError : an argument of the wrong type or value.
     """
 
-    reset_after = option("reset_after", "Whether r multiplies the product with R_n, not h.")
+    reset_after: bool = option("reset_after", "Whether r multiplies the product with R_n, not h.")
 
     def __init__(
         self,
@@ -128,7 +130,7 @@ class GRU(Layer):
         super().__init__("gru" if reset_after else "gru_reset_before", options, seed)
 
 
-class LSTM(Layer):
+class LSTM(Layer[tuple[NDArray, NDArray]]):
     """Long short-term memory. Hochreiter & Schmidhuber 1997, with Gers et al. 2000's forget gate.
 
     a = W x_t + b_w + R h_{t-1} + b_r, in the order i f g o; i, f, o = sigmoid, g = tanh;
@@ -146,7 +148,7 @@ class LSTM(Layer):
     TypeError, ValueError : an argument of the wrong type or value.
     """
 
-    proj_size = option("proj_size", "P, the width of the projected h; 0: none.")
+    proj_size: int = option("proj_size", "P, the width of the projected h; 0: none.")
 
     def __init__(
         self,

@@ -124,7 +124,8 @@ cdef class Stream:
             self.handle = functions.clone(original.handle)
             rnnfast_free(&original.busy)
         if self.handle is NULL:
-            raise MemoryError(functions.error().decode())
+            text = functions.error().decode()
+            raise (RuntimeError if text.startswith("RNNFAST_") else MemoryError)(text)
         self.work = functions.step_work(self.handle)
         self.nbytes = functions.weights_bytes(self.handle)
 

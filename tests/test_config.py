@@ -196,6 +196,10 @@ class TestShowConfig:
         for wrong in ([], ["nonsense"], ["info", "more"]):
             done = python(code.format(wrong), RNNFAST_BACKEND="numpy")
             assert done.returncode == 2 and done.stderr.startswith("usage: python -m rnnfast")
+        for command in ("info", "demo"):
+            done = python(code.format([command]), RNNFAST_NUM_THREADS="many")
+            assert done.returncode == 1
+            assert done.stderr.startswith("rnnfast: RNNFAST_NUM_THREADS: expected an integer")
 
 
 def test_version_is_that_of_the_distribution():

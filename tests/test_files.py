@@ -191,8 +191,9 @@ class TestPaths:
     def test_errors_of_the_system_pass_through(self, tmp_path):
         layer = make("gru")
         for path in (tmp_path / "none" / "file", tmp_path):
-            with pytest.raises(OSError):
+            with pytest.raises(OSError) as caught:
                 layer.save(path)
+            assert caught.value.filename in (str(path), None)
             with pytest.raises(OSError):
                 rnnfast.load(path)
         assert not list(tmp_path.iterdir())

@@ -96,12 +96,12 @@ lock = rnnfast.GRU(2, 3).parameters.lock
 
 def run():
     taken = []
-    thread = threading.Thread(target=lambda: taken.append(lock._lock.acquire(blocking=False)))
+    thread = threading.Thread(target=lambda: taken.append(lock.acquire(blocking=False)))
     thread.start()
     thread.join()
     lock.__exit__()
     assert taken == [False]
-    thread = threading.Thread(target=lambda: taken.append(lock._lock.acquire(blocking=False)))
+    thread = threading.Thread(target=lambda: taken.append(lock.acquire(blocking=False)))
     thread.start()
     thread.join()
     assert taken == [False, True]
@@ -115,7 +115,7 @@ with lock:
 def test_excludes_other_threads_but_not_its_own():
     lock, taken = Lock(), []
     with lock, lock:
-        thread = threading.Thread(target=lambda: taken.append(lock._lock.acquire(blocking=False)))
+        thread = threading.Thread(target=lambda: taken.append(lock.acquire(blocking=False)))
         thread.start()
         thread.join()
     assert taken == [False]

@@ -187,6 +187,13 @@ def test_gradients_upon_one_another_or_what_is_read(packed, rng):
             assert_close(getattr(got, name), gradient, REFERENCE["float32", "backward"], name)
 
 
+def test_packs_and_runs_are_equal_to_themselves_alone(packed, rng):
+    x = normal(rng, (STEPS, BATCH, SIZE), "float32")
+    runs = [functional.forward(packed, x, training=True) for _ in range(2)]
+    assert packed == packed and runs[0] == runs[0] and runs[0] != runs[1]
+    assert len({packed, *runs}) == 3
+
+
 def test_pack_takes_views(rng):
     """A slice of a larger array is not contiguous, though its rows have unit stride."""
     wide = normal(rng, (ROWS + 2, SIZE + HIDDEN + 2), "float32")

@@ -186,6 +186,13 @@ def test_another_value_for_amx_fails_with_a_sentence(value):
     assert done.stderr.splitlines()[-1] == sentence
 
 
+def test_another_value_for_amx_fails_in_a_stream_as_in_a_layer():
+    code = "import rnnfast; rnnfast.LSTM(8, 16).stream(weights='int8')"
+    done = python(code, RNNFAST_AMX="1", RNNFAST_BACKEND="native")
+    sentence = "RuntimeError: RNNFAST_AMX: expected 0, got '1'"
+    assert done.stderr.splitlines()[-1] == sentence
+
+
 def test_the_isa_does_not_matter_to_other_backends():
     code = "import rnnfast; print(rnnfast.active_isa())"
     assert python(code, RNNFAST_ISA="sse9", RNNFAST_BACKEND="numpy").stdout.strip() == "None"

@@ -268,6 +268,33 @@ class TestStateDict:
         for name, value in state.items():
             np.testing.assert_array_equal(layer.parameters[name], value.float().numpy())
 
+    def test_takes_what_numpy_has_no_dtype_for(self, layer):
+        ml_dtypes = pytest.importorskip("ml_dtypes")
+        for dtype in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn):
+            state = {name: array.astype(dtype) for name, array in layer.state_dict().items()}
+            layer.load_state_dict(state)
+            for name, value in state.items():
+                np.testing.assert_array_equal(layer.parameters[name], value.astype(np.float32))
+
+    def test_takes_torch_s_float8(self, layer):
+        torch = pytest.importorskip("torch")
+        before = layer.state_dict().items()
+        state = {name: torch.tensor(a).to(torch.float8_e4m3fn) for name, a in before}
+        layer.load_state_dict(state)
+        for name, value in state.items():
+            np.testing.assert_array_equal(layer.parameters[name], value.float().numpy())
+
+    def test_tensors_without_values_are_named(self, layer):
+        torch = pytest.importorskip("torch")
+        before = layer.state_dict()
+        state = {name: torch.empty(a.shape, device="meta") for name, a in before.items()}
+        with pytest.raises(
+            TypeError, match=r"weight_ih_l0: .*bias_hh_l1_reverse: expected an array"
+        ):
+            layer.load_state_dict(state)
+        for name, value in before.items():
+            np.testing.assert_array_equal(layer.parameters[name], value)
+
     def test_torch_takes_it(self, layer, x):
         torch = pytest.importorskip("torch")
         other = torch.nn.LSTM(SIZE, 5, num_layers=2, bidirectional=True)

@@ -18,6 +18,7 @@ from oracle import (
 from precision_model import Model
 from tolerances import assert_close
 
+from rnnfast import _backend, functional
 from rnnfast._low_precision import FORMATS, INFERENCE_ONLY
 
 TRAINED = [name for name in FORMATS if name not in INFERENCE_ONLY]
@@ -244,3 +245,25 @@ def test_sizes_of_zero(backend, kind, precision, steps, batch, size, rng):
         got = layer.record(x, state).backward(np.ones_like(output))
         assert got.input.shape == x.shape
         assert all(np.isfinite(g).all() for g in got.parameters.values())
+
+
+@pytest.mark.parametrize("hidden, projection", [(5, 40), (16, 17), (64, 128)])
+@pytest.mark.parametrize("steps, batch", [(2, 1), (10, 16), (3, 40)])
+def test_projections_wider_than_the_units(precision, hidden, projection, steps, batch, native, rng):
+    """Which layers refuse, as torch does, but `functional` takes."""
+    shapes = [(4, 4), (4, projection), (4,), (4,)]
+    shapes = [(hidden * rows, *rest) for rows, *rest in shapes] + [(projection, hidden)]
+    weights = [normal(rng, shape, "float32") * np.float32(0.2) for shape in shapes]
+    x, dy = (normal(rng, (steps, batch, n), "float32") for n in (4, projection))
+    trains = precision in TRAINED
+    found = []
+    for backend in ("native", "numpy"):
+        _backend.use(backend)
+        packed = functional.pack("lstm", *weights, precision=precision)
+        run = functional.forward(packed, x, training=trains)
+        gradients = run.backward(dy) if trains else None
+        found.append([run.y, run.h, run.c])
+        if gradients is not None:
+            found[-1] += [gradients.x, gradients.h0, gradients.c0, *gradients.weights]
+    for got, want in zip(*found, strict=True):
+        assert_close(got, want, 5 * CLOSE)  # few numbers, some beside ties

@@ -91,6 +91,20 @@ def test_it_may_be_changed_while_another_thread_packs(backend, monkeypatch, rng)
     assert_same_bits(layer(x)[0], want["int8"])
 
 
+def test_it_may_be_changed_after_record_has_checked_it(backend, monkeypatch, rng):
+    """By another thread: an error, and the same one."""
+    layer, x = make("gru"), normal(rng, (6, 3, 4), "f4")
+    check = layer._check_trains
+
+    def check_before_a_change():
+        check()
+        layer.precision = "int8"
+
+    monkeypatch.setattr(layer, "_check_trains", check_before_a_change)
+    with pytest.raises(ValueError, match=r"precision: expected one of float32, .*, got 'int8'"):
+        layer.record(x)
+
+
 def test_tapes_and_streams_keep_theirs(backend, rng):
     layer, x = make("gru"), normal(rng, (6, 3, 4), "f4")
     layer.precision = "bfloat16"

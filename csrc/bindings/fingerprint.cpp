@@ -4,9 +4,9 @@
 #include <climits>
 #include <functional>
 #include <numeric>
-#include <optional>
 #include <vector>
 
+#include "bindings/gil.h"
 #include "bindings/ndarray.h"
 #include "bindings/returned.h"
 #include "dispatch/fingerprint.h"
@@ -41,8 +41,7 @@ PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
         uint64_t result;
         {
             const ThreadLimit limit(int(std::clamp<long>(threads, 0, INT_MAX)));
-            std::optional<py::gil_scoped_release> release;
-            if (all >= kReleasingPays) release.emplace();
+            const GilRelease release(all >= kReleasingPays);
             result = fingerprint(views);
         }
         return owned_or_throw(PyLong_FromUnsignedLongLong(result));

@@ -6,6 +6,7 @@
 
 #include "api/functions.h"
 #include "bindings/fingerprint.h"
+#include "bindings/gil.h"
 #include "bindings/packed.h"
 #include "bindings/pass.h"
 #include "bindings/place.h"
@@ -89,7 +90,7 @@ void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>
         throw py::value_error("name: expected sigmoid or tanh, got " + name);
     const auto function = name == "tanh" ? kernels.tanh : kernels.sigmoid;
     const ptrdiff_t count = x.size();
-    py::gil_scoped_release release;
+    const GilRelease release;
     const FloatEnv env;
     for (ptrdiff_t round = 0; round < rounds; ++round) function(from.data, to.data, count);
 }
@@ -116,7 +117,7 @@ Forced find_schedule(const std::string& name) {
 template <class T>
 ptrdiff_t probe_fma(ptrdiff_t rounds) {
     const DtypeKernels<T>& kernels = active_kernels_for<T>();
-    py::gil_scoped_release release;
+    const GilRelease release;
     ptrdiff_t flops = 0;
     kernels.probe_fma(rounds, &flops);
     return flops;
@@ -128,13 +129,13 @@ T probe_read(const py::array_t<T>& array, ptrdiff_t rounds) {
     const ptrdiff_t lanes = active_kernels().vector_bytes / ptrdiff_t(sizeof(T));
     const DtypeKernels<T>& kernels = active_kernels_for<T>();
     const ptrdiff_t count = array.size() / lanes * lanes;
-    py::gil_scoped_release release;
+    const GilRelease release;
     return kernels.probe_read(from.data, count, rounds);
 }
 
 // The threads of a team that met so many times and did nothing else.
 int probe_meetings(int threads, ptrdiff_t rounds) {
-    py::gil_scoped_release release;
+    const GilRelease release;
     Team team(threads, 0, true);
     const int size = team.size();
     Meeting meeting(size);

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "bindings/arrays.h"
+#include "bindings/gil.h"
 #include "dispatch/registry.h"
 #include "dispatch/run.h"
 
@@ -75,7 +76,7 @@ public:
             packed_ = {lent, &lent->weights};
             return;
         }
-        py::gil_scoped_release release;
+        const GilRelease release;
         packed_ = std::make_shared<const PackedWeights<T>>(cell, sizes, views, held, format);
     }
 
@@ -87,7 +88,7 @@ public:
         const Call call = views(o, true);
         ForwardArgs<T> args = call.args;
         std::unique_ptr<SavedOf<T>> saved;
-        py::gil_scoped_release release;
+        const GilRelease release;
         const RowPlan plan(call.steps, call.batch, o.reverse, call.lengths);
         if (training) {
             saved = std::make_unique<SavedOf<T>>(saved_size(plan), cell_.saves_y);
@@ -121,7 +122,7 @@ public:
             grads.dc0 = required<T>(g.dc0, {"dc0", {B, H}, true}).data;
         }
         grads.weights = weight_views<T>(sizes_, cell_.gates, g.weights);
-        py::gil_scoped_release release;
+        const GilRelease release;
         run_backward(*packed_, args, grads, plan);
     }
 

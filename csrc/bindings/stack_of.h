@@ -6,6 +6,7 @@
 #include <climits>
 #include <utility>
 
+#include "bindings/gil.h"
 #include "bindings/packed.h"
 #include "bindings/pass.h"
 #include "dispatch/threads.h"
@@ -15,20 +16,6 @@ namespace rnnfast {
 // Passes of fewer multiplications keep the GIL: they take about 5 us with vectors of 512 bits, and
 // releasing it and taking it back 0.1, or far longer where another thread has taken it meanwhile.
 constexpr double kReleasingPays = 1 << 17;
-
-// Releases the GIL while it lives, if `release`.
-class GilRelease {
-public:
-    explicit GilRelease(bool release) : state_(release ? PyEval_SaveThread() : nullptr) {}
-    ~GilRelease() {
-        if (state_) PyEval_RestoreThread(state_);
-    }
-    GilRelease(const GilRelease&) = delete;
-    GilRelease& operator=(const GilRelease&) = delete;
-
-private:
-    PyThreadState* const state_;
-};
 
 inline py::object not_implemented() {
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);

@@ -27,8 +27,9 @@ ptrdiff_t join_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads, pt
     const Weights<T>& w = grads.weights;
     if (!args.format || !(w.weight_ih || w.weight_hh || w.weight_hr)) return 0;
     const Sizes& s = args.sizes;
-    const ptrdiff_t widest = s.input > s.hidden ? s.input : s.hidden;
-    return (1 + joined_vectors(*args.format, rows, vectors<T>(widest))) * join_stride(rows);
+    const ptrdiff_t of_h = s.hidden > s.width() ? s.hidden : s.width();
+    const ptrdiff_t widest = vectors<T>(s.input > of_h ? s.input : of_h);
+    return (1 + joined_vectors(*args.format, rows, widest)) * join_stride(rows);
 }
 
 // Adds one thread's part: some of the (gate, block) pairs, each V rows of dW, dR and db.

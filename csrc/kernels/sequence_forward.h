@@ -126,8 +126,9 @@ protected:
     LowRoom low_room(Scratch<T>& scratch) {
         if (!args.format) return {};
         const ptrdiff_t rows = chunk_rows();
+        const ptrdiff_t widest = shape.padded > shape.h_row() ? shape.padded : shape.h_row();
         const ptrdiff_t of_x = rows * LowRoom::ld(*args.format, shape.input);
-        const ptrdiff_t of_h = count * LowRoom::ld(*args.format, shape.padded);
+        const ptrdiff_t of_h = count * LowRoom::ld(*args.format, widest);
         T* const words = scratch.take(of_x > of_h ? of_x : of_h);
         return {words, scratch.take(rows), &prepared};
     }
