@@ -170,12 +170,14 @@ class Parameters:
     def packed(self, weights: tuple[Tensor, ...], format_name: str | None = None) -> Packs:
         """As they are now, in the same memory: `weights`, whose storage may be another."""
         self._take_up(weights)
-        packed = self._packed.get(format_name)
-        if packed is not None and (
-            self.frozen or packed[0] == _fingerprint(self.backend, self._weights)
-        ):
-            return packed[1]
-        seen, packs = _packed(self.backend, self.kind, self._weights, format_name)
+        packed, now = self._packed.get(format_name), None
+        if packed is not None:
+            if self.frozen:
+                return packed[1]
+            now = _fingerprint(self.backend, self._weights)
+            if packed[0] == now:
+                return packed[1]
+        seen, packs = _packed(self.backend, self.kind, self._weights, format_name, now)
         if seen is not None and self.can_stay:
             self._packed[format_name] = seen, packs
         return packs
@@ -197,15 +199,23 @@ def _fingerprint(backend: NativeBackend, weights: tuple[Tensor, ...]) -> int:
 
 
 def _packed(
-    backend: NativeBackend, kind: Kind, weights: tuple[Tensor, ...], format_name: str | None
+    backend: NativeBackend,
+    kind: Kind,
+    weights: tuple[Tensor, ...],
+    format_name: str | None,
+    seen: int | None,
 ) -> tuple[int | None, Packs]:
-    """Packs of the weights, and the fingerprint of what was packed; None: which nobody knows."""
+    """Packs of the weights, and the fingerprint of what was packed; None: which nobody knows.
+
+    seen : their fingerprint just now, if it was looked at.
+    """
     if len(sys._current_frames()) > 1:  # threads might change it, and back again before a look
         copies = tuple(copy_of(weight) for weight in weights)
         return _fingerprint(backend, copies), Packs.of(backend, kind, copies, format_name)
     if not all(weight.is_contiguous() for weight in weights):
         return None, Packs.of(backend, kind, weights, format_name)
-    seen = _fingerprint(backend, weights)
+    if seen is None:
+        seen = _fingerprint(backend, weights)
     packs = Packs.of(backend, kind, weights, format_name)
     return (seen if seen == _fingerprint(backend, weights) else None), packs
 
@@ -331,7 +341,7 @@ class ContentCache:
             if found is not None and found.seen == seen:
                 self._kept.move_to_end(place)
                 return found.packs
-        seen, packs = _packed(backend, kind, held, format_name)
+        seen, packs = _packed(backend, kind, held, format_name, seen)
         if seen is not None:
             kept = _Kept(seen, packs, tuple(StorageWeakRef(w.untyped_storage()) for w in held))
             with self._lock:
