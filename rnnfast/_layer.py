@@ -20,6 +20,7 @@ from rnnfast._streams import Form, Stream
 from rnnfast._tape import Tape
 
 if TYPE_CHECKING:
+    from rnnfast._native import Stack
     from rnnfast.stream import Stream as CompiledStream
 
 
@@ -98,12 +99,11 @@ class Layer(Module, Generic[StateT]):
         TypeError : an argument of the wrong dtype or form.
         ValueError : an argument of the wrong shape or value. In either case nothing is computed.
         """
-        if reset is None or not self._options.bidirectional:
-            native = self._native()
-            if native is not None:
-                result = native.infer(x, state, lengths, reset, reset)
-                if result is not NotImplemented:
-                    return result
+        native = self._short_way(reset)
+        if native is not None:
+            result = native.infer(x, state, lengths, reset, reset)
+            if result is not NotImplemented:
+                return result
         inputs = self._read(x, state, lengths, reset)
         return cast("tuple[NDArray, StateT]", self._packs().infer(inputs))
 
@@ -138,13 +138,11 @@ class Layer(Module, Generic[StateT]):
         self._check_trains()
         _validate.flag("recompute", recompute)
         dropped = self._options.dropout
-        directional = reset is not None and self._options.bidirectional
-        if not (recompute or dropped or directional):
-            native = self._native()
-            if native is not None:
-                result = native.record(x, state, lengths, reset, reset)
-                if result is not NotImplemented:
-                    return Tape(*result, self._signature)
+        native = None if recompute or dropped else self._short_way(reset)
+        if native is not None:
+            result = native.record(x, state, lengths, reset, reset)
+            if result is not NotImplemented:
+                return Tape(*result, self._signature)
         inputs = self._read(x, state, lengths, reset)
         stack = self._packs()
         dropout = Dropout(dropped, self._rng) if dropped else None
@@ -182,6 +180,10 @@ class Layer(Module, Generic[StateT]):
         kept = format_name or options.dtype
         text = self._text(without="precision")  # a stream's weights tell its own
         return Form.of(text, self._signature, layers, kept, batch_size).open()
+
+    def _short_way(self, reset: Any) -> Stack | None:
+        """`_native`, where it can take `reset` as it is: for one direction."""
+        return None if reset is not None and self._options.bidirectional else self._native()
 
     def _read(self, x: Any, state: Any, lengths: Any, reset: Any) -> Inputs:
         x, layout = self._signature.input(x)

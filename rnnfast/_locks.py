@@ -20,12 +20,14 @@ class Lock(RLock):  # type: ignore[misc]  # which is final for type checkers alo
     in the child would ever release it. These are free there, unless the forking thread holds them.
 
     What `with` calls is the interpreter's own: where it were Python, a KeyboardInterrupt could come
-    after the lock is taken, and before the block.
+    after the lock is taken, and before the block. (Who replaces threading's locks, as gevent does,
+    has others in Python.)
     """
 
     __slots__ = ()
 
     def __init__(self) -> None:
+        super().__init__()
         _locks.add(self)
 
     def _free_from_other_threads(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -93,6 +93,7 @@ class _Block:
         self.is_over = False
 
     def __enter__(self) -> MutableMapping[str, NDArray]:
+        self.is_over = False
         return self._parameters._open(self)
 
     def __exit__(self, *exception: object) -> None:
@@ -123,9 +124,7 @@ class Parameters(_Arrays):
         self._lock = Lock()
         self._version = 0
         self._draft: _Draft | None = None
-        self._block: Callable[[], _Block | None] = lambda: (
-            None
-        )  # whose draft that is, if it is alive
+        self._block: weakref.ref[_Block] | None = None  # whose draft that is
 
     def __getitem__(self, name: str) -> NDArray:
         self._follow_draft(self._known(name))
@@ -184,16 +183,21 @@ class Parameters(_Arrays):
 
     def _close(self, block: _Block) -> None:
         with self._lock:
-            if self._draft is not None and self._block() is block:
+            if self._draft is not None and self._block is not None and self._block() is block:
                 self._end(self._draft)
 
     def _end(self, draft: _Draft) -> None:
         try:
             self._take_over(draft, self._arrays)
-        finally:  # also where an array has got another shape
-            self._draft = None
-            for array in draft.values():
-                array.flags.writeable = False
+        except Exception:  # an array has got another shape
+            self._seal(draft)
+            raise
+        self._seal(draft)  # where that was interrupted, whoever comes next ends it
+
+    def _seal(self, draft: _Draft) -> None:
+        self._draft = None
+        for array in draft.values():
+            array.flags.writeable = False
 
     def _take_over(self, draft: _Draft, names: Iterable[str]) -> None:
         self._version += 1
@@ -220,7 +224,7 @@ class Parameters(_Arrays):
         if self._draft is None:
             return
         with self._lock:
-            draft, block = self._draft, self._block()
+            draft, block = self._draft, None if self._block is None else self._block()
             if draft is None:  # closed by another thread meanwhile
                 return
             if block is None or block.is_over:
@@ -232,8 +236,16 @@ class Parameters(_Arrays):
         return {"arrays": self.copies()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._arrays = state["arrays"]
+        self._arrays = {name: _own(array) for name, array in state["arrays"].items()}
         self._prepare()
+
+
+def _own(array: NDArray) -> NDArray:
+    """As parameters lie: a copy of what another library has unpickled onto a file, say."""
+    flags, native = array.flags, array.dtype.newbyteorder("=")
+    if type(array) is np.ndarray and flags.carray and array.dtype == native:
+        return array
+    return np.array(array, native, order="C", subok=False)
 
 
 def read_only(array: NDArray) -> NDArray:

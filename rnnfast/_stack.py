@@ -49,9 +49,10 @@ class Inputs:
 
     def native(self) -> tuple[Any, ...]:
         """The arguments of the native stack's `infer` and `record`."""
-        layout, reset, lengths = self.layout, self.reset, self.lengths
+        layout, lengths = self.layout, self.lengths
         x, state = layout.outward(self.x), layout.states_outward(self.states)
-        return x, state, lengths, reset, reversed_reset(reset, lengths)
+        resets = self.reset, reversed_reset(self.reset, lengths)
+        return x, state, lengths, *(r if r is None else layout.state_outward(r) for r in resets)
 
 
 @dataclass

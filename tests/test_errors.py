@@ -154,6 +154,24 @@ def test_wrong_arguments_of_a_call(name, how, monkeypatch):
     assert str(caught.value).startswith(text)
 
 
+@pytest.mark.parametrize(
+    "name, bidirectional",
+    [
+        *((name, True) for name in CALLS),
+        *((name, False) for name in CALLS if not name.startswith("state")),  # theirs is of two
+    ],
+)
+def test_wrong_arguments_once_weights_are_packed(name, bidirectional):
+    """The compiled module sees them first then, and the errors are the same."""
+    arguments, options, error, text = CALLS[name]
+    layer = make("lstm", SIZE, HIDDEN, bidirectional=bidirectional)
+    layer(X)
+    for call in (layer, layer.record):
+        with pytest.raises(error) as caught:
+            call(*arguments, **options)
+        assert str(caught.value).startswith(text)
+
+
 def test_text_follows_the_layout():
     first = make("gru", SIZE, HIDDEN, batch_first=True)
     with pytest.raises(ValueError, match=r"x: expected shape \(B, T, I\) = \(\*, \*, 5\)"):

@@ -172,6 +172,14 @@ class TestEdit:
         with layer.parameters.edit():
             pass  # the block above is closed
 
+    def test_one_object_for_two_blocks(self, layer, x):
+        block = layer.parameters.edit()
+        for value in (2, 3):
+            with block as p:
+                layer(x)
+                p["bias_ih_l0"][...] = value
+            assert (layer.parameters["bias_ih_l0"] == value).all()
+
     def test_one_at_a_time(self, layer):
         with layer.parameters.edit() as p:
             with (
@@ -261,9 +269,11 @@ class TestStateDict:
         for name, value in other.state_dict().items():
             np.testing.assert_array_equal(layer.parameters[name], value.numpy())
 
-    def test_takes_torch_s_bfloat16(self, layer):
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+    def test_takes_torch_s_low_precision(self, layer, dtype):
         torch = pytest.importorskip("torch")
-        state = {name: torch.tensor(a).bfloat16() for name, a in layer.state_dict().items()}
+        dtype, before = getattr(torch, dtype), layer.state_dict().items()
+        state = {name: torch.tensor(a).to(dtype) for name, a in before}
         layer.load_state_dict(state)
         for name, value in state.items():
             np.testing.assert_array_equal(layer.parameters[name], value.float().numpy())
@@ -275,14 +285,6 @@ class TestStateDict:
             layer.load_state_dict(state)
             for name, value in state.items():
                 np.testing.assert_array_equal(layer.parameters[name], value.astype(np.float32))
-
-    def test_takes_torch_s_float8(self, layer):
-        torch = pytest.importorskip("torch")
-        before = layer.state_dict().items()
-        state = {name: torch.tensor(a).to(torch.float8_e4m3fn) for name, a in before}
-        layer.load_state_dict(state)
-        for name, value in state.items():
-            np.testing.assert_array_equal(layer.parameters[name], value.float().numpy())
 
     def test_tensors_without_values_are_named(self, layer):
         torch = pytest.importorskip("torch")
@@ -312,6 +314,22 @@ class TestStateDict:
             layer.load_state_dict(state)
         np.testing.assert_array_equal(layer.parameters["bias_ih_l0"], state["bias_ih_l0"])
         assert_current(layer, x, rng)
+
+
+def test_parameters_that_another_library_unpickled(layer, x):
+    """Read-only, in Fortran's order, in a foreign byte order, or of a subclass."""
+    state, twin = layer.parameters.__getstate__(), make("lstm", num_layers=2, bidirectional=True)
+    arrays = {name: np.asfortranarray(a).astype(">f4") for name, a in state["arrays"].items()}
+    arrays["bias_ih_l0"] = arrays["bias_ih_l0"].view(np.recarray)
+    for array in arrays.values():
+        array.flags.writeable = False
+    twin.parameters.__setstate__({"arrays": arrays})
+    np.testing.assert_array_equal(twin(x)[0], layer(x)[0])
+    with twin.parameters.edit() as p:
+        p["weight_ih_l0"] *= 2
+    np.testing.assert_array_equal(
+        twin.parameters["weight_ih_l0"], 2 * layer.parameters["weight_ih_l0"]
+    )
 
 
 def test_tapes_keep_the_weights_they_were_made_with(layer, x, rng):

@@ -161,17 +161,16 @@ def test_an_input_from_inference_mode(kind, form):
 
 
 # Torch's own LSTM cannot be compiled with its output changed.
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("form", ["plain", "batch first", "two layers"])
 @pytest.mark.parametrize("kind", ["gru", "rnn_tanh", "lstm_projected"])
-def test_an_output_changed_after_and_within_what_is_compiled(kind, form):
+def test_an_output_changed_after_and_within_what_is_compiled(kind, form, backend):
     torch._dynamo.reset()
     eager = make(rt, kind, dtype=F64, **FORMS[form])
     module = make(rt, kind, dtype=F64, **FORMS[form])
     x = inputs_for(module, states=False)[0]
-    within = torch.compile(
-        lambda x: module(x)[0].mul_(2).sin(), backend="aot_eager", fullgraph=True
-    )
-    after = torch.compile(lambda x: module(x)[0], backend="aot_eager", fullgraph=True)
+    within = torch.compile(lambda x: module(x)[0].mul_(2).sin(), backend=backend, fullgraph=True)
+    after = torch.compile(lambda x: module(x)[0], backend=backend, fullgraph=True)
     for program in (within, lambda x: after(x).mul_(2).sin()):
         found = []
         for own, call in ((module, program), (eager, lambda x: eager(x)[0].mul(2).sin())):

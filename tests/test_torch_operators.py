@@ -112,6 +112,13 @@ def test_opcheck_of_backward(kind, dtype):
     torch.library.opcheck(torch.ops.rnnfast.backward.default, args)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+def test_opcheck_of_copy(dtype):
+    y = normal(4, 3, 5).to(dtype).requires_grad_()
+    torch.library.opcheck(torch.ops.rnnfast.copy.default, (y,))
+    torch.library.opcheck(torch.ops.rnnfast.copy.default, (y.detach().transpose(0, 1),))
+
+
 def test_opcheck_of_backward_with_gradients_of_some_results():
     args = list(backward_sample("lstm", {}, with_states=False))
     args[0] = args[2] = None

@@ -261,7 +261,7 @@ private:
                          : count > 2 && !read_lengths(args[2], in))
             return false;
         if (!read_state(args[1], axes, in.batch, false, in.h0, in.c0)) return false;
-        return count <= 3 || read_resets(args + 3, in);
+        return count <= 3 || read_resets(args + 3, axes, in);
     }
 
     bool read_lengths(PyObject* object, PassInputs<T>& in) const {
@@ -294,9 +294,10 @@ private:
         return true;
     }
 
-    bool read_resets(PyObject* const* args, PassInputs<T>& in) const {
+    bool read_resets(PyObject* const* args, const Axes& axes, PassInputs<T>& in) const {
         Shape resets;
-        resets.add(in.steps), resets.add(in.batch);
+        resets.add(in.steps);
+        if (axes.batch >= 0) resets.add(in.batch);
         for (int direction = 0; direction < 2; ++direction) {
             const bool* reset;
             if (!read_contiguous(args[direction], form_.tensors, resets, reset)) return false;

@@ -38,6 +38,14 @@ constexpr size_t kMostKept = size_t(8) << 20;
 #endif
 #endif
 
+#if defined(__linux__)
+const auto kSmallPage = size_t(sysconf(_SC_PAGESIZE));
+// No more is kept than an eighth of the machine's memory.
+const uint64_t kMostBytes = uint64_t(sysconf(_SC_PHYS_PAGES)) * kSmallPage / 8;
+#else
+constexpr uint64_t kMostBytes = UINT64_MAX;
+#endif
+
 #if RNNFAST_MAPS
 // Blocks of so many bytes are the system's own: malloc may give memory that others had, which lies on
 // small pages and stays there.
@@ -52,8 +60,7 @@ void* map(size_t bytes) {
     const size_t before = -reinterpret_cast<uintptr_t>(all) % kHugePage;
     char* const p = static_cast<char*>(all) + before;
     // What is left over, in whole small pages, of which nothing has been touched.
-    static const auto page = size_t(sysconf(_SC_PAGESIZE));
-    const size_t used = (bytes + page - 1) / page * page;
+    const size_t used = (bytes + kSmallPage - 1) / kSmallPage * kSmallPage;
     if (before) (void)munmap(all, before);
     (void)munmap(p + used, kHugePage - before);
     (void)madvise(p, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
@@ -99,9 +106,6 @@ struct Spare {
     }
 };
 
-// All kept blocks together, in bytes.
-std::atomic<size_t> all_spares{0};
-
 // Whoever exchanges the pointer for another owns the block: there is no lock, which a fork could leave
 // held. What it has may be read beside it without that, but may be that of another.
 class Slot {
@@ -112,18 +116,13 @@ public:
         return {nullptr, bytes_.load(std::memory_order_relaxed),
                 number_.load(std::memory_order_relaxed)};
     }
-    Spare* take() {
-        Spare* const taken = spare_.exchange(nullptr);
-        if (taken) all_spares -= taken->bytes;
-        return taken;
-    }
+    Spare* take() { return spare_.exchange(nullptr); }
     // False where there is one already.
     bool put(Spare* s) {
         if (spare_.load(std::memory_order_relaxed)) return false;
         const Spare own = *s;  // another thread may take it at once
         Spare* empty = nullptr;
-        all_spares += own.bytes;
-        if (!spare_.compare_exchange_strong(empty, s)) return all_spares -= own.bytes, false;
+        if (!spare_.compare_exchange_strong(empty, s)) return false;
         bytes_.store(own.bytes, std::memory_order_relaxed);
         number_.store(own.number, std::memory_order_relaxed);
         return true;
@@ -149,21 +148,17 @@ constexpr uint64_t kStale = 2 * kSpares;
 Slot slots[kSpares];
 std::atomic<uint64_t> next_number{0};
 
-// No more is kept than an eighth of the machine's memory.
-size_t most_spares() noexcept {
-#if defined(__linux__)
-    static const auto most = size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE)) / 8;
-    return most;
-#else
-    return SIZE_MAX;
-#endif
-}
-
 // That which was freed first.
 Slot& oldest() noexcept {
     return *std::min_element(slots, slots + kSpares, [](const Slot& a, const Slot& b) {
         return a.seen().number < b.seen().number;
     });
+}
+
+uint64_t all_bytes() noexcept {
+    uint64_t all = 0;
+    for (const Slot& slot : slots) all += slot.seen().bytes;
+    return all;
 }
 
 // Leaves `s` in a slot, at the expense of others where there are too many.
@@ -172,7 +167,7 @@ void keep(Spare* s) noexcept {
         return std::any_of(slots, slots + kSpares, [s](Slot& slot) { return slot.put(s); });
     };
     while (!put()) oldest().drop();
-    for (size_t k = 0; k < kSpares && all_spares > most_spares(); ++k) oldest().drop();
+    for (size_t k = 0; k < kSpares && all_bytes() > kMostBytes; ++k) oldest().drop();
 }
 
 // A kept block of at least `bytes`, and less than twice as many; null: there is none. One that is

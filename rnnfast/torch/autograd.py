@@ -66,12 +66,12 @@ def record(
     # Backward reads the output. Where it is y itself, a y changed in place is an error, as with
     # oneDNN's LSTM; torch's other layers read none of theirs, and so a copy is read here. Of a
     # module in bfloat16 no caller sees y, but what it is rounded to.
-    form = kind.cell, kind.directions, kind.sizes.projection, x.dtype
-    is_torchs = batch_sizes is None and torch_reads_output(*form)
-    stays = is_torchs or call.parameters.format_name is not None
-    kept = y if stays else copy_of(y)
-    if call.batch_first and call.parameters.format_name is None:
-        x = apart(x)
+    if call.parameters.format_name is not None:
+        kept = y
+    else:
+        is_read = torch_reads_output(kind.cell, kind.directions, kind.sizes.projection, x.dtype)
+        kept = y if is_read and batch_sizes is None else copy_of(y)
+        x = apart(x) if call.batch_first else x
     if batch_sizes is not None:  # as they are now, whatever the caller makes of them
         call = call._replace(batch_sizes=batch_sizes.clone())
     results = (y, *states_of(last), kept, tape)
@@ -80,7 +80,7 @@ def record(
 
 
 def apart(x: Tensor) -> Tensor:
-    """What a layer with `batch_first` reads: a copy where (B, T, I) does not lie as (T, B, I) does.
+    """What a layer with `batch_first` reads: a copy where there are several steps and rows.
 
     As torch's, so that the caller may change x before backward, such as by `x += layer(x)[0]`.
     """

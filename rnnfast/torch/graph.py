@@ -47,9 +47,11 @@ def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) ->
     if input.dim() not in (2, 3) or not _fit(module, x, states, rows, widths, weights):
         return module._torch_forward(input, hx)
     y, last = _run_layers(module, x, states, weights, format_name)
-    form = module._cell(), 2 if module.bidirectional else 1, module.proj_size, input.dtype
-    if has_gradients and not torch_reads_output(*form):
-        y = y.clone()  # which callers may change: backward reads the other
+    directions = 2 if module.bidirectional else 1
+    if has_gradients and not torch_reads_output(
+        module._cell(), directions, module.proj_size, input.dtype
+    ):
+        y = _copied(y)  # which callers may change: backward reads the other
     if unbatched:
         y, last = y.squeeze(1), [s.squeeze(1) for s in last]
     elif module.batch_first:
@@ -180,6 +182,11 @@ def _fit(
         for state, width in zip(states, widths):  # noqa: B905  a state h has one width of the two
             right = right and state.dim() == 3 and state.shape == (rows, x.shape[1], width)
     return right
+
+
+def _copied(y: Tensor) -> Tensor:
+    # Compilers leave out a `clone`, since they don't see that its origin is kept.
+    return torch.ops.rnnfast.copy(y) if torch.compiler.is_compiling() else y.clone()
 
 
 def _run_layers(

@@ -52,6 +52,8 @@ class _Own:
         if not isinstance(self, _Own):
             return _foreign(self).__setstate__(self, state)
         super().__setstate__(state)  # type: ignore[misc]  # torch's
+        # That of the original, in a shallow copy of a class with a `__getstate__` of its own.
+        self.__dict__.pop("_rnnfast", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not isinstance(self, _Own):

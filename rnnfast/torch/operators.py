@@ -1,4 +1,4 @@
-"""The operators `rnnfast::forward` and `rnnfast::backward`, for torch's compilers and transforms.
+"""The operators `rnnfast::forward`, `backward` and `copy`, for torch's compilers and transforms.
 
 They run a stack of layers over (T, B, I), with one list of all parameters in torch's order. The
 tape is what backward needs besides; of no size where `training` is false, or y is all. Tensors
@@ -19,10 +19,19 @@ from torch.nn.functional import pad
 
 from rnnfast._native_backend import NativeBackend
 from rnnfast.torch import differentiable
-from rnnfast.torch.exchange import UNREADABLE, gradients, plain, state_of, states_of, widened
+from rnnfast.torch.content import ContentCache
+from rnnfast.torch.exchange import (
+    UNREADABLE,
+    copy_of,
+    gradients,
+    plain,
+    state_of,
+    states_of,
+    widened,
+)
 from rnnfast.torch.kinds import COMPUTED, DTYPES, Kind, native
 from rnnfast.torch.operator_checks import check, checked_kind
-from rnnfast.torch.packs import ContentCache, Packs
+from rnnfast.torch.packs import Packs
 
 _OPTIONS = "str cell, int directions, bool bias"
 _STATES = "Tensor? h0, Tensor? c0, Tensor[] weights"
@@ -208,6 +217,22 @@ def _backward_fake(
     of_weights = zip(weights, wanted[3:], strict=True)
     dx, dh0, dc0 = map(like, (x, h0, c0), wanted[:3])
     return dx, dh0, dc0, [like(weight, want) for weight, want in of_weights]
+
+
+@torch.library.custom_op(
+    "rnnfast::copy", mutates_args=(), device_types="cpu", schema="(Tensor y) -> Tensor"
+)
+def copy(y: Tensor) -> Tensor:
+    """Of an output of `forward`, which keeps its own for its backward pass."""
+    return copy_of(plain(y))
+
+
+@torch.library.register_fake("rnnfast::copy")
+def _copy_fake(y: Tensor) -> Tensor:
+    return y.new_empty(y.shape)
+
+
+torch.library.register_autograd("rnnfast::copy", lambda ctx, gradient: gradient)
 
 
 def _check_backward(

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from rnnfast import _backend
 from rnnfast._cells import CELLS, Weights
-from rnnfast._locks import Lock
 from rnnfast._native_backend import NativeBackend
 from rnnfast.torch.exchange import (
     TENSORS,
@@ -119,7 +116,7 @@ class Parameters:
         self.backend = backend
         self.kind = kind
         self.promise = promise
-        self.frozen = promise is not None and promise == _addresses(weights)
+        self.frozen = promise is not None and promise == addresses_of(weights)
         self.format_name = FORMATS.get(weights[0].dtype)
         self._weights = tuple(w.detach() for w in weights)  # others may give them other memory
         self._place_of = taking_tensors(backend.place)
@@ -174,10 +171,10 @@ class Parameters:
         if packed is not None:
             if self.frozen:
                 return packed[1]
-            now = _fingerprint(self.backend, self._weights)
+            now = fingerprint_of(self.backend, self._weights)
             if packed[0] == now:
                 return packed[1]
-        seen, packs = _packed(self.backend, self.kind, self._weights, format_name, now)
+        seen, packs = packed_now(self.backend, self.kind, self._weights, format_name, now)
         if seen is not None and self.can_stay:
             self._packed[format_name] = seen, packs
         return packs
@@ -189,16 +186,18 @@ class Parameters:
             self._borrowed = None
 
 
-def _addresses(weights: Sequence[Tensor]) -> tuple[int, ...]:
+def addresses_of(weights: Sequence[Tensor]) -> tuple[int, ...]:
+    """Where each begins."""
     return tuple(weight.data_ptr() for weight in weights)
 
 
-def _fingerprint(backend: NativeBackend, weights: tuple[Tensor, ...]) -> int:
+def fingerprint_of(backend: NativeBackend, weights: tuple[Tensor, ...]) -> int:
+    """Of all their contents together."""
     fingerprint: int = taking_tensors(backend.fingerprint)(weights, _get_num_threads())
     return fingerprint
 
 
-def _packed(
+def packed_now(
     backend: NativeBackend,
     kind: Kind,
     weights: tuple[Tensor, ...],
@@ -211,13 +210,13 @@ def _packed(
     """
     if len(sys._current_frames()) > 1:  # threads might change it, and back again before a look
         copies = tuple(copy_of(weight) for weight in weights)
-        return _fingerprint(backend, copies), Packs.of(backend, kind, copies, format_name)
+        return fingerprint_of(backend, copies), Packs.of(backend, kind, copies, format_name)
     if not all(weight.is_contiguous() for weight in weights):
         return None, Packs.of(backend, kind, weights, format_name)
     if seen is None:
-        seen = _fingerprint(backend, weights)
+        seen = fingerprint_of(backend, weights)
     packs = Packs.of(backend, kind, weights, format_name)
-    return (seen if seen == _fingerprint(backend, weights) else None), packs
+    return (seen if seen == fingerprint_of(backend, weights) else None), packs
 
 
 class PackCache:
@@ -255,7 +254,7 @@ class PackCache:
         lasting = weights is not None and all(
             type(w) in TENSORS and w.is_cpu and is_leaf(w) for w in weights
         )
-        self._promise = _addresses(weights) if weights is not None and lasting else None
+        self._promise = addresses_of(weights) if weights is not None and lasting else None
 
     @staticmethod
     def of(module: torch.nn.Module) -> PackCache:
@@ -297,58 +296,3 @@ class PackCache:
         ):
             return found
         return None
-
-
-class _Kept(NamedTuple):
-    """What a `ContentCache` has of some weights, and whose memory they are."""
-
-    seen: int
-    packs: Packs
-    storages: tuple[StorageWeakRef, ...]
-
-    def is_live(self) -> bool:
-        return not any(storage.expired() for storage in self.storages)
-
-
-class ContentCache:
-    """The packed weights of the registered operators, which know no module.
-
-    One for each place in memory where weights are, with their fingerprint; those of updated weights
-    take the place of those before. They are kept while that memory is in use, up to the next pack.
-    """
-
-    _MOST = 256
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[Any, _Kept] = OrderedDict()
-        self._lock = Lock()
-
-    def get(
-        self,
-        backend: NativeBackend,
-        kind: Kind,
-        weights: Sequence[Tensor],
-        format_name: str | None,
-    ) -> Packs:
-        """The packed weights, which fit the kind; format None: that of their dtype."""
-        held = tuple(w.detach().contiguous() for w in weights)
-        dtype = held[0].dtype
-        format_name = format_name or FORMATS.get(dtype)
-        place = kind, dtype, format_name, _addresses(held)
-        seen: int | None = _fingerprint(backend, held)
-        with self._lock:
-            found = self._kept.get(place)
-            if found is not None and found.seen == seen:
-                self._kept.move_to_end(place)
-                return found.packs
-        seen, packs = _packed(backend, kind, held, format_name, seen)
-        if seen is not None:
-            kept = _Kept(seen, packs, tuple(StorageWeakRef(w.untyped_storage()) for w in held))
-            with self._lock:
-                self._kept[place] = kept
-                self._kept.move_to_end(place)
-                for key in [key for key, own in self._kept.items() if not own.is_live()]:
-                    del self._kept[key]
-                while len(self._kept) > self._MOST:
-                    self._kept.popitem(last=False)
-        return packs
