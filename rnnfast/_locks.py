@@ -1,4 +1,4 @@
-"""Locks that a forked child can use, and that no interrupt leaves held."""
+"""Locks that a forked child can use."""
 
 from __future__ import annotations
 

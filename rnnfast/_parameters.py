@@ -93,7 +93,6 @@ class _Block:
         self.is_over = False
 
     def __enter__(self) -> MutableMapping[str, NDArray]:
-        self.is_over = False
         return self._parameters._open(self)
 
     def __exit__(self, *exception: object) -> None:
@@ -177,6 +176,7 @@ class Parameters(_Arrays):
                 raise RuntimeError("edit: expected no open edit block, got a second one")
             copy = _backend.current().memory.copy
             draft = _Draft({name: copy(array) for name, array in self._arrays.items()})
+            block.is_over = False
             self._block = weakref.ref(block)
             self._draft = draft
             return draft

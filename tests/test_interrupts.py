@@ -62,6 +62,19 @@ def test_the_end_of_an_edit_block(layer, rng, monkeypatch):
     assert_current(layer, rng)
 
 
+def test_a_block_that_was_interrupted_at_its_end_is_used_again(layer, rng, monkeypatch):
+    block = layer.parameters.edit()
+    with pytest.raises(KeyboardInterrupt), block as p:
+        p["bias_ih_l0"][...] = 2
+        monkeypatch.setattr(_parameters, "np", InterruptedNumPy())
+    monkeypatch.undo()
+    with block as p:
+        assert (p["bias_ih_l0"] == 2).all()
+        p["bias_hh_l0"][...] = 3
+    assert (layer.parameters["bias_hh_l0"] == 3).all()
+    assert_current(layer, rng)
+
+
 @pytest.mark.parametrize("how", ["assignment", "update", "load_state_dict"])
 def test_a_change_of_parameters(layer, rng, how, monkeypatch):
     x = normal(rng, (STEPS, BATCH, SIZE), "float32")

@@ -48,10 +48,10 @@ def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) ->
         return module._torch_forward(input, hx)
     y, last = _run_layers(module, x, states, weights, format_name)
     directions = 2 if module.bidirectional else 1
-    if has_gradients and not torch_reads_output(
-        module._cell(), directions, module.proj_size, input.dtype
-    ):
-        y = _copied(y)  # which callers may change: backward reads the other
+    form = module._cell(), directions, module.proj_size, input.dtype
+    # Of what is compiled, callers may change views that are made anew, and torch sees no change.
+    if has_gradients and (torch.compiler.is_compiling() or not torch_reads_output(*form)):
+        y = _copied(y)  # backward reads the other
     if unbatched:
         y, last = y.squeeze(1), [s.squeeze(1) for s in last]
     elif module.batch_first:

@@ -224,7 +224,7 @@ def _backward_fake(
 )
 def copy(y: Tensor) -> Tensor:
     """Of an output of `forward`, which keeps its own for its backward pass."""
-    return copy_of(plain(y))
+    return copy_of(plain(y).detach())
 
 
 @torch.library.register_fake("rnnfast::copy")
