@@ -130,7 +130,7 @@ print(layer(np.ones((4, 2), np.float32))[0].shape)
 
 # On Python 3.14, whose `with` is compiled otherwise, an interrupt may come between the call that
 # takes a lock and its block; that was not tried.
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="a lock may stay held there, by how `with` is compiled")
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="a lock may stay held")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX's timers")
 def test_interrupts_at_any_moment(layer, rng):
     """A sample of moments: other threads can still read, and the layer trains on."""
