@@ -141,19 +141,23 @@ def test_interrupts_at_any_moment(layer, rng):
     def read(states):
         states.append(layer.state_dict())
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    def train():
+        tape = layer.record(x)
+        gradients = tape.backward(tape.output).parameters
+        with layer.parameters.edit() as p:
+            for name, gradient in gradients.items():
+                p[name] -= np.float32(0.01) * gradient
+
     x = np.ones((2, SIZE), np.float32)
+    train()  # what Numba compiles or loads here, an interrupt of it would break
+    before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for _ in range(100):
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 2e-3))
                 end = time.monotonic() + 1  # where a callback, such as of a weak reference, took it
                 while time.monotonic() < end:
-                    tape = layer.record(x)
-                    gradients = tape.backward(tape.output).parameters
-                    with layer.parameters.edit() as p:
-                        for name, gradient in gradients.items():
-                            p[name] -= np.float32(0.01) * gradient
+                    train()
             except KeyboardInterrupt:
                 pass
             states = []
