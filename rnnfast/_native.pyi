@@ -110,6 +110,17 @@ class Stack:
         threads : no more than so many, if above 0.
         """
 
+    def infer_at(
+        self,
+        place: bytes,
+        weights: tuple[Any, ...],
+        x: Any,
+        state: State | None,
+        threads: int,
+        /,
+    ) -> tuple[Any, State]:
+        """The same of tensors that `can_read` finds readable; NotImplemented of others."""
+
     def record(
         self,
         x: Array,
@@ -242,9 +253,9 @@ def place(arrays: tuple[Array, ...], /) -> bytes | None:
 def can_read(place: bytes, weights: tuple[Any, ...], x: Any, states: Any, /) -> bool:
     """Whether a pass may read them all: tensors, and `weights` are still where `place` says.
 
-    x has elements and lies in the CPU's memory. states : a tuple; or None. No tensor stands for the
-    negatives of what lies there. All else is for the pass to find. TypeError : `place` or `weights`
-    is something else.
+    x has elements and lies in the CPU's memory. states : a tensor, a tuple or None. No tensor
+    stands for the negatives of what lies there. All else is for the pass to find. TypeError :
+    `place` or `weights` is something else.
     """
 
 def take_tensors(

@@ -288,8 +288,12 @@ def test_wrong_calls_of_what_tells_it(native):
     for given in ((), (b"", ()), ("", (), None, None), (b"", [], None, None)):
         with pytest.raises(TypeError):
             native.can_read(*given)
-    for states in ([normal(1, 2)], 3, "hc", normal(1, 2)):
-        assert not native.can_read(native.place(()), (), normal(1, 3), states)
+    place, x = native.place(()), normal(1, 3)
+    negated = torch.complex(x, x).conj().imag
+    for states in ([normal(1, 2)], 3, "hc", negated, (x, negated)):
+        assert not native.can_read(place, (), x, states)
+    for states in (None, x, (x,), (x, x)):
+        assert native.can_read(place, (), x, states)
 
 
 class Told(Exception):

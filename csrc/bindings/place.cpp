@@ -60,25 +60,30 @@ bool has_elements(PyObject* tensor) {
     return read_tensor(tensor, array) && std::count(sizes, sizes + array.axes, 0) == 0;
 }
 
+bool is_as_it_lies(PyObject* tensor) { return is_tensor(tensor) && !is_negated(tensor); }
+
 PyObject* can_read(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (count != 4 || !PyBytes_CheckExact(args[0]) || !PyTuple_CheckExact(args[1])) {
+    if (count != 4) {
         PyErr_SetString(PyExc_TypeError, "can_read: expected (bytes, tuple, x, states)");
         return nullptr;
     }
-    return returned([&]() -> py::object {
-        PyObject* const states = args[3];
-        bool can = has_elements(args[2]) && !is_negated(args[2]) && lie_at(args[0], args[1]) &&
-                   (states == Py_None || PyTuple_CheckExact(states));
-        const Py_ssize_t given = can && states != Py_None ? PyTuple_GET_SIZE(states) : 0;
-        for (Py_ssize_t i = 0; can && i < given; ++i) {
-            PyObject* const state = PyTuple_GET_ITEM(states, i);
-            can = is_tensor(state) && !is_negated(state);
-        }
-        return py::bool_(can);
-    });
+    return returned([&]() -> py::object { return py::bool_(can_read_all(args)); });
 }
 
 }  // namespace
+
+bool can_read_all(PyObject* const* args) {
+    PyObject *const place = args[0], *const weights = args[1], *const x = args[2];
+    PyObject* const states = args[3];
+    if (!PyBytes_CheckExact(place) || !PyTuple_CheckExact(weights))
+        throw py::type_error("place, weights: expected bytes and a tuple, got others");
+    if (!has_elements(x) || is_negated(x) || !lie_at(place, weights)) return false;
+    if (states == Py_None) return true;
+    if (!PyTuple_CheckExact(states)) return is_as_it_lies(states);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(states); ++i)
+        if (!is_as_it_lies(PyTuple_GET_ITEM(states, i))) return false;
+    return true;
+}
 
 void add_place(py::module_& module) {
     static PyMethodDef methods[] = {

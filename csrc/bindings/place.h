@@ -5,6 +5,10 @@
 
 namespace rnnfast {
 
+// Whether a pass may read the tensors of (place, weights, x, states), as `can_read` in _native.pyi says.
+// Throws TypeError.
+bool can_read_all(PyObject* const* args);
+
 void add_place(pybind11::module_& module);
 
 }  // namespace rnnfast

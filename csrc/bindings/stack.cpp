@@ -52,6 +52,11 @@ PyObject* infer(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     return returned([&] { return impl_of<Stack>(self).infer(args, count); });
 }
 
+PyObject* infer_at(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (!takes("infer_at", count, count == 5)) return nullptr;
+    return returned([&] { return impl_of<Stack>(self).infer_at(args); });
+}
+
 PyObject* record(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     if (!takes("record", count, count == 2 || count == 5)) return nullptr;
     return returned([&] { return impl_of<Stack>(self).record(self, args, count); });
@@ -152,6 +157,7 @@ py::object new_run(const Stack& stack, std::unique_ptr<const Run> run) {
 
 void add_stack(py::module_& module) {
     static PyMethodDef of_stack[] = {fast_method("infer", &infer),
+                                     fast_method("infer_at", &infer_at),
                                      fast_method("record", &record),
                                      fast_method("forward", &forward),
                                      fast_method("backward", &backward),

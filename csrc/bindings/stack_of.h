@@ -9,6 +9,7 @@
 #include "bindings/gil.h"
 #include "bindings/packed.h"
 #include "bindings/pass.h"
+#include "bindings/place.h"
 #include "dispatch/threads.h"
 
 namespace rnnfast {
@@ -82,6 +83,7 @@ public:
     explicit Stack(py::object type_of_runs) : run_type(std::move(type_of_runs)) {}
     virtual ~Stack() = default;
     virtual py::object infer(PyObject* const* args, Py_ssize_t count) const = 0;
+    virtual py::object infer_at(PyObject* const* args) const = 0;
     virtual py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const = 0;
     virtual py::object forward(PyObject* const* args) const = 0;
     virtual py::object backward(PyObject* const* args) const = 0;
@@ -118,16 +120,11 @@ public:
     }
 
     py::object infer(PyObject* const* args, Py_ssize_t count) const override {
-        Axes axes;
-        PassInputs<T> in;
-        if (!read(args, count, axes, in) || !runs(in)) return not_implemented();
-        const Outputs made = new_outputs(args[0], axes, in);
-        {
-            const ThreadLimit limit(count > 5 ? integer(args[5]) : 0);
-            const GilRelease release(releases(in, 1));
-            Pass<T>(layers_, in, made.out, false).forward();
-        }
-        return pair(made.y, made.state);
+        return inferred(args, count, count > 5 ? integer(args[5]) : 0);
+    }
+    py::object infer_at(PyObject* const* args) const override {
+        if (!can_read_all(args)) return not_implemented();
+        return inferred(args + 2, 2, integer(args[4]));
     }
 
     py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const override;
@@ -145,6 +142,20 @@ public:
                          PyObject* wanted) const;
 
 private:
+    // Of so many arguments, as `read` takes them.
+    py::object inferred(PyObject* const* args, Py_ssize_t count, int threads) const {
+        Axes axes;
+        PassInputs<T> in;
+        if (!read(args, count, axes, in) || !runs(in)) return not_implemented();
+        const Outputs made = new_outputs(args[0], axes, in);
+        {
+            const ThreadLimit limit(threads);
+            const GilRelease release(releases(in, 1));
+            Pass<T>(layers_, in, made.out, false).forward();
+        }
+        return pair(made.y, made.state);
+    }
+
     // New arrays for the gradients that are wanted; None for others.
     py::object new_input_gradient(PyObject* like, const Axes& axes, const Extent& extent,
                                   Choice& choice, PassGradients<T>& grads) const;

@@ -72,6 +72,28 @@ def _ready(
     return None if parameters is None else (parameters, weights)
 
 
+def again(module: Layer | Cell, x: Any, hx: Any) -> Any:
+    """(output, states) of a call without gradients that is as one before; None: it may be another.
+
+    The compiled module asks all that `layer` and `cell` would, such as whether the weights lie
+    where they did.
+    """
+    if _is_grad_enabled() or _tracing_state() is not None or forward_ad._current_level >= 0:
+        return None
+    own = module.__dict__
+    cache = own.get("_rnnfast")
+    if cache is None:
+        return None
+    try:
+        kept = cache.kept(module._kind(cache))
+        if kept is None or (kept.kind.layers > 1 and module.training and module.dropout):
+            return None
+        weights = cache.select(own["_parameters"])
+    except KeyError:  # of a mode that is torch's to refuse, or made for each call
+        return None
+    return kept.again(own.get("batch_first"), weights, x, hx)
+
+
 def layer(
     module: Layer,
     x: Any,
@@ -141,6 +163,8 @@ def _run(
 ) -> tuple[Tensor, States] | None:
     """holder : of a module's call of one step, which may have gradients with others; or None."""
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
+        if batch_sizes is None:
+            parameters.remember(packs, batch_first)
         return infer(packs.stack(batch_first, batch_sizes is not None), x, states, batch_sizes)
     call = Call(parameters, packs, batch_sizes, batch_first)
     if (
@@ -222,6 +246,7 @@ def _step(
     states: Sequence[Tensor] | None,
 ) -> States | None:
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
+        parameters.remember(packs, None)
         result = infer(packs.stack(), x, states)
         return None if result is None else result[1]
     if weights[0].is_inference():  # which torch refuses to save for backward

@@ -130,6 +130,7 @@ def stack_taking_tensors(stack: Any) -> Any:
 
 class _Stack:
     __slots__ = ("backward", "forward", "infer", "step_backward", "steps_backward")
+    infer_at = None  # there is none
 
     def __init__(self, stack: Any) -> None:
         self.infer = taking_tensors(stack.infer)

@@ -92,6 +92,9 @@ class Layer(_Own, torch_rnn.RNNBase):
         """`format_name` : of the operands of products, of a float32 layer."""
         if _is_on_a_graph():
             return graph.layer(self, input, hx, format_name)
+        known = None if format_name is not None else eager.again(self, input, hx)
+        if known is not None:
+            return known
         states = self._states(hx)
         if states is _OTHER:
             result = None
@@ -224,6 +227,9 @@ class Cell(_Own, torch_rnn.RNNCellBase):
         """`format_name` : of the operands of products, of a float32 cell."""
         if _is_on_a_graph():
             return graph.cell(self, input, hx, format_name)
+        known = None if format_name is not None else eager.again(self, input, hx)
+        if known is not None:
+            return known[1]
         states = self._states(hx)
         if states is not _OTHER:
             last = eager.cell(self, input, states, format_name)

@@ -127,6 +127,8 @@ class Parameters:
         self._borrowed: Packs | None = None
         # Memory that is not contiguous is packed each time: copies of it would show no changes.
         self.can_stay = isinstance(self._place, bytes)
+        # How a call without gradients ran; see `again`.
+        self._again: tuple[bool | None, Callable[..., Any], bytes] | None = None
 
     def are(self, weights: tuple[Tensor, ...]) -> bool:
         """Whether these lie in the same memory."""
@@ -135,6 +137,28 @@ class Parameters:
     def can_read(self, weights: tuple[Tensor, ...], x: Any, states: Any) -> bool:
         """Whether these lie in the same memory, of what can stay, and a pass may read them all."""
         return self._can_read(self._place, weights, x, states)
+
+    def remember(self, packs: Packs, batch_first: bool | None) -> None:
+        """That `packs` has run a call without gradients; batch_first : None: of a cell."""
+        shows_changes = packs.borrowed or self.frozen  # or those are promised not to be
+        is_whole = packs.kind is self.kind
+        converts = packs.format_name is not None or self.format_name is not None
+        if shows_changes and is_whole and self.can_stay and not converts:
+            infer_at = packs.stack(bool(batch_first)).infer_at
+            self._again = None if infer_at is None else (batch_first, infer_at, self._place)
+
+    def again(
+        self, batch_first: bool | None, weights: tuple[Tensor, ...], x: Any, states: Any
+    ) -> Any:
+        """What such a call gives, as a stack does, which asks all else itself; None: it is another.
+
+        weights : which may have got other memory. x, states : whatever the caller gave.
+        """
+        known = self._again
+        if known is None or known[0] != batch_first:
+            return None
+        result = known[1](known[2], weights, x, states, _get_num_threads())
+        return None if result is NotImplemented else result
 
     def borrowed(self, rows: float, weights: tuple[Tensor, ...]) -> Packs | None:
         """To be read where they lie, by one step of so many rows; None: packed is better.
@@ -270,12 +294,12 @@ class PackCache:
 
         One question to the compiled module in place of some for each tensor. None tells nothing.
         """
-        found = self._kept(kind)
+        found = self.kept(kind)
         return found if found is not None and found.can_read(weights, x, states) else None
 
     def get(self, kind: Kind, weights: tuple[Tensor, ...]) -> Parameters | None:
         """The module's weights for the kernels; None where those do not take them, or not now."""
-        found = self._kept(kind)
+        found = self.kept(kind)
         if found is not None and found.are(weights) and not any(map(is_neg, weights)):
             return found
         backend = native()
@@ -286,7 +310,8 @@ class PackCache:
         self._parameters = found if found.can_stay else None
         return found
 
-    def _kept(self, kind: Kind) -> Parameters | None:
+    def kept(self, kind: Kind) -> Parameters | None:
+        """What `get` gave before, if it is of this kind; the weights may lie elsewhere since."""
         found = self._parameters
         if (
             found is not None
