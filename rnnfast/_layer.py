@@ -20,7 +20,6 @@ from rnnfast._streams import Form, Stream
 from rnnfast._tape import Tape
 
 if TYPE_CHECKING:
-    from rnnfast._native import Stack
     from rnnfast.stream import Stream as CompiledStream
 
 
@@ -99,9 +98,12 @@ class Layer(Module, Generic[StateT]):
         TypeError : an argument of the wrong dtype or form.
         ValueError : an argument of the wrong shape or value. In either case nothing is computed.
         """
-        native = self._short_way(reset)
+        native = self._native() if reset is None or not self._options.bidirectional else None
         if native is not None:
-            result = native.infer(x, state, lengths, reset, reset)
+            if lengths is None and reset is None:
+                result = native.infer(x, state)  # 0.04 us less than with all arguments
+            else:
+                result = native.infer(x, state, lengths, reset, reset)
             if result is not NotImplemented:
                 return result
         inputs = self._read(x, state, lengths, reset)
@@ -138,7 +140,8 @@ class Layer(Module, Generic[StateT]):
         self._check_trains()
         _validate.flag("recompute", recompute)
         dropped = self._options.dropout
-        native = None if recompute or dropped else self._short_way(reset)
+        long_way = recompute or dropped or (reset is not None and self._options.bidirectional)
+        native = None if long_way else self._native()
         if native is not None:
             result = native.record(x, state, lengths, reset, reset)
             if result is not NotImplemented:
@@ -180,10 +183,6 @@ class Layer(Module, Generic[StateT]):
         kept = format_name or options.dtype
         text = self._text(without="precision")  # a stream's weights tell its own
         return Form.of(text, self._signature, layers, kept, batch_size).open()
-
-    def _short_way(self, reset: Any) -> Stack | None:
-        """`_native`, where it can take `reset` as it is: for one direction."""
-        return None if reset is not None and self._options.bidirectional else self._native()
 
     def _read(self, x: Any, state: Any, lengths: Any, reset: Any) -> Inputs:
         x, layout = self._signature.input(x)
