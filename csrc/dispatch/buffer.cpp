@@ -92,13 +92,17 @@ void system_free(void* p, [[maybe_unused]] size_t bytes) noexcept {
 #endif
 }
 
+// How many times as large as need be a kept block is left to others. Sequences of other lengths come with
+// each batch, and would else have blocks of their own.
+constexpr size_t kTooLarge = 16;
+
 // A block that is kept; of those freed later the number is higher.
 struct Spare {
     void* memory;
     size_t bytes;
     uint64_t number;
 
-    bool fits(size_t wanted) const { return bytes >= wanted && bytes / 2 < wanted; }
+    bool fits(size_t wanted) const { return bytes >= wanted && bytes / kTooLarge < wanted; }
     // The smallest; of several the one that was freed last, of which most is in a cache: in turns they
     // would all be cold.
     bool is_better_than(const Spare& other) const {
@@ -170,8 +174,7 @@ void keep(Spare* s) noexcept {
     for (size_t k = 0; k < kSpares && all_bytes() > kMostBytes; ++k) oldest().drop();
 }
 
-// A kept block of at least `bytes`, and less than twice as many; null: there is none. One that is
-// larger than need be would be missed by whom it fits.
+// The kept block that fits best; null: none does.
 Block take(size_t bytes) noexcept {
     for (size_t attempt = 0; attempt < kSpares; ++attempt) {
         Slot* best = nullptr;

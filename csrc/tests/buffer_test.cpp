@@ -1,5 +1,6 @@
-// Memory that is kept from call to call: that a loop gets its own again, however many blocks it takes,
-// that no two owners ever have the same, and that what is too large is an error.
+// Memory that is kept from call to call: that a loop gets its own again, however many blocks it takes
+// and whatever lengths come, that no two owners ever have the same, and that what is too large is an
+// error.
 #include "dispatch/buffer.h"
 
 #include <algorithm>
@@ -53,9 +54,21 @@ void check_sizes() {
         expect(block.get_deleter().bytes >= size_t(size), what + ": fewer than were asked for");
         std::fill_n(block.get(), size, char(1));  // a sanitizer sees what is too small
     }
-    allocate<char>(5 << 20);
+    allocate<char>(33 << 20);
     const Buffer<char> smaller = allocate<char>(2 << 20);
-    expect(smaller.get_deleter().bytes < size_t(4) << 20, "a block of twice the size and more");
+    expect(smaller.get_deleter().bytes < size_t(32) << 20, "a block of 16 times the size and more");
+}
+
+// Steps on shorter sequences take the memory of those on longer ones, which get it back.
+void check_lengths(ptrdiff_t longest) {
+    const auto step = [](ptrdiff_t size) {
+        Blocks blocks;
+        for (ptrdiff_t k = 0; k < 7; ++k) blocks.push_back(allocate<char>(size));
+        return places(blocks);
+    };
+    const std::set<const char*> first = step(longest);
+    for (const ptrdiff_t size : {longest / 3, longest / 5 * 4, longest / 7, longest})
+        expect(step(size) == first, std::to_string(size) + " bytes: not those of the longest");
 }
 
 void check_too_much() {
@@ -107,6 +120,7 @@ void check_threads() {
 
 int main() {
     using namespace rnnfast;
+    check_lengths(kHuge > 1 << 19 ? 16 << 20 : 4 << 20);  // first: there are no others yet
     check_sizes();
     for (const ptrdiff_t count : {1, 7, 60}) {
         check_loop(count, 1 << 18);
