@@ -120,6 +120,15 @@ def take_tensors(table: Any, tensor: type, parameter: type, is_negated: Any) -> 
         return False
 
 
+def use_openmp(path: str) -> None:
+    """Has the long passes of a library's tensors run by the threads of its OpenMP, if it has any.
+
+    path : of a shared object of that library. See `rnnfast._native.use_openmp`.
+    """
+    with contextlib.suppress(ImportError, ValueError):  # said at the module's first use
+        _module().use_openmp(path)
+
+
 def copy_of(tensor: Any) -> Any:
     """A copy of a tensor of those types; see `rnnfast._native.copy`."""
     return _module().copy(tensor)

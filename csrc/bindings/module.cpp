@@ -13,6 +13,7 @@
 #include "bindings/stack.h"
 #include "bindings/tensors.h"
 #include "dispatch/float_env.h"
+#include "dispatch/openmp.h"
 #include "dispatch/registry.h"
 #include "dispatch/schedule.h"
 #include "dispatch/threads.h"
@@ -139,11 +140,11 @@ int probe_meetings(int threads, ptrdiff_t rounds) {
     Team team(threads, 0, true);
     const int size = team.size();
     Meeting meeting(size);
-    team.run([&](int) {
+    const bool has_run = team.run([&](int) {
         Meeting::Place place(meeting);
         for (ptrdiff_t round = 0; round < rounds; ++round) place.wait();
     });
-    return size;
+    return has_run ? size : 0;
 }
 
 }  // namespace
@@ -233,6 +234,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
 #undef FORMAT
         throw py::value_error("format: expected a name in formats.inc, got " + format);
     });
+    m.def("use_openmp", &use_openmp);
     m.def("probe_meetings", &probe_meetings);
 #define DTYPE(name, type) m.def("probe_read", &probe_read<type>, py::arg().noconvert(), py::arg());
 #include "core/dtypes.inc"

@@ -148,7 +148,7 @@ void run_alone(const std::vector<Job<T>>& jobs, int directions) {
 
 // All threads on each job in turn, or a group of them on each direction of a layer.
 template <class T>
-void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work, int directions,
+bool run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work, int directions,
                 const Schedule& schedule, Team& team) {
     struct Task {
         Task(const Split& s, int size) : split(s), group(size), units(s.units) {}
@@ -169,7 +169,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
     note_schedule(groups ? Forced::directions : schedule_of(tasks.front().split));
     const ScratchBlock block((groups ? 2 : 1) * scratch * sizeof(T));
     Meeting everyone(threads);
-    team.run([&](int rank) {
+    return team.run([&](int rank) {
         if (rank >= threads) return;
         const FloatEnv env;
         const FormatScope format(jobs[0].args.format);
@@ -197,7 +197,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
 
 // Each thread runs every so-many-th layer from the top, a chunk behind the layer above.
 template <class T>
-void run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
+bool run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     note_schedule(Forced::layers);
     const size_t threads = size_t(wanted);  // the team may be larger
     size_t each = 0;
@@ -205,7 +205,7 @@ void run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     const ScratchBlock block(each * threads * sizeof(T));
     std::vector<Signal> done(jobs.size() + 1);  // steps of layer l's dx that are there
     done.back().add(uint64_t(jobs[0].plan.steps));
-    team.run([&](int rank) {
+    return team.run([&](int rank) {
         if (rank >= wanted) return;
         const FloatEnv env;
         const FormatScope format(jobs[0].args.format);
@@ -244,12 +244,10 @@ void run_backward_stack(const BackwardJob<T>* given, int layers, int directions)
     ScheduledTeam scheduled(work, layers, directions, alone);
     Team* const team = scheduled.team();
     const Schedule& schedule = scheduled.schedule();
-    if (!team)
-        run_alone(jobs, directions);
-    else if (schedule.order == Order::layers)
-        run_layers(jobs, schedule.threads, *team);
-    else
-        run_groups(jobs, work, directions, schedule, *team);
+    const bool has_run = team && (schedule.order == Order::layers
+                                      ? run_layers(jobs, schedule.threads, *team)
+                                      : run_groups(jobs, work, directions, schedule, *team));
+    if (!has_run) run_alone(jobs, directions);
 }
 
 #define DTYPE(name, type) template void run_backward_stack(const BackwardJob<type>*, int, int);

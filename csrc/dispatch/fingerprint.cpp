@@ -31,12 +31,12 @@ uint64_t fingerprint(const std::vector<Bytes>& arrays) {
     };
     std::atomic<size_t> next{0};
     const double alone_ns = all * kNsPerByte;
+    bool has_run = false;
     if (allowed_threads() > 1 && blocks.size() > 1 && worth_a_team(alone_ns)) {
         Team team(int(std::min(blocks.size(), size_t(allowed_threads()))), alone_ns, false);
-        team.run([&](int) { take(next); });
-    } else {
-        take(next);
+        has_run = team.run([&](int) { take(next); });
     }
+    if (!has_run) take(next);
     // The arrays' sizes, too: two whole blocks in one array are not the same in two.
     for (const Bytes& array : arrays) seen.push_back(uint64_t(array.count));
     const auto* const data = reinterpret_cast<const unsigned char*>(seen.data());

@@ -98,7 +98,7 @@ void run_alone(const ForwardJob<T>* jobs, size_t count) {
 }
 
 template <class T>
-void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work,
+bool run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work,
                 const Schedule& schedule, Team& team) {
     const bool directions = schedule.order == Order::directions;
     const int threads = schedule.threads;  // the team may be larger
@@ -112,7 +112,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
     note_schedule(directions ? Forced::directions : groups[0].schedule());
     const ScratchBlock block(scratch * sizeof(T));
     Meeting meeting(threads);
-    team.run([&](int rank) {
+    return team.run([&](int rank) {
         if (rank >= threads) return;
         const FloatEnv env;
         const FormatScope format(jobs[0].args.format);
@@ -127,7 +127,7 @@ void run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
 
 // Each thread runs every so-many-th layer, a piece behind the layer below.
 template <class T>
-void run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
+bool run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     note_schedule(Forced::layers);
     struct State {
         Signal* below;
@@ -140,7 +140,7 @@ void run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     each = (each + 63) / 64 * 64;
     const ScratchBlock block(each * threads * sizeof(T));
     std::vector<Signal> done(jobs.size());
-    team.run([&](int rank) {
+    return team.run([&](int rank) {
         if (rank >= wanted) return;
         const FloatEnv env;
         const FormatScope format(jobs[0].args.format);
@@ -184,12 +184,10 @@ void run_forward_stack(const ForwardJob<T>* given, int layers, int directions) {
     ScheduledTeam scheduled(work, layers, directions, alone);
     Team* const team = scheduled.team();
     const Schedule& schedule = scheduled.schedule();
-    if (!team)
-        run_alone(given, count);
-    else if (schedule.order == Order::layers)
-        run_layers(jobs, schedule.threads, *team);
-    else
-        run_groups(jobs, work, schedule, *team);
+    const bool has_run =
+        team && (schedule.order == Order::layers ? run_layers(jobs, schedule.threads, *team)
+                                                 : run_groups(jobs, work, schedule, *team));
+    if (!has_run) run_alone(given, count);
 }
 
 #define DTYPE(name, type) template void run_forward_stack(const ForwardJob<type>*, int, int);

@@ -14,6 +14,8 @@
 #include <sched.h>
 #endif
 
+#include "dispatch/openmp.h"
+
 namespace rnnfast {
 namespace {
 
@@ -232,6 +234,11 @@ Team::Team(int most, double alone_ns, bool all) {
     most = std::min(most, allowed_threads());
     if (most < 2 || !state().in_use.try_lock()) return;
     has_pool_ = true;
+    if (thread_limit < kMostThreads && openmp_runs(alone_ns)) {
+        by_openmp_ = true;
+        size_ = most;
+        return;
+    }
     try {
         if (!state().pool) state().pool = new Pool;
         size_ = state().pool->gather(most, patience(alone_ns), all);
@@ -243,14 +250,30 @@ Team::Team(int most, double alone_ns, bool all) {
 
 Team::~Team() {
     if (!has_pool_) return;
-    if (size_ > 1) state().pool->run(nullptr);
+    if (size_ > 1 && !by_openmp_) state().pool->run(nullptr);
     state().in_use.unlock();
 }
 
-void Team::run(const std::function<void(int)>& work) {
-    if (size_ == 1) return work(0);
-    state().pool->run(&work);
+bool Team::run(const std::function<void(int)>& work) {
+    if (by_openmp_) {
+        const int core = current_core();
+        Signal here;
+        return run_by_openmp(thread_limit, size_, [&](int rank) {
+            if (rank == 0) {
+                here.wait(uint64_t(size_ - 1));  // which yields: to who was woken on this core
+            } else {
+                if (current_core() == core) leave_core(core);
+                here.add();
+            }
+            work(rank);
+        });
+    }
+    if (size_ == 1)
+        work(0);
+    else
+        state().pool->run(&work);
     size_ = 1;
+    return true;
 }
 
 }  // namespace rnnfast

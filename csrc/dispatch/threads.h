@@ -14,7 +14,8 @@ namespace rnnfast {
 int num_threads();
 void set_num_threads(int count);  // taken into 1..1024
 
-// While it lives, passes of its thread use no more than `most` threads, if `most` is above 0.
+// While it lives, passes of its thread use no more than `most` threads, if `most` is above 0: the number
+// of the library whose OpenMP `use_openmp` has found, whose threads long ones then use.
 class ThreadLimit {
 public:
     explicit ThreadLimit(int most);
@@ -90,12 +91,13 @@ public:
     int size() const { return size_; }  // the caller among them
 
     // Runs work(rank) on each thread, ranks 0 to size()-1, the caller's 0. `work` must not throw.
-    // To be called once.
-    void run(const std::function<void(int)>& work);
+    // To be called once. False where OpenMP had fewer threads, and nothing was run.
+    [[nodiscard]] bool run(const std::function<void(int)>& work);
 
 private:
     int size_ = 1;
     bool has_pool_ = false;
+    bool by_openmp_ = false;
 };
 
 }  // namespace rnnfast

@@ -43,6 +43,9 @@ _IS_DIRECT = _native_backend.take_tensors(
 )
 
 
+if torch.backends.openmp.is_available():
+    _native_backend.use_openmp(str(torch._C.__file__))
+
 # Elements from which on new memory shows.
 _LARGE = 1 << 17
 # From so many on torch's threads may share an operation on them.

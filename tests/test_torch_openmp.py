@@ -1,0 +1,156 @@
+"""Passes by the threads of torch's OpenMP, which spin after its own operations."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from subprocesses import python
+
+torch = pytest.importorskip("torch")
+
+pytestmark = [
+    pytest.mark.usefixtures("native"),
+    pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of /proc"),
+    pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch has no OpenMP"),
+]
+
+# `passes(form, threads)` gives results and gradients of layers that two threads share by rows, by
+# units, by directions and by layers, and how they did; `tasks()` the threads of the process. The
+# weights are so small that one thread alone looks whether they have changed.
+PRELUDE = """
+import os, sys, threading
+import torch
+import rnnfast
+import rnnfast.torch as rt
+from rnnfast import _native as native
+
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+FORMS = {
+    "shards": (("GRU", 64, 64), {}, (60, 32, 64)),
+    "units": (("GRU", 96, 96), {}, (300, 1, 96)),
+    "directions": (("LSTM", 64, 64), {"bidirectional": True}, (400, 1, 64)),
+    "layers": (("RNN", 96, 96), {"num_layers": 2}, (900, 1, 96)),
+}
+
+def passes(form, threads):
+    (kind, *sizes), options, shape = FORMS[form]
+    torch.set_num_threads(threads)
+    seed = torch.Generator().manual_seed(0)
+    module = getattr(rt, kind)(*sizes, **options)
+    for parameter in module.parameters():
+        torch.nn.init.uniform_(parameter, -0.1, 0.1, generator=seed)
+    x = torch.randn(shape, generator=seed)
+    big = torch.ones(1 << 18)
+    big + big  # after which torch's threads spin
+    with torch.no_grad():
+        found = [module(x)[0]]
+    ran = [native.last_schedule()]
+    y, _ = module(x)
+    ran.append(native.last_schedule())
+    found += [y.detach(), *torch.autograd.grad(y, list(module.parameters()), torch.cos(y.detach()))]
+    ran.append(native.last_schedule())
+    return found, ran
+
+def same(some, others):
+    return all(map(torch.equal, some, others))
+
+rnnfast.set_num_threads(2)
+"""
+
+
+def run(code: str, **environment: str) -> list[str]:
+    done = python(PRELUDE + code, RNNFAST_BACKEND="native", **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_all_schedules_on_torchs_threads():
+    code = """
+alone = {form: passes(form, 1) for form in FORMS}
+torch.set_num_threads(2)
+torch.ones(1 << 18).add_(1)
+before = tasks()
+for form in FORMS:
+    found, ran = passes(form, 2)
+    print(same(found, alone[form][0]), ran[:2] == [form] * 2, alone[form][1].count("none"))
+print(tasks() - before)
+rnnfast.GRU(64, 64)(torch.randn(60, 32, 64).numpy())
+print(tasks() - before)  # the pool's, for NumPy's arrays
+"""
+    assert run(code) == [*["True", "True", "3"] * 4, "0", "1"]
+
+
+@pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}])
+def test_fewer_threads_than_were_asked_for(limit):
+    """As many as OpenMP gives, which may be one: then the caller runs alone."""
+    code = """
+for form in FORMS:
+    print(same(passes(form, 2)[0], passes(form, 1)[0]))
+"""
+    assert run(code, **limit) == ["True"] * 4
+
+
+@pytest.mark.parametrize(("of_torch", "ours"), [(3, 2), (2, 3)])
+def test_other_numbers(of_torch, ours):
+    """Torch's threads stay as many as they were, whoever has fewer."""
+    code = f"""
+rnnfast.set_num_threads({ours})
+torch.set_num_threads({of_torch})
+torch.ones(1 << 18).add_(1)
+before = tasks()
+for form in FORMS:
+    found, ran = passes(form, {of_torch})
+    print(ran[:2] == [form] * 2)
+torch.ones(1 << 18).add_(1)
+print(tasks() - before)
+print(all(same(passes(form, {of_torch})[0], passes(form, 1)[0]) for form in FORMS))
+"""
+    assert run(code) == [*["True"] * 4, "0", "True"]
+
+
+def test_several_callers():
+    code = """
+alone = {form: passes(form, 1)[0] for form in FORMS}
+right = []
+
+def call():
+    for _ in range(5):
+        for form in FORMS:
+            right.append(same(passes(form, 2)[0], alone[form]))
+
+threads = [threading.Thread(target=call) for _ in range(3)]
+[t.start() for t in threads], [t.join() for t in threads]
+print(len(right), all(right))
+"""
+    assert run(code) == ["60", "True"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_a_pool_of_its_own():
+    code = """
+alone = {form: passes(form, 1)[0] for form in FORMS}
+(kind, *sizes), _, shape = FORMS["shards"]
+module, x = rt.GRU(*sizes), torch.randn(shape)
+with torch.no_grad():
+    torch.set_num_threads(2)
+    before = module(x)[0]
+    child = os.fork()
+    if not child:
+        y = module(x)[0]  # which torch would compare by threads that are gone
+        equal = y.numpy().tobytes() == before.numpy().tobytes()
+        os._exit(int(equal and native.last_schedule() != "none"))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(same([module(x)[0]], [before]))
+"""
+    assert run(code) == ["1", "True"]
+
+
+def test_what_has_no_openmp(native):
+    assert not native.use_openmp("no such file")
+    assert not native.use_openmp(native.__file__)
+    with pytest.raises(TypeError):
+        native.use_openmp(3)
