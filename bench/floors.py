@@ -10,7 +10,7 @@ from bench import low_floors, memory, peers, records
 from bench.floor import Figure, Figures, Floor, at_bound, of_rows
 from bench.markdown import table
 from bench.records import Row
-from bench.shapes import CELL_LOOPS, CELLS, FALLBACK, PACKED, SHORTEST
+from bench.shapes import CELL_LOOPS, CELLS, FALLBACK, IN_MODELS, PACKED, SHORTEST
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def _of_dropin(threads: int) -> Iterator[Floor]:
         f"{name}: PackedSequence, training, against torch.nn",
         of_rows(_speedup, PACKED, **training),
         each=4.0,
+    )
+    yield Floor(
+        f"{name}: in a model, training, against torch.nn",
+        of_rows(_speedup, IN_MODELS, **training),
+        each=1.0,
     )
     yield Floor(
         f"{name}: a loop of LSTMCell, training, against torch.nn",

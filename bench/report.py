@@ -60,9 +60,9 @@ so above 1 rnnfast.torch is faster. Inference is in torch's inference mode.
 """
 IN_OTHER_WAYS = """\
 Training, by modules used in other ways: a loop in Python that calls a cell (`-cells`) or a layer
-(`-steps`) for each step; and a layer from a PackedSequence to a PackedSequence, without torch's
-packing and padding, which above are part of the step. The layer is rnnfast's, from NumPy, over the
-same steps in one call.
+(`-steps`) for each step; a layer from a PackedSequence to a PackedSequence, without torch's packing
+and padding, which above are part of the step; and a layer between two linear ones (`-model`), whose
+time is a part of both. The layer is rnnfast's, from NumPy, over the same steps in one call.
 """
 COST = """\
 What rnnfast.torch takes beyond rnnfast's layer, which takes and gives NumPy's arrays, where nearly
@@ -188,7 +188,7 @@ def _dropin(record: dict[str, Any]) -> Iterator[str]:
         yield from [f"### {_counted(threads).capitalize()}", ""]
         yield from _speedups([row for row in rows if row.case.threads == threads])
     if in_other_ways:
-        yield from ["### Loops over steps and PackedSequences", "", IN_OTHER_WAYS]
+        yield from ["### Loops over steps, PackedSequences and models", "", IN_OTHER_WAYS]
         header = ["cell", "shape", "threads", "torch.nn µs", "rnnfast.torch µs", "×", "layer µs"]
         yield from table(header, [_in_other_way(row) for row in in_other_ways])
     shortest = [row for row in rows if row.case.shape.name == SHORTEST]

@@ -115,8 +115,9 @@ SHAPES: dict[str, Shape] = {
 }
 
 # Other ways to use torch's modules, each a section of a record: a loop in Python that calls a cell,
-# or a layer, for each of T steps; and a layer from a PackedSequence to a PackedSequence.
-CELL_LOOPS, LAYER_LOOPS, PACKED = "cell_loops", "layer_loops", "packed"
+# or a layer, for each of T steps; a layer from a PackedSequence to a PackedSequence; and a layer in
+# a model, between two linear ones of torch.
+CELL_LOOPS, LAYER_LOOPS, PACKED, IN_MODELS = "cell_loops", "layer_loops", "packed", "in_models"
 WAYS: dict[str, dict[str, Shape]] = {
     section: {shape.name: shape for shape in shapes}
     for section, shapes in (
@@ -139,6 +140,16 @@ WAYS: dict[str, dict[str, Shape]] = {
             ),
         ),
         (PACKED, (_shape("packed", 200, 32, 256, 256, "-packed", ragged=True),)),
+        (
+            IN_MODELS,
+            (
+                _shape("in a model", 64, 16, 128, 128, "-model"),
+                _shape("in a model", 100, 32, 256, 256, "-model"),
+                _shape(
+                    "in a model, 2 layers, both directions", 40, 32, 128, 128, "-2-model", L=2, D=2
+                ),
+            ),
+        ),
     )
 }
 # One step of a stream, the section of a record and its mode; T of them are timed in a row, whose

@@ -16,7 +16,7 @@ from full_record import DROPIN_COST, find
 from low_records import spread
 
 from bench import floors, peers
-from bench.shapes import CELL_LOOPS, PACKED
+from bench.shapes import CELL_LOOPS, IN_MODELS, PACKED
 
 
 @pytest.fixture
@@ -39,6 +39,11 @@ DOCTORED_DROPIN = {
         ("gru", "200-32-256-256-packed", "training", 1, PACKED),
         {"dropin_speedup": spread(3.9)},
         "3.900, expected at least 4",
+    ),
+    "2 threads: in a model, training, against torch.nn": (
+        ("lstm", "64-16-128-128-model", "training", 2, IN_MODELS),
+        {"dropin_speedup": spread(0.9)},
+        "0.900, expected at least 1",
     ),
     "2 threads: a loop of LSTMCell, training, against torch.nn": (
         ("lstm", "100-16-256-256-cells", "training", 2, CELL_LOOPS),

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from bench.peers.base import Peer, Runner
 from bench.problem import Problem
-from bench.shapes import CELL_LOOPS, LAYER_LOOPS, PACKED, Case
+from bench.shapes import CELL_LOOPS, IN_MODELS, LAYER_LOOPS, PACKED, Case
 
 
 class Torch(Peer):
@@ -30,8 +30,8 @@ class Torch(Peer):
         return "timed in training" if self._way and mode != "training" else None
 
     def build(self, problem: Problem, mode: str) -> Runner:
-        ways = {CELL_LOOPS: _Loop, LAYER_LOOPS: _Steps, PACKED: _Packed, "": _Training}
-        runner = ways[self._way] if mode == "training" else _Inference
+        ways = {CELL_LOOPS: _Loop, LAYER_LOOPS: _Steps, PACKED: _Packed, IN_MODELS: _InAModel}
+        runner = ways.get(self._way, _Training) if mode == "training" else _Inference
         return runner(problem, self.modules)
 
 
@@ -127,6 +127,29 @@ class _Steps(_Training):
             output, states = self._module(step, states)
             outputs.append(output)
         return torch.cat(outputs)
+
+
+class _InAModel(_Training):
+    """A layer between two linear ones, all of which are trained.
+
+    Their weights are those of the identity, so that the layer's answer is as without them.
+    """
+
+    def __init__(self, problem: Problem, modules: ModuleType) -> None:
+        super().__init__(problem, modules)
+        shape, dtype = problem.case.shape, self._inputs[0].dtype
+        self._before, self._after = (
+            torch.nn.Linear(size, size, dtype=dtype) for size in (shape.I, shape.D * shape.H)
+        )
+        for linear in self._before, self._after:
+            torch.nn.init.eye_(linear.weight)
+            torch.nn.init.zeros_(linear.bias)
+        self._others = [*self._before.parameters(), *self._after.parameters()]
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        for parameter in self._others:
+            parameter.grad = None
+        return self._after(super()._forward(self._before(x)))
 
 
 class _Packed(_Training):
