@@ -32,9 +32,7 @@ def check(
     if tensor.dtype != dtype or tensor.device != x.device:
         got = f"{tensor.dtype} on {tensor.device}"
         raise TypeError(f"{name}: expected {dtype} on {x.device}, got {got}")
-    if tensor.dim() != len(shape) or any(
-        size != want for size, want in zip(tensor.shape, shape, strict=True)
-    ):
+    if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 

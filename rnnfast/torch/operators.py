@@ -111,7 +111,8 @@ def forward(
     y, last, *kept = result
     tape = given.new_empty(0)
     if training:
-        tape = pad(kept[0], (0, _tape_shape(kind, x)[0] - len(kept[0])))
+        tape, missing = kept[0], _tape_shape(kind, x)[0] - len(kept[0])
+        tape = pad(tape, (0, missing)) if missing else tape  # which would copy for nothing, too
     h, *c = (state.to(dtype) for state in states_of(last))
     return y.to(dtype), h, c[0] if c else given.new_empty(0, dtype=dtype), tape
 
