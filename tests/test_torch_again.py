@@ -249,11 +249,12 @@ def test_another_backend(taken, monkeypatch):
 def test_wrong_calls_of_the_stack(native):
     layer, _ = known("gru")
     stack = layer._rnnfast._parameters._again[1]
-    for given in ((), (b"", (), 1, 2), ("", (), None, None, 1), (b"", [], None, None, 1)):
+    weights, x = tuple(p.detach() for p in layer.parameters()), one_step("gru")
+    place = native.place(weights)
+    for given in ((), (b"", (), 1, 2), ("", weights, x, None, 1), (place, [*weights], x, None, 1)):
         with pytest.raises(TypeError):
             stack(*given)
-    weights = tuple(p.detach() for p in layer.parameters())
-    x, place = one_step("gru"), native.place(weights)
+    assert stack("", (), None, None, 1) is NotImplemented
     assert stack(place, weights, x, None, 1) is not NotImplemented
     assert stack(place, weights[:3], x, None, 1) is NotImplemented
     assert stack(place[:-1], weights, x, None, 1) is NotImplemented

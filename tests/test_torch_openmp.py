@@ -76,7 +76,9 @@ torch.ones(1 << 18).add_(1)
 before = tasks()
 for form in FORMS:
     found, ran = passes(form, 2)
-    print(same(found, alone[form][0]), ran[:2] == [form] * 2, alone[form][1].count("none"))
+    shared = 2 if form == "layers" else 3  # backward, of two chunks, is not worth it
+    print(same(found, alone[form][0]), ran[:shared] == [form] * shared)
+    print(alone[form][1].count("none"))
 print(tasks() - before)
 rnnfast.GRU(64, 64)(torch.randn(60, 32, 64).numpy())
 print(tasks() - before)  # the pool's, for NumPy's arrays
@@ -110,6 +112,57 @@ print(tasks() - before)
 print(all(same(passes(form, {of_torch})[0], passes(form, 1)[0]) for form in FORMS))
 """
     assert run(code) == [*["True"] * 4, "0", "True"]
+
+
+def test_no_more_threads_are_called_than_have_work():
+    """Of many, whom the caller would wait for: the pool's, which is one more, run it."""
+    code = """
+torch.set_num_threads(5)
+torch.ones(1 << 18).add_(1)
+before = tasks()
+found, ran = passes("shards", 5)
+print(tasks() - before, ran == ["shards"] * 3)
+"""
+    assert run(code) == ["1", "True"]
+
+
+def test_other_threads_have_the_pool():
+    code = """
+torch.set_num_threads(2)
+passes("shards", 2)
+before = tasks()
+
+def call():
+    passes("shards", 2)
+    counts.append(tasks() - before)
+
+for turn in range(3):
+    counts = []
+    thread = threading.Thread(target=call)
+    thread.start(), thread.join()
+    print(*counts)
+"""
+    # Itself, one of OpenMP's for torch's own operation, and the pool's, which stays.
+    assert run(code) == ["3", "3", "3"]
+
+
+def test_the_next_thread_has_them_when_the_first_has_ended():
+    code = """
+torch.set_num_threads(2)  # which makes one for something else
+
+def call():
+    torch.ones(1 << 18).add_(1)
+    before = tasks()
+    passes("shards", 2)
+    counts.append(tasks() - before)
+
+for turn in range(2):
+    counts = []
+    thread = threading.Thread(target=call)
+    thread.start(), thread.join()
+    print(*counts)
+"""
+    assert run(code) == ["0", "0"]
 
 
 def test_several_callers():
@@ -149,8 +202,35 @@ with torch.no_grad():
     assert run(code) == ["1", "True"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_that_imports_the_modules():
+    """After its parent has used OpenMP, for whose threads it would wait."""
+    code = """
+import os, torch
+torch.set_num_threads(2)
+torch.ones(1 << 18).add_(1)
+x = torch.zeros(60, 32, 64)
+child = os.fork()
+if not child:
+    import rnnfast
+    import rnnfast.torch as rt
+    from rnnfast import _native as native
+    rnnfast.set_num_threads(2)
+    module = rt.GRU(64, 64)
+    with torch.no_grad():
+        module(x)
+    os._exit(int(native.last_schedule() == "shards"))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = python(code, RNNFAST_BACKEND="native")
+    assert done.stdout.split() == ["1"], done.stderr
+
+
 def test_what_has_no_openmp(native):
-    assert not native.use_openmp("no such file")
-    assert not native.use_openmp(native.__file__)
+    code = """
+from rnnfast import _native as native
+print(native.use_openmp("no such file"), native.use_openmp(native.__file__))
+"""
+    assert python(code).stdout.split() == ["False", "False"]
     with pytest.raises(TypeError):
         native.use_openmp(3)

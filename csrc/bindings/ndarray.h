@@ -197,11 +197,11 @@ struct New {
 // Those arrays that are large lie on memory that is kept when they have gone: from the system it
 // would come page by page, cleared.
 template <class T>
-New<T> new_array(const Shape& shape) {
+New<T> new_array(const Shape& shape, size_t too_large = kLasting) {
     constexpr auto large = ptrdiff_t(kKeptFrom / sizeof(T));
     const ptrdiff_t count = element_count(shape, sizeof(T));
     if (count >= large) {
-        Buffer<T> memory = allocate<T>(count);
+        Buffer<T> memory = allocate<T>(count, too_large);
         T* const data = memory.get();
         return {array_on(shape, data, owner_of(std::move(memory)), true), data};
     }
@@ -215,9 +215,9 @@ New<T> new_array(const Shape& shape) {
 
 // What a caller whose x is `like` expects: a tensor or an array.
 template <class T>
-New<T> new_like(PyObject* like, const Shape& shape) {
-    if (!is_tensor(like)) return new_array<T>(shape);
-    NewTensor made = new_tensor(shape, kKind<T>, sizeof(T));
+New<T> new_like(PyObject* like, const Shape& shape, size_t too_large = kLasting) {
+    if (!is_tensor(like)) return new_array<T>(shape, too_large);
+    NewTensor made = new_tensor(shape, kKind<T>, sizeof(T), too_large);
     return {std::move(made.object), static_cast<T*>(made.data)};
 }
 

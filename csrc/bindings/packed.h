@@ -35,7 +35,7 @@ struct Saved {
 template <class T>
 struct SavedOf final : Saved {
     // Of a pass of n numbers to save, unless y has them.
-    SavedOf(ptrdiff_t n, bool is_y) : count(n), data(is_y ? nullptr : allocate<T>(n)) {}
+    SavedOf(ptrdiff_t n, bool is_y) : count(n), data(is_y ? nullptr : allocate<T>(n, kPassing)) {}
     const ptrdiff_t count;
     const Buffer<T> data;
 };

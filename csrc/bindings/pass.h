@@ -82,7 +82,7 @@ public:
         if (!count) return;
         Memory& spare = thread_spare();
         const bool fits = spare.count >= count && spare.count / 2 <= count;
-        memory_ = fits ? std::exchange(spare, {}) : Memory{allocate<T>(count), count};
+        memory_ = fits ? std::exchange(spare, {}) : Memory{allocate<T>(count, kPassing), count};
         next_ = memory_.data.get();
     }
     ~Arena() {

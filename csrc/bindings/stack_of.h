@@ -123,8 +123,8 @@ public:
         return inferred(args, count, count > 5 ? integer(args[5]) : 0);
     }
     py::object infer_at(PyObject* const* args) const override {
-        if (!can_read_all(args)) return not_implemented();
-        return inferred(args + 2, 2, integer(args[4]));
+        PyObject* const* const x_and_state = args + 2;  // after the weights' place and themselves
+        return inferred(x_and_state, 2, integer(args[4]), args);
     }
 
     py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const override;
@@ -142,11 +142,13 @@ public:
                          PyObject* wanted) const;
 
 private:
-    // Of so many arguments, as `read` takes them.
-    py::object inferred(PyObject* const* args, Py_ssize_t count, int threads) const {
+    // Of so many arguments, as `read` takes them; `all`: if `can_read_all` finds that it can.
+    py::object inferred(PyObject* const* args, Py_ssize_t count, int threads,
+                        PyObject* const* all = nullptr) const {
         Axes axes;
         PassInputs<T> in;
         if (!read(args, count, axes, in) || !runs(in)) return not_implemented();
+        if (all && !can_read_all(all)) return not_implemented();
         const Outputs made = new_outputs(args[0], axes, in);
         {
             const ThreadLimit limit(threads);

@@ -163,7 +163,7 @@ py::object StackOf<T>::forward(PyObject* const* args) const {
     if (!trains() || !read(args, 3, axes, in) || !runs(in)) return not_implemented();
     const Outputs made = new_outputs(args[0], axes, in);
     const Shape tape_shape{{Pass<T>::tape_size(layers_, in.rows())}, 1};
-    const auto tape = new_like<T>(args[0], tape_shape);
+    const auto tape = new_like<T>(args[0], tape_shape, kPassing);
     {
         const ThreadLimit limit(integer(args[3]));
         const GilRelease release(releases(in, 1));

@@ -11,7 +11,6 @@
 
 #include "bindings/dlpack.h"
 #include "bindings/ndarray.h"
-#include "dispatch/buffer.h"
 
 namespace rnnfast {
 namespace {
@@ -54,8 +53,8 @@ struct OwnedTensor {
     bool is_apart;  // its memory
     size_t bytes;   // of that
 
-    // With room for so many bytes.
-    static OwnedTensor* make(size_t room) {
+    // With room for so many bytes; `too_large`: as of `allocate_bytes`.
+    static OwnedTensor* make(size_t room, size_t too_large) {
         constexpr size_t kLine = 64;
         const bool is_apart = room >= kFew;
         std::unique_ptr<void, decltype(&std::free)> block(
@@ -67,7 +66,7 @@ struct OwnedTensor {
         made->is_apart = is_apart;
         void*& data = made->managed.tensor.data;
         if (is_apart) {
-            const Block memory = allocate_bytes(room);
+            const Block memory = allocate_bytes(room, too_large);
             data = memory.memory, made->bytes = memory.bytes;
         } else {
             const auto end = reinterpret_cast<uintptr_t>(made + 1);
@@ -183,8 +182,9 @@ bool is_negated(PyObject* tensor) {
     return answer.ptr() != Py_False;
 }
 
-NewTensor new_tensor(const Shape& shape, char kind, size_t item) {
-    OwnedTensor* const own = OwnedTensor::make(size_t(element_count(shape, item)) * item);
+NewTensor new_tensor(const Shape& shape, char kind, size_t item, size_t too_large) {
+    const size_t room = size_t(element_count(shape, item)) * item;
+    OwnedTensor* const own = OwnedTensor::make(room, too_large);
     int64_t packed = 1;
     for (int axis = shape.count; axis-- > 0;) {
         own->sizes[axis] = shape.sizes[axis];

@@ -6,6 +6,8 @@
 
 #include <cstddef>
 
+#include "dispatch/buffer.h"
+
 namespace rnnfast {
 
 namespace py = pybind11;
@@ -42,12 +44,13 @@ bool read_tensor(PyObject* object, Array& array);
 // Whether a tensor does, as some of torch's do; of an object of which `is_tensor` is true.
 bool is_negated(PyObject* tensor);
 
-// A new tensor, not initialised, and where it lies, at the start of a cache line.
+// A new tensor, not initialised, and where it lies, at the start of a cache line; `too_large`: as of
+// `allocate_bytes`.
 struct NewTensor {
     py::object object;
     void* data;
 };
-NewTensor new_tensor(const Shape& shape, char kind, size_t item);
+NewTensor new_tensor(const Shape& shape, char kind, size_t item, size_t too_large = kLasting);
 
 // Adds the functions take_tensors, which makes a library's types known, and empty_like and copy, which
 // make such tensors.

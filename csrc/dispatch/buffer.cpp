@@ -92,17 +92,15 @@ void system_free(void* p, [[maybe_unused]] size_t bytes) noexcept {
 #endif
 }
 
-// How many times as large as need be a kept block is left to others. Sequences of other lengths come with
-// each batch, and would else have blocks of their own.
-constexpr size_t kTooLarge = 16;
-
 // A block that is kept; of those freed later the number is higher.
 struct Spare {
     void* memory;
     size_t bytes;
     uint64_t number;
 
-    bool fits(size_t wanted) const { return bytes >= wanted && bytes / kTooLarge < wanted; }
+    bool fits(size_t wanted, size_t too_large) const {
+        return bytes >= wanted && bytes / too_large < wanted;
+    }
     // The smallest; of several the one that was freed last, of which most is in a cache: in turns they
     // would all be cold.
     bool is_better_than(const Spare& other) const {
@@ -175,17 +173,18 @@ void keep(Spare* s) noexcept {
 }
 
 // The kept block that fits best; null: none does.
-Block take(size_t bytes) noexcept {
+Block take(size_t bytes, size_t too_large) noexcept {
     for (size_t attempt = 0; attempt < kSpares; ++attempt) {
         Slot* best = nullptr;
         for (Slot& slot : slots) {
             const Spare seen = slot.seen();
-            if (seen.fits(bytes) && (!best || seen.is_better_than(best->seen()))) best = &slot;
+            if (seen.fits(bytes, too_large) && (!best || seen.is_better_than(best->seen())))
+                best = &slot;
         }
         if (!best) break;
         Spare* const s = best->take();
         if (!s) continue;  // another thread was faster
-        if (!s->fits(bytes)) {
+        if (!s->fits(bytes, too_large)) {
             keep(s);
             continue;
         }
@@ -223,9 +222,9 @@ thread_local Kept kept;
 
 }  // namespace
 
-Block allocate_bytes(size_t bytes) {
+Block allocate_bytes(size_t bytes, size_t too_large) {
     if (bytes >= kKeptFrom) {
-        const Block block = take(bytes);
+        const Block block = take(bytes, too_large);
         if (block.memory) return block;
         drop_stale();
     }

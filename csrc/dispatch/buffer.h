@@ -16,11 +16,16 @@ namespace rnnfast {
 // knows no such offer, huge ones are not kept.
 constexpr size_t kKeptFrom = size_t(256) << 10;
 
+// So many times as large as need be a kept block is left to others. What may last takes none that would
+// hold far more than its own; what a pass gives back at its end may, as sequences of another length
+// come with each batch, and would else have blocks of their own.
+constexpr size_t kLasting = 2, kPassing = 16;
+
 struct Block {
     void* memory;
     size_t bytes;  // at least what was asked for
 };
-Block allocate_bytes(size_t bytes);
+Block allocate_bytes(size_t bytes, size_t too_large = kLasting);
 void free_bytes(void* p, size_t bytes) noexcept;
 
 struct BufferDelete {
@@ -32,8 +37,8 @@ template <class T>
 using Buffer = std::unique_ptr<T[], BufferDelete>;
 
 template <class T>
-Buffer<T> allocate(ptrdiff_t count) {
-    const Block block = allocate_bytes(size_t(count) * sizeof(T));
+Buffer<T> allocate(ptrdiff_t count, size_t too_large = kLasting) {
+    const Block block = allocate_bytes(size_t(count) * sizeof(T), too_large);
     return Buffer<T>(static_cast<T*>(block.memory), {block.bytes});
 }
 

@@ -1,6 +1,8 @@
 #include "dispatch/openmp.h"
 
 #include <atomic>
+#include <cstdio>
+#include <cstring>
 #include <type_traits>
 
 #if !defined(_WIN32)
@@ -13,11 +15,9 @@ namespace {
 
 // What GNU's OpenMP is called by from compiled code; LLVM's and Intel's have these names too.
 struct OpenMp {
-    void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
-    int (*thread_num)() = nullptr;
-    int (*num_threads)() = nullptr;
-
-    bool complete() const { return parallel && thread_num && num_threads; }
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+    int (*thread_num)();
+    int (*num_threads)();
 };
 
 // Never freed: another thread may be reading it.
@@ -25,6 +25,55 @@ std::atomic<const OpenMp*> known{nullptr};
 
 // To wake threads that sleep takes 5 to 50 us, and they come when they come: work must take longer.
 constexpr double kLeastNs = 200'000;
+// All of the library's threads are called, and the caller waits for all: most must have work.
+constexpr int kMostCalled = 2;  // for each that has
+
+#if !defined(_WIN32)
+// Whether the process is a fork that has run no other program since: threads that OpenMP knows of may
+// be its parent's.
+bool is_fork() {
+#if defined(__linux__)
+    std::FILE* const file = std::fopen("/proc/self/stat", "r");
+    if (!file) return true;
+    char text[1024];
+    text[std::fread(text, 1, sizeof text - 1, file)] = 0;
+    std::fclose(file);
+    const char* const name_end = std::strrchr(text, ')');
+    constexpr unsigned kForkedNoExec = 0x40;
+    unsigned flags;  // after the state, and the parent's and four other numbers
+    return !name_end || std::sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) != 1 ||
+           flags & kForkedNoExec;
+#else
+    return false;
+#endif
+}
+
+// The function that a library's own calls of `name` go to: in what all libraries see, as one that was
+// preloaded, else in what this one is linked with.
+template <class Function>
+bool find(void* library, const char* name, Function& function) {
+    void* found = dlsym(RTLD_DEFAULT, name);
+    if (!found) found = dlsym(library, name);
+    function = reinterpret_cast<Function>(found);
+    return found;
+}
+#endif
+
+// OpenMP has threads for each thread that calls it, and all would spin beside those of the others: the
+// first that comes is the only one, until it ends.
+struct Caller {
+    static inline std::atomic<Caller*> first{nullptr};
+
+    ~Caller() {
+        Caller* self = this;
+        first.compare_exchange_strong(self, nullptr);
+    }
+    bool is_first() {
+        Caller* none = nullptr;
+        return first.compare_exchange_strong(none, this) || none == this;
+    }
+};
+thread_local Caller caller;
 
 struct Region {
     const OpenMp& openmp;
@@ -48,24 +97,26 @@ bool use_openmp([[maybe_unused]] const char* path) {
 #if defined(_WIN32)
     return false;
 #else
-    void* const library = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+    static const bool can_be_used =
+        !is_fork() && pthread_atfork(nullptr, nullptr, [] { known.store(nullptr); }) == 0;
+    void* const library = can_be_used ? dlopen(path, RTLD_LAZY | RTLD_NOLOAD) : nullptr;
     if (!library) return false;
     OpenMp found;
-    const auto find = [library](auto& function, const char* name) {
-        function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
-    };
-    find(found.parallel, "GOMP_parallel");
-    find(found.thread_num, "omp_get_thread_num");
-    find(found.num_threads, "omp_get_num_threads");
-    if (!found.complete()) return dlclose(library), false;
-    static const int watches_forks = pthread_atfork(nullptr, nullptr, [] { known.store(nullptr); });
-    if (watches_forks != 0) return dlclose(library), false;
-    known.store(new OpenMp(found));
-    return true;
+    const bool is_there = find(library, "GOMP_parallel", found.parallel) &&
+                          find(library, "omp_get_thread_num", found.thread_num) &&
+                          find(library, "omp_get_num_threads", found.num_threads);
+    if (is_there)
+        known.store(new OpenMp(found));
+    else
+        dlclose(library);
+    return is_there;
 #endif
 }
 
-bool openmp_runs(double alone_ns) { return alone_ns >= kLeastNs && known.load(); }
+bool openmp_runs(double alone_ns, int threads, int size) {
+    return alone_ns >= kLeastNs && threads <= kMostCalled * size && known.load() &&
+           caller.is_first();
+}
 
 bool run_by_openmp(int threads, int size, const std::function<void(int)>& work) {
     const OpenMp* const openmp = known.load();

@@ -6,17 +6,18 @@
 
 namespace rnnfast {
 
-// From now on those of the OpenMP that the shared object at `path`, which is loaded, has or is linked
-// with. False where there is none; then nothing changes.
+// From now on those of the OpenMP that the shared object at `path` calls, which is loaded. False where
+// there is none, on Windows, and in a forked process, whose OpenMP may wait for its parent's threads;
+// then nothing changes. Those that are forked later do without.
 bool use_openmp(const char* path);
 
-// Whether such threads are there for work that takes one thread so long. Those of a forked child are
-// gone, with its parent's.
-bool openmp_runs(double alone_ns);
+// Whether `threads` that the library usually has are to run work of this thread for `size` of them, which
+// takes one thread so long.
+bool openmp_runs(double alone_ns, int threads, int size);
 
-// Runs work(rank), ranks 0 to size-1, the caller's 0, on the first of its usual `threads`: with
-// another number some would end, or others would be made. False where there are fewer than `size`, and
-// nothing was run. `work` must not throw.
+// Runs work(rank), ranks 0 to size-1, the caller's 0, on the first of `threads`: with another number some
+// would end, or others would be made. The caller waits for all of them. False where OpenMP gives fewer
+// than `size`, as in a region of its own, and nothing was run. `work` must not throw.
 bool run_by_openmp(int threads, int size, const std::function<void(int)>& work);
 
 }  // namespace rnnfast

@@ -234,7 +234,7 @@ Team::Team(int most, double alone_ns, bool all) {
     most = std::min(most, allowed_threads());
     if (most < 2 || !state().in_use.try_lock()) return;
     has_pool_ = true;
-    if (thread_limit < kMostThreads && openmp_runs(alone_ns)) {
+    if (thread_limit < kMostThreads && openmp_runs(alone_ns, thread_limit, most)) {
         by_openmp_ = true;
         size_ = most;
         return;

@@ -82,7 +82,7 @@ private:
 class Team {
 public:
     // `alone_ns`: what the work takes one thread. A worker that sleeps, or whose core others have, is
-    // waited for no longer than an eighth of that; with `all`, until it comes.
+    // waited for no longer than an eighth of that; with `all`, or by OpenMP, until it comes.
     Team(int most, double alone_ns, bool all);
     ~Team();
     Team(const Team&) = delete;

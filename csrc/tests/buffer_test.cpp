@@ -55,15 +55,17 @@ void check_sizes() {
         std::fill_n(block.get(), size, char(1));  // a sanitizer sees what is too small
     }
     allocate<char>(33 << 20);
-    const Buffer<char> smaller = allocate<char>(2 << 20);
-    expect(smaller.get_deleter().bytes < size_t(32) << 20, "a block of 16 times the size and more");
+    const Buffer<char> smaller = allocate<char>(2 << 20),
+                       passing = allocate<char>(2 << 20, kPassing);
+    expect(smaller.get_deleter().bytes < size_t(4) << 20, "one that lasts of twice the size");
+    expect(passing.get_deleter().bytes < size_t(32) << 20, "one of 16 times the size");
 }
 
 // Steps on shorter sequences take the memory of those on longer ones, which get it back.
 void check_lengths(ptrdiff_t longest) {
     const auto step = [](ptrdiff_t size) {
         Blocks blocks;
-        for (ptrdiff_t k = 0; k < 7; ++k) blocks.push_back(allocate<char>(size));
+        for (ptrdiff_t k = 0; k < 7; ++k) blocks.push_back(allocate<char>(size, kPassing));
         return places(blocks);
     };
     const std::set<const char*> first = step(longest);

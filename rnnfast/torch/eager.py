@@ -82,7 +82,7 @@ def again(module: Layer | Cell, x: Any, hx: Any) -> Any:
         return None
     own = module.__dict__
     cache = own.get("_rnnfast")
-    if cache is None:
+    if cache is None or not cache.remembers():
         return None
     try:
         kept = cache.kept(module._kind(cache))

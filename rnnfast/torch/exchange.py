@@ -43,7 +43,7 @@ _IS_DIRECT = _native_backend.take_tensors(
 )
 
 
-if torch.backends.openmp.is_available():
+if torch.backends.openmp.is_available() and hasattr(torch._C, "__file__"):
     _native_backend.use_openmp(str(torch._C.__file__))
 
 # Elements from which on new memory shows.

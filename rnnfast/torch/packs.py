@@ -139,7 +139,7 @@ class Parameters:
         return self._can_read(self._place, weights, x, states)
 
     def remember(self, packs: Packs, batch_first: bool | None) -> None:
-        """That `packs` has run a call without gradients; batch_first : None: of a cell."""
+        """That `packs` runs a call without gradients; batch_first : None: of a cell."""
         shows_changes = packs.borrowed or self.frozen  # or those are promised not to be
         is_whole = packs.kind is self.kind
         converts = packs.format_name is not None or self.format_name is not None
@@ -309,6 +309,11 @@ class PackCache:
         found = Parameters(backend, kind, weights, self._promise)
         self._parameters = found if found.can_stay else None
         return found
+
+    def remembers(self) -> bool:
+        """Whether `Parameters.again` may know such a call."""
+        found = self._parameters
+        return found is not None and found._again is not None
 
     def kept(self, kind: Kind) -> Parameters | None:
         """What `get` gave before, if it is of this kind; the weights may lie elsewhere since."""
