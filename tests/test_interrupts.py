@@ -132,6 +132,8 @@ print(layer(np.ones((4, 2), np.float32))[0].shape)
 # takes a lock and its block; that was not tried.
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="a lock may stay held")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX's timers")
+# Of an interrupt in a callback, such as of a weak reference, Python tells, and goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_at_any_moment(layer, rng):
     """A sample of moments: other threads can still read, and the layer trains on."""
 
