@@ -1,6 +1,7 @@
 #include "dispatch/openmp.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <type_traits>
@@ -23,8 +24,10 @@ struct OpenMp {
 // Never freed: another thread may be reading it.
 std::atomic<const OpenMp*> known{nullptr};
 
-// To wake threads that sleep takes 5 to 50 us, and they come when they come: work must take longer.
+// To wake threads that sleep takes 5 to 50 us, and they come when they come: work must take longer. Not
+// so soon after the last, while they still spin, and the pool's would find their cores taken.
 constexpr double kLeastNs = 200'000;
+constexpr std::chrono::milliseconds kStillSpinning{2};
 // All of the library's threads are called, and the caller waits for all: most must have work.
 constexpr int kMostCalled = 2;  // for each that has
 
@@ -62,6 +65,7 @@ bool find(void* library, const char* name, Function& function) {
 // OpenMP has threads for each thread that calls it, and all would spin beside those of the others: the
 // first that comes is the only one, until it ends.
 struct Caller {
+    using Clock = std::chrono::steady_clock;
     static inline std::atomic<Caller*> first{nullptr};
 
     ~Caller() {
@@ -72,6 +76,9 @@ struct Caller {
         Caller* none = nullptr;
         return first.compare_exchange_strong(none, this) || none == this;
     }
+
+    Clock::time_point last{};  // when its threads ended work of ours
+    bool has_spinning() const { return Clock::now() - last < kStillSpinning; }
 };
 thread_local Caller caller;
 
@@ -114,14 +121,15 @@ bool use_openmp([[maybe_unused]] const char* path) {
 }
 
 bool openmp_runs(double alone_ns, int threads, int size) {
-    return alone_ns >= kLeastNs && threads <= kMostCalled * size && known.load() &&
-           caller.is_first();
+    return threads <= kMostCalled * size && known.load() &&
+           (alone_ns >= kLeastNs || caller.has_spinning()) && caller.is_first();
 }
 
 bool run_by_openmp(int threads, int size, const std::function<void(int)>& work) {
     const OpenMp* const openmp = known.load();
     Region region{*openmp, work, size};
     openmp->parallel(run_part, &region, unsigned(threads), 0);
+    caller.last = Caller::Clock::now();
     return region.has_run;
 }
 
