@@ -304,8 +304,9 @@ def use_openmp(path: str, /) -> bool:
     """Whether the loaded shared object at `path` calls an OpenMP, and the process is no fork.
 
     From now on its threads run the passes that are called with a number of threads, if one thread
-    would take some 0.2 ms or more for them. After that library's own work they spin for
-    milliseconds, and would have half of the time of the cores that the pool's threads want.
+    would take some 0.2 ms or more for them, and shorter ones within 2 ms of such. After that
+    library's own work they spin for milliseconds, and would have half of the time of the cores that
+    the pool's threads want.
     """
 
 def force_schedule(name: str, /) -> None:

@@ -55,6 +55,12 @@ def passes(form, threads):
     ran.append(native.last_schedule())
     return found, ran
 
+def in_a_thread(function):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start(), thread.join()
+    return found[0]
+
 def same(some, others):
     return all(map(torch.equal, some, others))
 
@@ -135,13 +141,9 @@ before = tasks()
 
 def call():
     passes("shards", 2)
-    counts.append(tasks() - before)
+    return tasks() - before
 
-for turn in range(3):
-    counts = []
-    thread = threading.Thread(target=call)
-    thread.start(), thread.join()
-    print(*counts)
+print(*(in_a_thread(call) for _ in range(3)))
 """
     # Itself, one of OpenMP's for torch's own operation, and the pool's, which stays.
     assert run(code) == ["3", "3", "3"]
@@ -155,13 +157,9 @@ def call():
     torch.ones(1 << 18).add_(1)
     before = tasks()
     passes("shards", 2)
-    counts.append(tasks() - before)
+    return tasks() - before
 
-for turn in range(2):
-    counts = []
-    thread = threading.Thread(target=call)
-    thread.start(), thread.join()
-    print(*counts)
+print(*(in_a_thread(call) for _ in range(2)))
 """
     assert run(code) == ["0", "0"]
 
