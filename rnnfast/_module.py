@@ -269,7 +269,7 @@ class Module:
         return [Weights(*map(of, names)) for names in self._names]
 
     def _native(self) -> Stack | None:
-        """The native stack, if it has the current weights packed and its backend is in use.
+        """The native stack of the current weights, if there was one and its backend is in use.
 
         It takes arrays that lie in memory as it needs them. To everything else, right or wrong,
         it answers NotImplemented: that must be checked, and goes the long way, by `_packs`.
@@ -277,14 +277,11 @@ class Module:
         # Reads what `_backend.current` and `Parameters.version` would: those two calls took 5 % of
         # a small layer's step.
         cache, parameters = self._cache, self._parameters
-        if (
-            cache is not None
-            and cache.backend is _backend._current
-            and parameters._draft is None
-            and cache.version == parameters._version
-        ):
+        if cache is None or cache.backend is not _backend._current:
+            return None
+        if parameters._draft is None and cache.version == parameters._version:
             return cache.stack.native
-        return None
+        return None if cache.stack.native is None else self._packs().native
 
     def _packs(self) -> PackedStack:
         """The current weights of every layer and direction, packed for the backend in use."""
@@ -299,11 +296,13 @@ class Module:
             cache = self._cache
             if cache and cache.version == version and cache.backend is backend:
                 return cache.stack
-            format_name = self._options.precision
-            packs = [
-                pack_checked(self._cell, self._sizes(k), weights, format_name, backend)
-                for k, weights in enumerate(self._weights(arrays))
-            ]
-            stack = PackedStack(self._signature, packs, self._names)
+            stack = cache.stack.renewed(arrays) if cache and cache.backend is backend else None
+            if stack is None:
+                format_name = self._options.precision
+                packs = [
+                    pack_checked(self._cell, self._sizes(k), weights, format_name, backend)
+                    for k, weights in enumerate(self._weights(arrays))
+                ]
+                stack = PackedStack(self._signature, packs, self._names)
             self._cache = _PackedCache(version, backend, stack)
             return stack

@@ -29,6 +29,13 @@ def pack(
 ) -> Packed:
     """A copy in panels; `format` : a name in core/formats.inc, of float32 weights."""
 
+def repack(packs: Sequence[Packed], weights: tuple[Array, ...], /) -> list[Packed] | None:
+    """Copies as `packs`, of other weights of the same layers: all that these have, in their order.
+
+    None where one is not contiguous, aligned, or of the shape and dtype of that before, or where
+    those were borrowed.
+    """
+
 def borrow(
     cell: str,
     weight_ih: NDArray,
@@ -261,7 +268,7 @@ def can_read(place: bytes, weights: tuple[Any, ...], x: Any, states: Any, /) -> 
 def take_tensors(
     table: object, tensor: type, parameter: type, is_negated: Callable[[Any], bool], /
 ) -> bool:
-    """From now on `place`, `can_read`, `fingerprint` and stacks for tensors take these types.
+    """From now on `place`, `can_read`, `fingerprint`, `repack` and stacks for tensors take these.
 
     table : their library's capsule `__dlpack_c_exchange_api__`.
     is_negated : whether a tensor stands for the negatives of what lies in its memory, which shows

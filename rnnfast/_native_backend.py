@@ -27,6 +27,7 @@ class NativeBackend:
         self.empty_like = module.empty_like
         self.fingerprint = module.fingerprint
         self.place = module.place
+        self.repack = module.repack
         self.tape_row = module.tape_row
 
     def pack(self, cell: Cell, weights: Weights, format_name: str | None = None) -> Any:

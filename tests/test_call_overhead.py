@@ -40,8 +40,10 @@ class TestCurrentWeights:
                 np.testing.assert_array_equal(output, current())
 
         check()
+        before = layer._native()
+        assert before is not None
         layer.parameters["weight_hh_l0"] = layer.parameters["weight_hh_l0"] * np.float32(0.5)
-        assert layer._native() is None
+        assert layer._native() not in (None, before)  # packed anew, on the short way
         check()
         layer.load_state_dict({n: w + 1 for n, w in layer.state_dict().items()})
         check()
@@ -49,9 +51,8 @@ class TestCurrentWeights:
             for _ in range(3):
                 p["bias_ih_l0"] -= np.float32(0.1)
                 check()
-        assert layer._native() is None
         check()
-        assert layer._native() is not None
+        assert layer._native() is layer._native() is not None
 
     def test_after_a_change_of_backend(self, layer, rng):
         x = normal(rng, (STEPS, BATCH, SIZE), "float32")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
-from rnnfast._native_backend import NativeBackend
+from rnnfast import _backend
 
 H = 6  # the width of what the small modules read
 
@@ -72,8 +73,18 @@ def by_torch(module: torch.nn.Module) -> torch.Tensor:
 
 def packs_made(monkeypatch) -> list:
     """The recurrent weights of all packs that are made from now on."""
-    made, pack = [], NativeBackend.pack
-    monkeypatch.setattr(
-        NativeBackend, "pack", lambda *args: made.append(args[2].weight_hh.copy()) or pack(*args)
-    )
+    backend = _backend.current()
+    made, pack, repack = [], backend.pack, backend.repack
+
+    def packing(cell, weights, *args):
+        made.append(weights.weight_hh.copy())
+        return pack(cell, weights, *args)
+
+    def repacking(packs, weights):
+        per_pack = len(weights) // len(packs)
+        made.extend(np.from_dlpack(w).copy() for w in weights[1::per_pack])
+        return repack(packs, weights)
+
+    monkeypatch.setattr(backend, "pack", packing)
+    monkeypatch.setattr(backend, "repack", repacking)
     return made

@@ -79,6 +79,22 @@ std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::a
                          std::string(py::str(weight_ih.dtype())));
 }
 
+// Those of the same layers with other contents. None: of something else.
+py::object repack(const std::vector<const Packed*>& packs, const py::tuple& weights) {
+    std::vector<Array> arrays;
+    if (!read_all(weights.ptr(), arrays)) return py::none();
+    ArraysLeft left{arrays.data(), arrays.data() + arrays.size()};
+    py::list made;
+    for (const Packed* const pack : packs) {
+        if (!pack) throw py::type_error("packs: expected those that pack returns, got None");
+        auto renewed = pack->renewed(left);
+        if (!renewed) return py::none();
+        made.append(std::move(renewed));
+    }
+    if (left.next != left.end) return py::none();
+    return std::move(made);
+}
+
 // y = f(x) by the kernels' own sigmoid and tanh, for the tests of their accuracy; `rounds` times over,
 // for the benchmark.
 template <class T>
@@ -176,6 +192,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
         return pack<Held::borrowed>(name, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr,
                                     py::none());
     });
+    m.def("repack", &repack);
     m.def("forward", [](const Packed& packed, py::object x, py::object h0, py::object c0,
                         py::object lengths, py::object reset, bool reverse, py::object y,
                         py::object hn, py::object cn, bool training) {

@@ -102,12 +102,17 @@ inline bool read_all(PyObject* tuple, std::vector<Array>& arrays) {
     return true;
 }
 
-// As `read_any`, if its items are aligned T's; where there are none, NumPy calls any address aligned.
+// Whether its items are aligned T's; where there are none, NumPy calls any address aligned.
+template <class T>
+bool holds(const Array& array) {
+    return array.kind == kKind<T> && array.item == ptrdiff_t(sizeof(T)) &&
+           (reinterpret_cast<uintptr_t>(array.data) % alignof(T) == 0 || is_empty(array));
+}
+
+// As `read_any`, if it holds T's.
 template <class T>
 bool read_array(PyObject* object, bool tensors, Array& array) {
-    return read_any(object, tensors, array) && array.kind == kKind<T> &&
-           array.item == ptrdiff_t(sizeof(T)) &&
-           (reinterpret_cast<uintptr_t>(array.data) % alignof(T) == 0 || is_empty(array));
+    return read_any(object, tensors, array) && holds<T>(array);
 }
 
 inline bool has_shape(const Array& array, const Shape& shape) {

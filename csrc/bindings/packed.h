@@ -1,11 +1,13 @@
 // One layer's weights, packed or borrowed, as Python holds them, and its passes in one direction.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 
 #include "bindings/arrays.h"
 #include "bindings/gil.h"
+#include "bindings/ndarray.h"
 #include "dispatch/registry.h"
 #include "dispatch/run.h"
 
@@ -40,11 +42,20 @@ struct SavedOf final : Saved {
     const Buffer<T> data;
 };
 
+// Contiguous arrays that one after the other takes its share of.
+struct ArraysLeft {
+    const Array* next;
+    const Array* end;
+};
+
 // One layer's weights, packed or borrowed, of whichever dtype; opaque to Python.
 struct Packed {
     virtual ~Packed() = default;
     virtual std::unique_ptr<Saved> forward(const ForwardObjects&, bool training) const = 0;
     virtual void backward(const Saved&, const ForwardObjects&, const BackwardObjects&) const = 0;
+    // The same of other contents, those of the next of `arrays`, which it passes over. Null: one is not of
+    // this layer's shape and dtype.
+    virtual std::unique_ptr<Packed> renewed(ArraysLeft& arrays) const = 0;
 };
 
 // Of a T that is not const, the arrays are to be writable.
@@ -68,7 +79,10 @@ class PackedOf final : public Packed {
 public:
     PackedOf(CellId cell, const Sizes& sizes, const WeightObjects& weights, Held held,
              const Format* format)
-        : cell_(active_kernels_for<T>().cells[int(cell)]), sizes_(sizes) {
+        : id_(cell),
+          cell_(active_kernels_for<T>().cells[int(cell)]),
+          sizes_(sizes),
+          biased_(!weights.bias_ih.is_none()) {
         const auto views = weight_views<const T>(sizes, cell_.gates, weights);
         if (held == Held::borrowed) {
             const std::shared_ptr<const Lent> lent(
@@ -76,8 +90,7 @@ public:
             packed_ = {lent, &lent->weights};
             return;
         }
-        const GilRelease release;
-        packed_ = std::make_shared<const PackedWeights<T>>(cell, sizes, views, held, format);
+        pack(views, format);
     }
 
     const std::shared_ptr<const PackedWeights<T>>& weights() const { return packed_; }
@@ -126,7 +139,34 @@ public:
         run_backward(*packed_, args, grads, plan);
     }
 
+    std::unique_ptr<Packed> renewed(ArraysLeft& arrays) const override {
+        const auto next = [&arrays](const T*& data, std::initializer_list<ptrdiff_t> shape) {
+            if (arrays.next == arrays.end) return false;
+            const Array& array = *arrays.next++;
+            data = reinterpret_cast<const T*>(array.data);
+            return holds<T>(array) &&
+                   std::equal(shape.begin(), shape.end(), array.sizes, array.sizes + array.axes);
+        };
+        const ptrdiff_t rows = cell_.gates * sizes_.hidden, P = sizes_.projection;
+        Weights<const T> views{};
+        const bool fit =
+            next(views.weight_ih, {rows, sizes_.input}) &&
+            next(views.weight_hh, {rows, sizes_.width()}) &&
+            (!biased_ || (next(views.bias_ih, {rows}) && next(views.bias_hh, {rows}))) &&
+            (!P || next(views.weight_hr, {P, sizes_.hidden}));
+        if (!fit || packed_->borrowed()) return nullptr;
+        auto made = std::make_unique<PackedOf>(*this);
+        made->pack(views, packed_->format());
+        return made;
+    }
+
 private:
+    void pack(const Weights<const T>& views, const Format* format) {
+        const GilRelease release;
+        packed_ =
+            std::make_shared<const PackedWeights<T>>(id_, sizes_, views, Held::packed, format);
+    }
+
     // Borrowed weights, and what keeps them.
     struct Lent {
         WeightObjects arrays;
@@ -178,8 +218,10 @@ private:
         return call;
     }
 
+    const CellId id_;
     const CellKernels<T>& cell_;
     const Sizes sizes_;
+    const bool biased_;
     std::shared_ptr<const PackedWeights<T>> packed_;
 };
 

@@ -57,7 +57,8 @@ class ContentCache:
             if found is not None and found.seen == seen:
                 self._kept.move_to_end(place)
                 return found.packs
-        seen, packs = packed_now(backend, kind, held, format_name, seen)
+        before = None if found is None else found.packs
+        seen, packs = packed_now(backend, kind, held, format_name, seen, before)
         if seen is not None:
             kept = _Kept(seen, packs, tuple(StorageWeakRef(w.untyped_storage()) for w in held))
             with self._lock:

@@ -80,6 +80,14 @@ class Packs:
             names.append(tuple(n if n in shapes else None for n in Weights._fields))
         return cls(backend, kind, packs, names, format_name, borrow)
 
+    def renewed(self, weights: Sequence[Tensor]) -> Packs:
+        """Of others that fit the kind, which were packed too."""
+        backend, kind = self._backend, self.kind
+        packs = taking_tensors(backend.repack)(self._packs, tuple(map(widened, weights)))
+        if packs is None:  # one is not contiguous
+            return Packs.of(backend, kind, weights, self.format_name)
+        return Packs(backend, kind, packs, self._names, self.format_name, self.borrowed)
+
     def stack(self, batch_first: bool = False, ragged: bool = False) -> Stack:
         """What runs all layers; `ragged` : on a PackedSequence's data, and its batch_sizes."""
         made = self._stacks.get((batch_first, ragged))
@@ -198,7 +206,9 @@ class Parameters:
             now = fingerprint_of(self.backend, self._weights)
             if packed[0] == now:
                 return packed[1]
-        seen, packs = packed_now(self.backend, self.kind, self._weights, format_name, now)
+        before = None if packed is None else packed[1]
+        own = self.backend, self.kind, self._weights, format_name
+        seen, packs = packed_now(*own, now, before)
         if seen is not None and self.can_stay:
             self._packed[format_name] = seen, packs
         return packs
@@ -227,19 +237,27 @@ def packed_now(
     weights: tuple[Tensor, ...],
     format_name: str | None,
     seen: int | None,
+    before: Packs | None = None,
 ) -> tuple[int | None, Packs]:
     """Packs of the weights, and the fingerprint of what was packed; None: which nobody knows.
 
-    seen : their fingerprint just now, if it was looked at.
+    seen : their fingerprint just now, if it was looked at. before : packs of the same kind and
+        format, of other contents.
     """
+
+    def made(of: tuple[Tensor, ...]) -> Packs:
+        if before is None:
+            return Packs.of(backend, kind, of, format_name)
+        return before.renewed(of)
+
     if len(sys._current_frames()) > 1:  # threads might change it, and back again before a look
         copies = tuple(copy_of(weight) for weight in weights)
-        return fingerprint_of(backend, copies), Packs.of(backend, kind, copies, format_name)
+        return fingerprint_of(backend, copies), made(copies)
     if not all(weight.is_contiguous() for weight in weights):
-        return None, Packs.of(backend, kind, weights, format_name)
+        return None, made(weights)
     if seen is None:
         seen = fingerprint_of(backend, weights)
-    packs = Packs.of(backend, kind, weights, format_name)
+    packs = made(weights)
     return (seen if seen == fingerprint_of(backend, weights) else None), packs
 
 
