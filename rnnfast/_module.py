@@ -296,13 +296,11 @@ class Module:
             cache = self._cache
             if cache and cache.version == version and cache.backend is backend:
                 return cache.stack
-            stack = cache.stack.renewed(arrays) if cache and cache.backend is backend else None
-            if stack is None:
-                format_name = self._options.precision
-                packs = [
-                    pack_checked(self._cell, self._sizes(k), weights, format_name, backend)
-                    for k, weights in enumerate(self._weights(arrays))
-                ]
-                stack = PackedStack(self._signature, packs, self._names)
+            format_name = self._options.precision
+            packs = [
+                pack_checked(self._cell, self._sizes(k), weights, format_name, backend)
+                for k, weights in enumerate(self._weights(arrays))
+            ]
+            stack = PackedStack(self._signature, packs, self._names)
             self._cache = _PackedCache(version, backend, stack)
             return stack

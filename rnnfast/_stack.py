@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -112,18 +112,6 @@ class PackedStack:
             self.native = backend.stack(
                 weights, names, signature.directions, signature.one_step, signature.batch_first
             )
-
-    def renewed(self, arrays: Mapping[str, NDArray]) -> PackedStack | None:
-        """The same of other parameters, by name, in the same shapes; None: pack them one by one."""
-        backend = self.packs[0].backend
-        if not isinstance(backend, NativeBackend):
-            return None
-        own = tuple(arrays[name] for names in self.names for name in names if name is not None)
-        made = backend.repack([packed.weights for packed in self.packs], own)
-        if made is None:
-            return None
-        packs = [replace(p, weights=w) for p, w in zip(self.packs, made, strict=True)]
-        return PackedStack(self.signature, packs, self.names)
 
     def infer(self, inputs: Inputs) -> tuple[NDArray, State]:
         """The output (a cell's: of no use) and the last state, in the user's layout."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from oracle import make, normal
@@ -71,16 +73,16 @@ def test_keeps_its_format(rng, format_name):
 
 
 def test_takes_the_weights_of_several_layers_in_turn(rng):
-    layer = make("lstm", 5, 7, num_layers=2, bidirectional=True, proj_size=3)
-    other = make("lstm", 5, 7, num_layers=2, bidirectional=True, proj_size=3, seed=3)
-    x = normal(rng, (T, B, 5), "float32")
-    layer(x)
-    before = layer._native()
-    layer.load_state_dict(other.state_dict())
-    output, state = layer(x)
-    assert layer._native() is not before
-    want, want_state = other(x)
-    assert np.array_equal(output, want) and all(map(np.array_equal, state, want_state))
+    options = {"num_layers": 2, "bidirectional": True, "proj_size": 3}
+    old, new = (make("lstm", 5, 7, seed=seed, **options)._packs().packs for seed in (0, 1))
+    parameters = make("lstm", 5, 7, seed=1, **options).state_dict()
+    made = _backend.current().repack([p.weights for p in old], tuple(parameters.values()))
+    assert len(made) == 4
+    for before, weights, after in zip(old, made, new, strict=True):
+        x = normal(rng, (T, B, before.sizes.input), "float32")
+        got = functional.forward(dataclasses.replace(before, weights=weights), x)
+        assert np.array_equal(got.y, functional.forward(after, x).y)
+        assert not np.array_equal(got.y, functional.forward(before, x).y)
 
 
 def test_refuses_what_does_not_fit(rng):

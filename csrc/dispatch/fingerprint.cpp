@@ -33,7 +33,8 @@ uint64_t fingerprint(const std::vector<Bytes>& arrays) {
     const double alone_ns = all * kNsPerByte;
     bool has_run = false;
     if (allowed_threads() > 1 && blocks.size() > 1 && worth_a_team(alone_ns)) {
-        Team team(int(std::min(blocks.size(), size_t(allowed_threads()))), alone_ns, false);
+        const Busy busy;
+        Team team(int(std::min(blocks.size(), size_t(busy.threads()))), alone_ns, false);
         has_run = team.run([&](int) { take(next); });
     }
     if (!has_run) take(next);

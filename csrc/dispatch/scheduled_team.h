@@ -13,7 +13,7 @@ class ScheduledTeam {
 public:
     // `alone_ns`: what the jobs take one thread.
     ScheduledTeam(const std::vector<JobWork>& work, int layers, int directions, double alone_ns)
-        : schedule_(best_schedule(work.data(), layers, directions, allowed_threads())) {
+        : schedule_(best_schedule(work.data(), layers, directions, most_threads())) {
         if (schedule_.threads == 1) return;
         team_.emplace(schedule_.threads, alone_ns, forced_schedule() != Forced::none);
         if (team_->size() < schedule_.threads)
@@ -26,6 +26,11 @@ public:
     Team* team() { return team_ ? &*team_ : nullptr; }
 
 private:
+    int most_threads() const {
+        return forced_schedule() == Forced::none ? busy_.threads() : allowed_threads();
+    }
+
+    const Busy busy_;
     Schedule schedule_;
     std::optional<Team> team_;
 };

@@ -82,6 +82,15 @@ void leave_core(int core) {
 #endif
 }
 
+// The cores that the calling thread may run on, one at least.
+int core_count() {
+#if defined(__linux__)
+    cpu_set_t own;
+    if (!sched_getaffinity(0, sizeof own, &own)) return CPU_COUNT(&own);
+#endif
+    return std::max(1, int(std::thread::hardware_concurrency()));
+}
+
 // What a worker is about. The caller offers; the worker takes, or the caller takes back; the caller
 // says when to start, once it knows how many have come.
 enum class Stage { idle, offered, taken, started };
@@ -175,6 +184,7 @@ struct State {
     std::mutex in_use;
     Pool* pool = nullptr;
     std::atomic<int> threads{1};
+    std::atomic<int> busy{0};  // the callers
 };
 
 State*& state_pointer() {
@@ -209,6 +219,12 @@ ThreadLimit::ThreadLimit(int most) : before_(thread_limit) {
 ThreadLimit::~ThreadLimit() { thread_limit = before_; }
 
 int allowed_threads() { return std::min(num_threads(), thread_limit); }
+
+Busy::Busy() : count_(state().busy), threads_(allowed_threads()) {
+    const int others = count_.fetch_add(1, std::memory_order_relaxed);
+    if (others) threads_ = std::clamp(core_count() - others, 1, threads_);
+}
+Busy::~Busy() { count_.fetch_sub(1, std::memory_order_relaxed); }
 
 void Signal::add(uint64_t count) {
     value_.fetch_add(count, std::memory_order_seq_cst);

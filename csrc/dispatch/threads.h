@@ -30,6 +30,23 @@ private:
 // The most that a pass of this thread may use.
 int allowed_threads();
 
+// Work of a thread that takes a core for a while, for the lifetime of the object: what other callers
+// begin meanwhile leaves it one.
+class Busy {
+public:
+    Busy();
+    ~Busy();
+    Busy(const Busy&) = delete;
+    Busy& operator=(const Busy&) = delete;
+
+    // The most threads for this work: as many as are allowed, and, of the cores, as others had left.
+    int threads() const { return threads_; }
+
+private:
+    std::atomic<int>& count_;
+    int threads_;
+};
+
 // How long threads that wait spin before they sleep. Between calls: longer than the gaps in a loop
 // of calls, of which the longest are the 50 to 70 us between a forward and a backward pass of torch's
 // autograd, and short enough to leave the core to others. In a call: longer than one thread's part of

@@ -1,5 +1,5 @@
 // How the estimates share work out: few rows or large weights by units, else by rows, and nothing where
-// it would not pay.
+// it would not pay; and what of the cores callers leave each other.
 #include <algorithm>
 #include <cstdio>
 #include <string>
@@ -7,6 +7,7 @@
 #include "dispatch/registry.h"
 #include "dispatch/run.h"
 #include "dispatch/schedule.h"
+#include "dispatch/threads.h"
 #include "tests/expect.h"
 
 namespace rnnfast {
@@ -91,6 +92,26 @@ void check_left() {
            "gradients of steps that went back before: as if they did once more");
 }
 
+// Callers at the same time leave each other a core: whoever comes has what the others leave.
+void check_busy() {
+    constexpr int kMany = 1000;  // more than there are cores
+    const int before = num_threads();
+    set_num_threads(kMany);
+    {
+        const Busy first;
+        expect(first.threads() == kMany, "the only caller: fewer than are allowed");
+        const Busy second;
+        const int left = second.threads();
+        expect(left >= 1 && left < kMany, "a second caller: as if it were alone");
+        const Busy third;
+        expect(third.threads() == std::max(1, left - 1), "a third caller: other than one less");
+        const ThreadLimit limit(1);
+        expect(Busy().threads() == 1, "a caller with a limit: more than that");
+    }
+    expect(Busy().threads() == kMany, "a caller after others: not all again");
+    set_num_threads(before);
+}
+
 }  // namespace
 }  // namespace rnnfast
 
@@ -98,6 +119,7 @@ int main() {
     for (const rnnfast::Case& c : rnnfast::kCases) rnnfast::check(c);
     rnnfast::check_far();
     rnnfast::check_left();
+    rnnfast::check_busy();
     std::printf("%d of %d checks failed\n", rnnfast::failures, rnnfast::checked);
     return rnnfast::failures != 0;
 }
