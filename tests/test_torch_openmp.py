@@ -20,7 +20,7 @@ pytestmark = [
 # units, by directions and by layers, and how they did; `tasks()` the threads of the process. The
 # weights are so small that one thread alone looks whether they have changed.
 PRELUDE = """
-import os, sys, threading
+import os, sys, threading, time
 import torch
 import rnnfast
 import rnnfast.torch as rt
@@ -59,6 +59,10 @@ def in_a_thread(function):
     found = []
     thread = threading.Thread(target=lambda: found.append(function()))
     thread.start(), thread.join()
+    counts = []  # of its own and OpenMP's for it, which end some time after it is joined
+    while len(counts) < 20 or len(set(counts[-20:])) > 1:
+        time.sleep(0.005)
+        counts.append(tasks())
     return found[0]
 
 def same(some, others):

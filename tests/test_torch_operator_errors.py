@@ -99,10 +99,17 @@ def right_forward():
     )
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("what", WRONG_FORWARD)
-def test_forward_refuses(what):
-    """With a sentence that says what it expected; never a wrong result, and never a crash."""
-    arguments = {**right_forward(), **WRONG_FORWARD[what]}
+def test_forward_refuses(what, known):
+    """With a sentence that says what it expected; never a wrong result, and never a crash.
+
+    known : whether the weights have been used before.
+    """
+    arguments = right_forward()
+    if known:
+        forward(*arguments.values())
+    arguments.update(WRONG_FORWARD[what])
     with pytest.raises((RuntimeError, TypeError, ValueError), match="expected"):
         forward(*arguments.values())
 

@@ -11,8 +11,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from rnnfast._locks import Lock
 from rnnfast._native_backend import NativeBackend
+from rnnfast.torch.exchange import taking_tensors
 from rnnfast.torch.kinds import FORMATS, Kind
-from rnnfast.torch.packs import Packs, addresses_of, fingerprint_of, packed_now
+from rnnfast.torch.packs import Packs, fingerprint_of, packed_now
+
+# What an operator is told of its weights: cell, directions, bias and format_name.
+Form = tuple[str, int, bool, str | None]
 
 
 class _Kept(NamedTuple):
@@ -29,35 +33,38 @@ class _Kept(NamedTuple):
 class ContentCache:
     """The packed weights of the registered operators, which know no module.
 
-    One for each place in memory where weights are, with their fingerprint; those of updated weights
-    take the place of those before. They are kept while that memory is in use, up to the next pack.
+    One for each form and place in memory, which tells of shapes and dtype too, with the fingerprint
+    of the weights there; those of updated weights take the place of those before. They are kept
+    while that memory is in use, up to the next pack.
     """
 
     _MOST = 256
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Any, _Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[Form, Any], _Kept] = OrderedDict()
         self._lock = Lock()
 
+    def known(
+        self, backend: NativeBackend, form: Form, weights: tuple[Tensor, ...]
+    ) -> Packs | None:
+        """What `get` gave for weights at this place, if they are the same still."""
+        found = self._find((form, taking_tensors(backend.place)(weights)))
+        if found is not None and found.seen == fingerprint_of(backend, weights):
+            return found.packs
+        return None
+
     def get(
-        self,
-        backend: NativeBackend,
-        kind: Kind,
-        weights: Sequence[Tensor],
-        format_name: str | None,
+        self, backend: NativeBackend, form: Form, kind: Kind, weights: Sequence[Tensor]
     ) -> Packs:
-        """The packed weights, which fit the kind; format None: that of their dtype."""
+        """The packed weights, which fit the kind; the format None: that of their dtype."""
         held = tuple(w.detach().contiguous() for w in weights)
-        dtype = held[0].dtype
-        format_name = format_name or FORMATS.get(dtype)
-        place = kind, dtype, format_name, addresses_of(held)
+        place = form, taking_tensors(backend.place)(held)
         seen: int | None = fingerprint_of(backend, held)
-        with self._lock:
-            found = self._kept.get(place)
-            if found is not None and found.seen == seen:
-                self._kept.move_to_end(place)
-                return found.packs
+        found = self._find(place)
+        if found is not None and found.seen == seen:
+            return found.packs
         before = None if found is None else found.packs
+        format_name = form[-1] or FORMATS.get(held[0].dtype)
         seen, packs = packed_now(backend, kind, held, format_name, seen, before)
         if seen is not None:
             kept = _Kept(seen, packs, tuple(StorageWeakRef(w.untyped_storage()) for w in held))
@@ -69,3 +76,10 @@ class ContentCache:
                 while len(self._kept) > self._MOST:
                     self._kept.popitem(last=False)
         return packs
+
+    def _find(self, place: tuple[Form, Any]) -> _Kept | None:
+        with self._lock:
+            found = self._kept.get(place)
+            if found is not None:
+                self._kept.move_to_end(place)
+            return found

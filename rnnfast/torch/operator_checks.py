@@ -82,6 +82,32 @@ def checked_kind(
     return kind
 
 
+def check_backward(
+    kind: Kind,
+    dy: Tensor | None,
+    dh: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    tape: Tensor,
+    tape_shape: tuple[Any],
+    weights: int,
+    wanted: Sequence[bool],
+) -> None:
+    """That what a backward pass is given besides fits, too; raises as `checked_kind` does."""
+    steps, batch = x.shape[:2]
+    rows, sizes = kind.layers * kind.directions, kind.sizes
+    check("y", y, x, (steps, batch, kind.width))
+    check("tape", tape, x, tape_shape, COMPUTED[x.dtype])
+    check("dy", dy, x, (steps, batch, kind.width))
+    check("dh", dh, x, (rows, batch, sizes.output))
+    if dc is not None and not kind.has_c:
+        raise ValueError(f"dc: expected None for {kind.cell}, got a tensor")
+    check("dc", dc, x, (rows, batch, sizes.hidden))
+    if len(wanted) != 3 + weights:
+        raise ValueError(f"wanted: expected {3 + weights} entries, got {len(wanted)}")
+
+
 def _kind(weights: Sequence[Tensor], cell: str, directions: int, bias: bool) -> Kind:
     """The kind of layers that the first two weights and the number of all tell."""
     if len(weights) < 2 or any(w.dim() != 2 for w in weights[:2]):

@@ -15,68 +15,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from rnnfast._native_backend import NativeBackend
-from rnnfast.torch import differentiable
-from rnnfast.torch.content import ContentCache
-from rnnfast.torch.exchange import (
-    UNREADABLE,
-    copy_of,
-    gradients,
-    plain,
-    state_of,
-    states_of,
-    widened,
-)
-from rnnfast.torch.kinds import COMPUTED, DTYPES, Kind, native
-from rnnfast.torch.operator_checks import check, checked_kind
-from rnnfast.torch.packs import Packs
+from rnnfast.torch import differentiable, operator_runs
+from rnnfast.torch.exchange import copy_of, plain
+from rnnfast.torch.kinds import COMPUTED, Kind
+from rnnfast.torch.operator_checks import check_backward, checked_kind
 
 _OPTIONS = "str cell, int directions, bool bias"
 _STATES = "Tensor? h0, Tensor? c0, Tensor[] weights"
 _FORMAT = "str? format_name=None"
 
-_packs = ContentCache()
-
-
-def _backend() -> NativeBackend:
-    backend = native()
-    if backend is None:
-        raise RuntimeError("rnnfast: expected the backend native, got another")
-    return backend
-
-
-def _packed(kind: Kind, weights: Sequence[Tensor], format_name: str | None) -> Packs:
-    return _packs.get(_backend(), kind, [plain(weight) for weight in weights], format_name)
-
-
-def _present(*states: Tensor | None) -> list[Tensor] | None:
-    given = [_computed(state) for state in states if state is not None]
-    return given or None
-
-
-def _computed(tensor: Tensor) -> Tensor:
-    """What a stack takes for a tensor."""
-    return widened(plain(tensor))
-
-
-# Tapes have the size that they have with the widest vectors of any ISA, 64 bytes: compilers keep it
-# in files, which may be loaded where vectors are shorter.
-_LANES = {torch.float32: 16, torch.float64: 8}
-
-
-def _tape_row(kind: Kind, dtype: torch.dtype, lanes: int) -> int:
-    """`dtype` : that the tape has."""
-    width, hidden, projection = (int(size) for size in kind.sizes)
-    hidden, projection = (-(-size // lanes) * lanes for size in (hidden, projection))
-    sizes = width, hidden, projection
-    return _backend().tape_row(kind.cell, DTYPES[dtype], *sizes, kind.layers, kind.directions)
-
 
 def _tape_shape(kind: Kind, x: Tensor) -> tuple[Any]:
-    dtype = COMPUTED[x.dtype]
-    return (x.shape[0] * x.shape[1] * _tape_row(kind, dtype, _LANES[dtype]),)
+    """Of the tape of a layer whose sizes are symbols, perhaps, which are numbers from then on."""
+    sizes = type(kind.sizes)(*map(int, kind.sizes))
+    return operator_runs.tape_shape(kind._replace(sizes=sizes), x)
 
 
 @torch.library.custom_op(
@@ -98,23 +51,8 @@ def forward(
     format_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output (T, B, D*W), h (L*D, B, W), c (L*D, B, H), and the tape."""
-    kind = checked_kind(x, h0, c0, weights, cell, directions, bias, format_name)
-    stack, threads = _packed(kind, weights, format_name).stack(), torch.get_num_threads()
-    dtype, given, states = x.dtype, _computed(x), state_of(_present(h0, c0))
-    result: Any
-    if training:
-        result = stack.forward(given, states, None, threads)
-    else:
-        result = stack.infer(given, states, None, None, None, threads)
-    if result is NotImplemented:
-        raise RuntimeError(UNREADABLE)
-    y, last, *kept = result
-    tape = given.new_empty(0)
-    if training:
-        tape, missing = kept[0], _tape_shape(kind, x)[0] - len(kept[0])
-        tape = pad(tape, (0, missing)) if missing else tape  # which would copy for nothing, too
-    h, *c = (state.to(dtype) for state in states_of(last))
-    return y.to(dtype), h, c[0] if c else given.new_empty(0, dtype=dtype), tape
+    form = cell, directions, bias, format_name
+    return operator_runs.forward(x, h0, c0, weights, form, training)
 
 
 @torch.library.register_fake("rnnfast::forward")
@@ -164,32 +102,8 @@ def backward(
     format_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The gradients at x, h0, c0 and each parameter; `wanted` tells which, in this order."""
-    kind = checked_kind(x, h0, c0, weights, cell, directions, bias, format_name)
-    _check_backward(kind, dy, dh, dc, x, y, tape, len(weights), wanted)
-
-    dx, initial, parameters = gradients(
-        _packed(kind, weights, format_name).stack(),
-        _computed(x),
-        _present(h0, c0),
-        None,
-        _computed(y),
-        plain(tape)[: x.shape[0] * x.shape[1] * _tape_row(kind, tape.dtype, 1)],
-        None if dy is None else _computed(dy),
-        [None if d is None else _computed(d) for d in ((dh, dc) if kind.has_c else (dh,))],
-        (bool(wanted[0]), bool(wanted[1] or wanted[2]), *map(bool, wanted[3:])),
-    )
-    dh0, *dc0 = initial
-    none = plain(x).new_empty
-
-    def rounded(gradient: Tensor | None) -> Tensor:
-        return none(0) if gradient is None else gradient.to(x.dtype)
-
-    return (
-        rounded(dx),
-        rounded(dh0 if wanted[1] else None),
-        rounded(dc0[0] if wanted[2] else None),
-        list(map(rounded, parameters)),
-    )
+    form = cell, directions, bias, format_name
+    return operator_runs.backward(dy, dh, dc, x, h0, c0, weights, y, tape, form, wanted)
 
 
 @torch.library.register_fake("rnnfast::backward")
@@ -210,7 +124,7 @@ def _backward_fake(
     format_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     kind = checked_kind(x, h0, c0, weights, cell, directions, bias, format_name)
-    _check_backward(kind, dy, dh, dc, x, y, tape, len(weights), wanted)
+    check_backward(kind, dy, dh, dc, x, y, tape, _tape_shape(kind, x), len(weights), wanted)
 
     def like(tensor: Tensor | None, want: bool) -> Tensor:
         return x.new_empty(0) if tensor is None or not want else x.new_empty(tensor.shape)
@@ -234,30 +148,6 @@ def _copy_fake(y: Tensor) -> Tensor:
 
 
 torch.library.register_autograd("rnnfast::copy", lambda ctx, gradient: gradient)
-
-
-def _check_backward(
-    kind: Kind,
-    dy: Tensor | None,
-    dh: Tensor | None,
-    dc: Tensor | None,
-    x: Tensor,
-    y: Tensor,
-    tape: Tensor,
-    weights: int,
-    wanted: Sequence[bool],
-) -> None:
-    steps, batch = x.shape[:2]
-    rows, sizes = kind.layers * kind.directions, kind.sizes
-    check("y", y, x, (steps, batch, kind.width))
-    check("tape", tape, x, _tape_shape(kind, x), COMPUTED[x.dtype])
-    check("dy", dy, x, (steps, batch, kind.width))
-    check("dh", dh, x, (rows, batch, sizes.output))
-    if dc is not None and not kind.has_c:
-        raise ValueError(f"dc: expected None for {kind.cell}, got a tensor")
-    check("dc", dc, x, (rows, batch, sizes.hidden))
-    if len(wanted) != 3 + weights:
-        raise ValueError(f"wanted: expected {3 + weights} entries, got {len(wanted)}")
 
 
 def _setup_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
