@@ -104,14 +104,14 @@ def wanted_threads() -> int:
         cpus = len(os.sched_getaffinity(0))
     else:
         cpus = os.cpu_count() or 1
-    return min(cpus, max(1, _cpu_quota()))
+    return min(cpus, cpu_quota())
 
 
-def _cpu_quota() -> int:
+def cpu_quota() -> int:
     """How many CPUs' time a container may take, rounded up."""
     try:
         quota, period = _CPU_QUOTA.read_text().split()
-        return math.ceil(int(quota) / int(period))
+        return max(1, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError):  # there is none, or it is "max"
         return _MOST_THREADS
 

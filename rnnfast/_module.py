@@ -269,7 +269,9 @@ class Module:
         return [Weights(*map(of, names)) for names in self._names]
 
     def _native(self) -> Stack | None:
-        """The native stack of the current weights, if there was one and its backend is in use.
+        """The native stack, with the current weights, which it packs if there was one of others.
+
+        None without one, or where its backend is not in use.
 
         It takes arrays that lie in memory as it needs them. To everything else, right or wrong,
         it answers NotImplemented: that must be checked, and goes the long way, by `_packs`.
@@ -277,9 +279,10 @@ class Module:
         # Reads what `_backend.current` and `Parameters.version` would: those two calls took 5 % of
         # a small layer's step.
         cache, parameters = self._cache, self._parameters
-        if cache is None or cache.backend is not _backend._current:
+        # In an edit block each reading would pack once more.
+        if cache is None or cache.backend is not _backend._current or parameters._draft is not None:
             return None
-        if parameters._draft is None and cache.version == parameters._version:
+        if cache.version == parameters._version:
             return cache.stack.native
         return None if cache.stack.native is None else self._packs().native
 

@@ -29,11 +29,11 @@ def pack(
 ) -> Packed:
     """A copy in panels; `format` : a name in core/formats.inc, of float32 weights."""
 
-def repack(packs: Sequence[Packed], weights: tuple[Array, ...], /) -> list[Packed] | None:
+def repack(packs: list[Packed], weights: tuple[Array, ...], /) -> list[Packed] | None:
     """Copies as `packs`, of other weights of the same layers: all that these have, in their order.
 
-    None where one is not contiguous, aligned, or of the shape and dtype of that before, or where
-    those were borrowed.
+    None, and nothing is packed, where they are more or fewer, or one is not contiguous, aligned, or
+    of the shape and dtype of that before, or where those were borrowed.
     """
 
 def borrow(
@@ -307,6 +307,9 @@ def vector_bytes() -> int:
 
 def get_num_threads() -> int: ...
 def set_num_threads(count: int, /) -> None: ...
+def set_cpu_quota(count: int, /) -> None:
+    """So many CPUs' time is all that the callers of several threads have together, if so much."""
+
 def use_openmp(path: str, /) -> bool:
     """Whether the loaded shared object at `path` calls an OpenMP, and the process is no fork.
 

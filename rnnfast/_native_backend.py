@@ -140,6 +140,7 @@ def _module() -> ModuleType:
     module = importlib.import_module(NATIVE_MODULE)
     if not _threads_are_set:  # once: a limit may be set from then on
         module.set_num_threads(_config.wanted_threads())
+        module.set_cpu_quota(_config.cpu_quota())
         _threads_are_set = True
     return module
 

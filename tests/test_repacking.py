@@ -111,6 +111,7 @@ def test_refuses_what_does_not_fit(rng):
     assert backend.repack([backend.borrow(kind, own)], right) is None
     assert backend.repack([], ()) == []
     assert backend.repack([pack, pack], right) is None
-    for wrong in [([None], right), ([pack], list(right)), ([own], right), (pack, right)]:
+    made = iter([pack])  # what gives packs that nobody else holds
+    for wrong in [([None], right), ([pack], list(right)), ([own], right), (made, right)]:
         with pytest.raises(TypeError):
             backend.repack(*wrong)

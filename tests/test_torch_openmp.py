@@ -60,7 +60,7 @@ def in_a_thread(function):
     thread = threading.Thread(target=lambda: found.append(function()))
     thread.start(), thread.join()
     counts = []  # of its own and OpenMP's for it, which end some time after it is joined
-    while len(counts) < 20 or len(set(counts[-20:])) > 1:
+    while len(counts) < 2000 and len(set(counts[-20:])) != 1 or len(counts) < 20:
         time.sleep(0.005)
         counts.append(tasks())
     return found[0]

@@ -119,6 +119,8 @@ WRONG_BACKWARD = {
     "a short tape": {"tape": torch.zeros(3)},
     "a long tape": {"tape": torch.zeros(100_000)},
     "a tape in float64": {"tape": torch.zeros(495, dtype=torch.float64)},
+    "a tape in bfloat16": {"tape": torch.zeros(495, dtype=torch.bfloat16)},
+    "a tape of integers": {"tape": torch.zeros(495, dtype=torch.int32)},
     "a tape on meta": {"tape": torch.zeros(495, device="meta")},
     "a tape of two dimensions": {"tape": torch.zeros(3, 165)},
     "y of another T": {"y": normal(2, 2, 5)},
@@ -150,22 +152,38 @@ WRONG_BACKWARD = {
     "states of another B": {"h0": normal(1, 5, 5), "c0": normal(1, 5, 5)},
     "h0 without c0": {"h0": normal(1, 2, 5)},
 }
+WRONG_BACKWARD_OF_GRU = {
+    "dc": {"dc": normal(1, 2, 5)},
+    "c0": {"c0": normal(1, 2, 5)},
+    "c0 wanted": {"wanted": [True] * 7},
+}
 
 
-@pytest.mark.parametrize("what", WRONG_BACKWARD)
-def test_backward_refuses(what):
-    right = right_forward()
+def refuses(right, wrong):
+    """That backward of a pass with the right arguments does not take them with the wrong."""
     y, h, c, tape = forward(*right.values())
     arguments = {
         "dy": normal(*y.shape),
         "dh": normal(*h.shape),
-        "dc": normal(*c.shape),
+        "dc": normal(*c.shape) if c.numel() else None,
         **{name: right[name] for name in NAMES[:4]},
         "y": y,
         "tape": tape,
         **{name: right[name] for name in NAMES[4:7]},
         "wanted": [True, False, False, True, True, True, True],
     }
-    arguments.update(WRONG_BACKWARD[what])
+    backward(*arguments.values())
+    arguments.update(wrong)
     with pytest.raises((RuntimeError, TypeError, ValueError), match="expected"):
         backward(*arguments.values())
+
+
+@pytest.mark.parametrize("what", WRONG_BACKWARD)
+def test_backward_refuses(what):
+    refuses(right_forward(), WRONG_BACKWARD[what])
+
+
+@pytest.mark.parametrize("what", WRONG_BACKWARD_OF_GRU)
+def test_backward_of_a_gru_refuses(what):
+    weights = weights_of((15, 4), (15, 5), (15,), (15,))
+    refuses({**right_forward(), "cell": "gru", "weights": weights}, WRONG_BACKWARD_OF_GRU[what])

@@ -226,39 +226,6 @@ def test_the_operators_keep_the_packs_of_all_modules_that_live(native, monkeypat
     assert all(kept.is_live() for kept in operator_runs._packs._kept.values())
 
 
-class Own(torch.Tensor):
-    """A subclass, which the kernels do not read."""
-
-
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_operators_on_what_stands_for_something_else(native, kind):
-    """Also once they know the weights, and take what lies in memory as it lies."""
-    module = twins(kind)[0]
-    weights = [w.detach() for w in module._flat_weights]
-    x = normal(3, 2, module.input_size, dtype="float32")
-
-    def passes(x, weights):
-        y, h, c, tape = torch.ops.rnnfast.forward(x, None, None, weights, kind, 1, True, True)
-        given = y, None, None, x, None, None, weights, y, tape, kind, 1, True
-        dx, _, _, d_weights = torch.ops.rnnfast.backward(*given, [True, False, False] + [True] * 4)
-        return y, h, c, dx, *d_weights
-
-    want = passes(x, weights)
-    negative = torch._neg_view(-x), [torch._neg_view(-w) for w in weights]
-    others = (
-        (negative[0], weights),
-        (x, [*negative[1][:1], *weights[1:]]),
-        (x, [*weights[:3], *negative[1][3:]]),
-        (x.transpose(0, 1).contiguous().transpose(0, 1), weights),
-        (x.as_subclass(Own), weights),
-    )
-    for _ in range(2):
-        for given in others:
-            assert all(map(torch.equal, passes(*given), want))
-    weights[1].data[0, 0] += 1  # which no version tells
-    assert not torch.equal(passes(x, weights)[0], want[0])
-
-
 @pytest.mark.parametrize("kind", [k for k in LAYERS if k != "rnn_relu"])
 def test_third_derivatives_of_the_operators(kind):
     module = make(rt, kind, 2, 4, dtype=F64)

@@ -80,18 +80,20 @@ std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::a
 }
 
 // Those of the same layers with other contents. None: of something else.
-py::object repack(const std::vector<const Packed*>& packs, const py::tuple& weights) {
+py::object repack(const py::list& given, const py::tuple& weights) {
     std::vector<Array> arrays;
     if (!read_all(weights.ptr(), arrays)) return py::none();
+    const auto packs = py::reinterpret_steal<py::tuple>(PyList_AsTuple(given.ptr()));  // to hold
     ArraysLeft left{arrays.data(), arrays.data() + arrays.size()};
-    py::list made;
-    for (const Packed* const pack : packs) {
-        if (!pack) throw py::type_error("packs: expected those that pack returns, got None");
-        auto renewed = pack->renewed(left);
-        if (!renewed) return py::none();
-        made.append(std::move(renewed));
+    for (const py::handle pack : packs) {
+        if (!py::isinstance<Packed>(pack))
+            throw py::type_error("packs: expected those that pack returns, got another object");
+        if (!pack.cast<const Packed&>().fits(left)) return py::none();
     }
     if (left.next != left.end) return py::none();
+    left.next = arrays.data();
+    py::list made;
+    for (const py::handle pack : packs) made.append(pack.cast<const Packed&>().renewed(left));
     return std::move(made);
 }
 
@@ -153,7 +155,7 @@ T probe_read(const py::array_t<T>& array, ptrdiff_t rounds) {
 // The threads of a team that met so many times and did nothing else.
 int probe_meetings(int threads, ptrdiff_t rounds) {
     const GilRelease release;
-    Team team(threads, 0, true);
+    Team team(threads, 0, Team::Wait::for_all);
     const int size = team.size();
     Meeting meeting(size);
     const bool has_run = team.run([&](int) {
@@ -229,6 +231,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     m.def("vector_bytes", [] { return active_kernels().vector_bytes; });
     m.def("get_num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
+    m.def("set_cpu_quota", &set_cpu_quota);
     m.def("force_schedule", [](const std::string& name) { force_schedule(find_schedule(name)); });
     m.def("last_schedule", [] { return kScheduleNames[int(last_schedule())]; });
 #define DTYPE(name, type)                                                    \

@@ -53,9 +53,11 @@ struct Packed {
     virtual ~Packed() = default;
     virtual std::unique_ptr<Saved> forward(const ForwardObjects&, bool training) const = 0;
     virtual void backward(const Saved&, const ForwardObjects&, const BackwardObjects&) const = 0;
-    // The same of other contents, those of the next of `arrays`, which it passes over. Null: one is not of
-    // this layer's shape and dtype.
-    virtual std::unique_ptr<Packed> renewed(ArraysLeft& arrays) const = 0;
+    // Whether the next of the arrays, which it passes over, have the shapes and dtype of these weights;
+    // borrowed ones have none to fit.
+    virtual bool fits(ArraysLeft&) const = 0;
+    // The same of the contents of such arrays.
+    virtual std::unique_ptr<Packed> renewed(ArraysLeft&) const = 0;
 };
 
 // Of a T that is not const, the arrays are to be writable.
@@ -139,22 +141,14 @@ public:
         run_backward(*packed_, args, grads, plan);
     }
 
-    std::unique_ptr<Packed> renewed(ArraysLeft& arrays) const override {
-        const auto next = [&arrays](const T*& data, std::initializer_list<ptrdiff_t> shape) {
-            if (arrays.next == arrays.end) return false;
-            const Array& array = *arrays.next++;
-            data = reinterpret_cast<const T*>(array.data);
-            return holds<T>(array) &&
-                   std::equal(shape.begin(), shape.end(), array.sizes, array.sizes + array.axes);
-        };
-        const ptrdiff_t rows = cell_.gates * sizes_.hidden, P = sizes_.projection;
+    bool fits(ArraysLeft& arrays) const override {
         Weights<const T> views{};
-        const bool fit =
-            next(views.weight_ih, {rows, sizes_.input}) &&
-            next(views.weight_hh, {rows, sizes_.width()}) &&
-            (!biased_ || (next(views.bias_ih, {rows}) && next(views.bias_hh, {rows}))) &&
-            (!P || next(views.weight_hr, {P, sizes_.hidden}));
-        if (!fit || packed_->borrowed()) return nullptr;
+        return !packed_->borrowed() && take(arrays, views);
+    }
+
+    std::unique_ptr<Packed> renewed(ArraysLeft& arrays) const override {
+        Weights<const T> views{};
+        take(arrays, views);
         auto made = std::make_unique<PackedOf>(*this);
         made->pack(views, packed_->format());
         return made;
@@ -165,6 +159,21 @@ private:
         const GilRelease release;
         packed_ =
             std::make_shared<const PackedWeights<T>>(id_, sizes_, views, Held::packed, format);
+    }
+
+    bool take(ArraysLeft& arrays, Weights<const T>& views) const {
+        const auto next = [&arrays](const T*& data, std::initializer_list<ptrdiff_t> shape) {
+            if (arrays.next == arrays.end) return false;
+            const Array& array = *arrays.next++;
+            data = reinterpret_cast<const T*>(array.data);
+            return holds<T>(array) &&
+                   std::equal(shape.begin(), shape.end(), array.sizes, array.sizes + array.axes);
+        };
+        const ptrdiff_t rows = cell_.gates * sizes_.hidden, P = sizes_.projection;
+        return next(views.weight_ih, {rows, sizes_.input}) &&
+               next(views.weight_hh, {rows, sizes_.width()}) &&
+               (!biased_ || (next(views.bias_ih, {rows}) && next(views.bias_hh, {rows}))) &&
+               (!P || next(views.weight_hr, {P, sizes_.hidden}));
     }
 
     // Borrowed weights, and what keeps them.

@@ -57,8 +57,8 @@ struct Job {
     }
 
     JobWork work() const {
-        return backward_work(kernels, args.sizes, args.format, plan, ptrdiff_t(chunks.size()),
-                             grads.left != nullptr);
+        return backward_work(kernels, args.sizes, args.format, plan, held(args),
+                             ptrdiff_t(chunks.size()), grads.left != nullptr);
     }
 
     void phase(const BackwardWork& work, T* memory) const {
@@ -240,7 +240,8 @@ void run_backward_stack(const BackwardJob<T>* given, int layers, int directions)
         work.push_back(job.work());
         alone += work.back().alone();
     }
-    if (allowed_threads() == 1 || !worth_a_team(alone)) return run_alone(jobs, directions);
+    if (allowed_threads() == 1 || !worth_a_team(alone, Workers::near))
+        return run_alone(jobs, directions);
     ScheduledTeam scheduled(work, layers, directions, alone);
     Team* const team = scheduled.team();
     const Schedule& schedule = scheduled.schedule();

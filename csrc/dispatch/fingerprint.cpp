@@ -34,7 +34,8 @@ uint64_t fingerprint(const std::vector<Bytes>& arrays) {
     bool has_run = false;
     if (allowed_threads() > 1 && blocks.size() > 1 && worth_a_team(alone_ns)) {
         const Busy busy;
-        Team team(int(std::min(blocks.size(), size_t(busy.threads()))), alone_ns, false);
+        Team team(int(std::min(blocks.size(), size_t(busy.threads()))), alone_ns,
+                  Team::Wait::for_a_part);
         has_run = team.run([&](int) { take(next); });
     }
     if (!has_run) take(next);

@@ -27,7 +27,9 @@ struct Job {
         args.weights = job.weights->weights();
     }
 
-    JobWork work() const { return forward_work(kernels, args.sizes, args.format, plan); }
+    JobWork work() const {
+        return forward_work(kernels, args.sizes, args.format, plan, held(args));
+    }
 
     // The most that a thread's slice takes.
     size_t scratch(const Split& split) const {
@@ -177,7 +179,7 @@ void run_forward_stack(const ForwardJob<T>* given, int layers, int directions) {
     if (allowed_threads() == 1) return run_alone(given, count);
     double alone = 0;
     for (size_t i = 0; i < count; ++i) alone += Job<T>(given[i]).work().alone();
-    if (!worth_a_team(alone)) return run_alone(given, count);
+    if (!worth_a_team(alone, Workers::near)) return run_alone(given, count);
     const std::vector<Job<T>> jobs(given, given + count);
     std::vector<JobWork> work;
     for (const Job<T>& job : jobs) work.push_back(job.work());

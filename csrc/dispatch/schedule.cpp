@@ -21,11 +21,19 @@ constexpr double kMeetingNs = 250, kMeetingPerThreadNs = 50;
 constexpr double kMovedBytesPerNs = 3;
 // Gathering a team, meeting its end, and the caches that it starts with.
 constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;
+// Of threads that spin.
+constexpr double kNearTeamNs = 1500, kNearTeamPerThreadNs = 200;
 // More threads must be predicted to take less than this share of the time; of a short one, less, as
 // the workers may be asleep.
 constexpr double kGain = 0.85, kGainOfShort = 0.6, kShortNs = 250000;
 
-double gain(double alone_ns) { return alone_ns < kShortNs ? kGainOfShort : kGain; }
+double gain(double alone_ns, Workers workers) {
+    return alone_ns < kShortNs && workers == Workers::anywhere ? kGainOfShort : kGain;
+}
+double team_ns(Workers workers) { return workers == Workers::near ? kNearTeamNs : kTeamNs; }
+double team_per_thread_ns(Workers workers) {
+    return workers == Workers::near ? kNearTeamPerThreadNs : kTeamPerThreadNs;
+}
 
 std::atomic<Forced> forced{Forced::none}, last{Forced::none};
 
@@ -54,7 +62,7 @@ double best_ns(const JobWork& w, int threads) {
 
 template <class T>
 JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
-                const Plan& plan) {
+                const Plan& plan, Held held) {
     const double speed = !format           ? double(sizeof(float)) / sizeof(T)
                          : plan.batch == 1 ? double(format->row_speed)
                                            : double(format->speed);
@@ -66,7 +74,10 @@ JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Format*
     w.rows = double(plan.start(plan.steps)) / double(std::max<ptrdiff_t>(plan.steps, 1));
     w.row_step = row * double(sizes.width()) / per_ns;
     // Of forward: the input's product. Backward: three of them, and the recurrent weights' own.
-    w.rest = w.rows * double(w.steps) * row * double(sizes.input) / per_ns;
+    // A borrowed W is read no faster than R.
+    const double rows_of_all = w.rows * double(w.steps);
+    w.rest = (held == Held::borrowed ? rows_cost(rows_of_all) : rows_of_all) * row *
+             double(sizes.input) / per_ns;
     const double of_r = double(kernels.gates * sizes.hidden) * double(sizes.width());
     const double element = double(sizeof(T)) / (format ? double(format->of_word) : 1);
     if (of_r * element >= kFarBytes) w.far_rows = kFarRows;
@@ -82,17 +93,17 @@ double JobWork::alone() const { return split_ns(*this, {}, 1); }
 
 template <class T>
 JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
-                     const Plan& plan) {
-    JobWork w = work_of(kernels, sizes, format, plan);
+                     const Plan& plan, Held held) {
+    JobWork w = work_of(kernels, sizes, format, plan, held);
     w.pieces = plan.steps;
     return w;
 }
 
 template <class T>
 JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
-                      const Plan& plan, ptrdiff_t chunks, bool left) {
+                      const Plan& plan, Held held, ptrdiff_t chunks, bool left) {
     constexpr double kCopiedPerNs = 8;  // elements of gate gradients
-    JobWork w = work_of(kernels, sizes, format, plan);
+    JobWork w = work_of(kernels, sizes, format, plan, held);
     w.rest = (left ? 1 : 2) * w.rest + w.rows * double(w.steps) * w.row_step;
     w.row_bytes = double(kernels.gradient_row(sizes)) * sizeof(T);
     if (left) {  // rows are copied alone
@@ -110,8 +121,9 @@ Forced forced_schedule() { return forced.load(std::memory_order_relaxed); }
 void note_schedule(Forced ran) { last.store(ran, std::memory_order_relaxed); }
 Forced last_schedule() { return last.load(std::memory_order_relaxed); }
 
-bool worth_a_team(double alone_ns) {
-    return alone_ns * gain(alone_ns) > kTeamNs || forced_schedule() != Forced::none;
+bool worth_a_team(double alone_ns, Workers workers) {
+    return alone_ns * gain(alone_ns, workers) > team_ns(workers) ||
+           forced_schedule() != Forced::none;
 }
 
 Split best_split(const JobWork& work, int threads) {
@@ -130,17 +142,18 @@ Split best_split(const JobWork& work, int threads) {
     return best;
 }
 
-Schedule best_schedule(const JobWork* jobs, int layers, int directions, int threads) {
+Schedule best_schedule(const JobWork* jobs, int layers, int directions, int threads,
+                       Workers workers) {
     double alone = 0;
     const int count = layers * directions;
     for (int i = 0; i < count; ++i) alone += jobs[i].alone();
     Schedule best;
-    double best_so_far = alone * gain(alone);
+    double best_so_far = alone * gain(alone, workers);
     const auto consider = [&](Order order, int n, double ns) {
-        ns += kTeamNs + kTeamPerThreadNs * n;
+        ns += team_ns(workers) + team_per_thread_ns(workers) * n;
         if (ns < best_so_far) best_so_far = ns, best = {order, n};
     };
-    if (!worth_a_team(alone)) return best;
+    if (!worth_a_team(alone, workers)) return best;
     switch (forced_schedule()) {
         case Forced::none:
             break;
@@ -182,9 +195,9 @@ Schedule best_schedule(const JobWork* jobs, int layers, int directions, int thre
 
 #define DTYPE(name, type)                                                                 \
     template JobWork forward_work(const CellKernels<type>&, const Sizes&, const Format*,  \
-                                  const Plan&);                                           \
+                                  const Plan&, Held);                                     \
     template JobWork backward_work(const CellKernels<type>&, const Sizes&, const Format*, \
-                                   const Plan&, ptrdiff_t, bool);
+                                   const Plan&, Held, ptrdiff_t, bool);
 #include "core/dtypes.inc"
 #undef DTYPE
 

@@ -1,6 +1,7 @@
 // How the work of a pass is shared out to threads: estimates of what each way costs.
 #pragma once
 
+#include "dispatch/run.h"
 #include "kernels/kernel_table.h"
 
 namespace rnnfast {
@@ -20,6 +21,12 @@ struct Split {
         return {share(plan.batch, rank, shards)};
     }
 };
+
+// How a pass has the weights.
+template <class T>
+Held held(const ForwardArgs<T>& args) {
+    return args.packed ? Held::packed : Held::borrowed;
+}
 
 // What one job costs one thread, in ns where nothing else is said.
 struct JobWork {
@@ -41,12 +48,12 @@ struct JobWork {
 // `format`: as that of ForwardArgs.
 template <class T>
 JobWork forward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
-                     const Plan& plan);
+                     const Plan& plan, Held held = Held::packed);
 
 // `chunks`: of the backward pass. `left`: as that of BackwardArgs.
 template <class T>
 JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
-                      const Plan& plan, ptrdiff_t chunks, bool left);
+                      const Plan& plan, Held held, ptrdiff_t chunks, bool left);
 
 // For tests: schedules that estimates would not choose, on whatever sizes. Teams then wait for every
 // thread that they ask for.
@@ -58,8 +65,11 @@ Forced forced_schedule();
 void note_schedule(Forced ran);
 Forced last_schedule();
 
-// Whether work that takes one thread so long can be worth waking others for.
-bool worth_a_team(double alone_ns);
+// Where the other threads are: they may be asleep, or they spin, near at hand.
+enum class Workers { anywhere, near };
+
+// Whether work that takes one thread so long can be worth other threads.
+bool worth_a_team(double alone_ns, Workers workers = Workers::anywhere);
 
 inline Forced schedule_of(const Split& split) {
     return split.units > 1 ? Forced::units : split.shards > 1 ? Forced::shards : Forced::none;
@@ -81,7 +91,8 @@ struct Schedule {
 
 // The schedule that is fastest on at most `threads`: 1 where more would not pay. `jobs` stand layer
 // by layer, direction by direction.
-Schedule best_schedule(const JobWork* jobs, int layers, int directions, int threads);
+Schedule best_schedule(const JobWork* jobs, int layers, int directions, int threads,
+                       Workers workers = Workers::anywhere);
 
 // Threads of the group that runs direction `direction` of two, of `threads` in all.
 inline int group_size(int threads, int direction) {

@@ -101,8 +101,35 @@ struct alignas(64) Worker {
     Signal offers;
 };
 
+// Calls one soon after the other, of work that is worth workers that spin, after which these are woken;
+// and such calls that don't ask for them after one for which they did not come.
+constexpr int kCallsThatWake = 8, kCallsWithoutAbsent = 64;
+
 class Pool {
 public:
+    // Whether all workers of a team of so many spin. Where they sleep, one of several callers who came one
+    // soon after the other wakes them for the next.
+    bool are_near(int most, double alone_ns) {
+        if (absences_ > 0) return --absences_, false;
+        const auto now = Clock::now();
+        const auto soon = std::chrono::nanoseconds(int64_t(alone_ns));
+        calls_ = now - last_call_ < kSpinBetweenCalls + soon ? calls_ + 1 : 0;
+        last_call_ = now;
+        const bool wakes = calls_ >= kCallsThatWake;
+        if (wakes) grow(most - 1), calls_ = 0;
+        const auto wanted = size_t(most - 1);
+        bool near = workers_.size() >= wanted;
+        for (size_t i = 0; i < std::min(wanted, workers_.size()); ++i)
+            if (workers_[i]->offers.has_sleepers()) {
+                near = false;
+                if (wakes) workers_[i]->offers.add();
+            }
+        return near;
+    }
+
+    // That workers who spun did not come: others have their cores.
+    void note_absence() { absences_ = kCallsWithoutAbsent; }
+
     // The caller and the workers that come; at most `most` in all.
     int gather(int most, std::chrono::microseconds patience, bool all) {
         grow(most - 1);
@@ -174,7 +201,9 @@ private:
     std::vector<std::unique_ptr<Worker>> workers_;
     std::vector<Worker*> team_;
     const std::function<void(int)>* work_ = nullptr;
-    std::atomic<int> core_{-1};  // the caller's
+    std::atomic<int> core_{-1};      // the caller's
+    Clock::time_point last_call_{};  // of those whose work is worth workers that spin
+    int calls_ = 0, absences_ = 0;
     Signal ended_;
     uint64_t finished_ = 0;
 };
@@ -184,6 +213,7 @@ struct State {
     std::mutex in_use;
     Pool* pool = nullptr;
     std::atomic<int> threads{1};
+    std::atomic<int> quota{kMostThreads};
     std::atomic<int> busy{0};  // the callers
 };
 
@@ -196,6 +226,7 @@ State*& state_pointer() {
             State* const before = state_pointer();
             state_pointer() = new State;
             state_pointer()->threads = before->threads.load();
+            state_pointer()->quota = before->quota.load();
         });
 #endif
         return new State;
@@ -213,6 +244,10 @@ void set_num_threads(int count) {
     state().threads.store(std::clamp(count, 1, kMostThreads), std::memory_order_relaxed);
 }
 
+void set_cpu_quota(int count) {
+    state().quota.store(std::max(count, 1), std::memory_order_relaxed);
+}
+
 ThreadLimit::ThreadLimit(int most) : before_(thread_limit) {
     if (most > 0) thread_limit = std::min(most, before_);
 }
@@ -222,7 +257,9 @@ int allowed_threads() { return std::min(num_threads(), thread_limit); }
 
 Busy::Busy() : count_(state().busy), threads_(allowed_threads()) {
     const int others = count_.fetch_add(1, std::memory_order_relaxed);
-    if (others) threads_ = std::clamp(core_count() - others, 1, threads_);
+    if (others == 0) return;
+    const int cores = std::min(core_count(), state().quota.load(std::memory_order_relaxed));
+    threads_ = std::clamp(cores - others, 1, threads_);
 }
 Busy::~Busy() { count_.fetch_sub(1, std::memory_order_relaxed); }
 
@@ -246,18 +283,22 @@ void Signal::wait(uint64_t least, std::chrono::microseconds most_spin) {
     sleepers_.fetch_sub(1, std::memory_order_seq_cst);
 }
 
-Team::Team(int most, double alone_ns, bool all) {
+Team::Team(int most, double alone_ns, Wait wait) {
     most = std::min(most, allowed_threads());
     if (most < 2 || !state().in_use.try_lock()) return;
     has_pool_ = true;
-    if (thread_limit < kMostThreads && openmp_runs(alone_ns, thread_limit, most)) {
+    const bool is_near = wait == Wait::for_none;
+    if (thread_limit < kMostThreads && openmp_runs(is_near ? 0 : alone_ns, thread_limit, most)) {
         by_openmp_ = true;
         size_ = most;
         return;
     }
     try {
         if (!state().pool) state().pool = new Pool;
-        size_ = state().pool->gather(most, patience(alone_ns), all);
+        Pool& pool = *state().pool;
+        if (is_near && !pool.are_near(most, alone_ns)) return;
+        size_ = pool.gather(most, patience(alone_ns), wait == Wait::for_all);
+        if (is_near && size_ < most) pool.note_absence();
     } catch (...) {
         state().in_use.unlock();
         throw;

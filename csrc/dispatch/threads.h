@@ -14,6 +14,9 @@ namespace rnnfast {
 int num_threads();
 void set_num_threads(int count);  // taken into 1..1024
 
+// The most cores that the process has time of, fewer than it may run on, perhaps, in a container.
+void set_cpu_quota(int count);
+
 // While it lives, passes of its thread use no more than `most` threads, if `most` is above 0: the number
 // of the library whose OpenMP `use_openmp` has found, whose threads long ones then use.
 class ThreadLimit {
@@ -30,8 +33,8 @@ private:
 // The most that a pass of this thread may use.
 int allowed_threads();
 
-// Work of a thread that takes a core for a while, for the lifetime of the object: what other callers
-// begin meanwhile leaves it one.
+// Work that a team may do, for the lifetime of the object: such work of other callers that begins
+// meanwhile leaves it a core.
 class Busy {
 public:
     Busy();
@@ -57,6 +60,7 @@ constexpr std::chrono::microseconds kSpinBetweenCalls{100}, kSpinInCall{1000};
 class Signal {
 public:
     uint64_t value() const { return value_.load(std::memory_order_acquire); }
+    bool has_sleepers() const { return sleepers_.load(std::memory_order_relaxed); }
     void add(uint64_t count = 1);
     // Returns once the value is at least `least`.
     void wait(uint64_t least, std::chrono::microseconds most_spin = kSpinInCall);
@@ -98,9 +102,15 @@ private:
 // part of the time of the work. While the pool is in use by another caller there are none.
 class Team {
 public:
-    // `alone_ns`: what the work takes one thread. A worker that sleeps, or whose core others have, is
-    // waited for no longer than an eighth of that; with `all`, or by OpenMP, until it comes.
-    Team(int most, double alone_ns, bool all);
+    // How long workers are waited for that sleep, or whose core others have; by OpenMP, until they come.
+    enum class Wait {
+        for_none,    // only those are asked that spin, if that is all that are wanted
+        for_a_part,  // an eighth of what the work takes one thread
+        for_all      // until they come
+    };
+
+    // `alone_ns`: what the work takes one thread.
+    Team(int most, double alone_ns, Wait wait);
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;

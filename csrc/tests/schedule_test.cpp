@@ -1,8 +1,10 @@
 // How the estimates share work out: few rows or large weights by units, else by rows, and nothing where
 // it would not pay; and what of the cores callers leave each other.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <string>
+#include <thread>
 
 #include "dispatch/registry.h"
 #include "dispatch/run.h"
@@ -37,8 +39,8 @@ const Case kCases[] = {
     {CellId::lstm, 25, 512, 1024, Forced::shards, Forced::shards},
 };
 
-Forced chosen(const JobWork& work, int threads) {
-    if (best_schedule(&work, 1, 1, threads).threads == 1) return Forced::none;
+Forced chosen(const JobWork& work, int threads, Workers workers = Workers::anywhere) {
+    if (best_schedule(&work, 1, 1, threads, workers).threads == 1) return Forced::none;
     return schedule_of(best_split(work, threads));
 }
 
@@ -47,7 +49,8 @@ void check(const Case& c) {
     const Sizes sizes{c.units, c.units, 0};
     const RowPlan rows(c.steps, c.batch, false, nullptr);
     const JobWork forward = forward_work(kernels, sizes, nullptr, rows.plan());
-    const JobWork backward = backward_work(kernels, sizes, nullptr, rows.plan(), 4, false);
+    const JobWork backward =
+        backward_work(kernels, sizes, nullptr, rows.plan(), Held::packed, 4, false);
     const std::string what = "cell " + std::to_string(int(c.cell)) + ", " +
                              std::to_string(c.steps) + " " + std::to_string(c.batch) + " " +
                              std::to_string(c.units);
@@ -83,11 +86,58 @@ void check_far() {
     }
 }
 
+// Work that threads which may be asleep would not pay for, and those that spin do.
+void check_near() {
+    const CellKernels<float>& kernels = active_kernels_for<float>().cells[int(CellId::lstm)];
+    const struct {
+        ptrdiff_t steps, batch, units;
+        Held held;
+        Forced near;
+    } cases[] = {
+        {1, 1, 64, Held::packed, Forced::none},    {1, 1, 96, Held::packed, Forced::none},
+        {1, 1, 256, Held::packed, Forced::units},  {1, 1, 128, Held::borrowed, Forced::units},
+        {10, 8, 64, Held::packed, Forced::shards}, {1, 8, 128, Held::packed, Forced::shards},
+    };
+    for (const auto& c : cases) {
+        const RowPlan rows(c.steps, c.batch, false, nullptr);
+        const JobWork work =
+            forward_work(kernels, {c.units, c.units, 0}, nullptr, rows.plan(), c.held);
+        const std::string what = std::to_string(c.steps) + " " + std::to_string(c.batch) + " " +
+                                 std::to_string(c.units) + " of threads that ";
+        expect(chosen(work, 2) == Forced::none, what + "sleep: not alone");
+        expect(chosen(work, 2, Workers::near) == c.near, what + "spin: otherwise");
+    }
+}
+
+// Short calls one after the other wake the workers, and have them from then on; calls far apart do not.
+void check_near_teams() {
+    constexpr double kWorkNs = 50'000;
+    const int before = num_threads();
+    set_num_threads(2);
+    const auto meets = [&] {
+        Team team(2, kWorkNs, Team::Wait::for_none);
+        const int size = team.size();
+        return team.run([](int) {}) && size == 2;
+    };
+    int far = 0;
+    for (int i = 0; i < 20; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        far += meets();
+    }
+    expect(far == 0, "calls far apart: workers that sleep were waited for");
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    bool came = false;
+    while (!came && std::chrono::steady_clock::now() < end) came = meets();
+    expect(came, "calls one after the other: no worker ever came");
+    set_num_threads(before);
+}
+
 // Gradients of weights alone, of steps that went back before: no step waits for another.
 void check_left() {
     const CellKernels<float>& kernels = active_kernels_for<float>().cells[int(CellId::lstm)];
     const RowPlan rows(100, 1, false, nullptr);
-    const JobWork work = backward_work(kernels, {1024, 1024, 0}, nullptr, rows.plan(), 4, true);
+    const JobWork work =
+        backward_work(kernels, {1024, 1024, 0}, nullptr, rows.plan(), Held::packed, 4, true);
     expect(work.meetings == 0 && work.far_rows == 0 && work.row_bytes == 0,
            "gradients of steps that went back before: as if they did once more");
 }
@@ -109,6 +159,13 @@ void check_busy() {
         expect(Busy().threads() == 1, "a caller with a limit: more than that");
     }
     expect(Busy().threads() == kMany, "a caller after others: not all again");
+    {
+        set_cpu_quota(3);
+        const Busy first, second;
+        expect(first.threads() == kMany, "the only caller in a container: fewer than are allowed");
+        expect(second.threads() <= 2, "a second caller in a container: more than its share");
+        set_cpu_quota(kMany);
+    }
     set_num_threads(before);
 }
 
@@ -120,6 +177,8 @@ int main() {
     rnnfast::check_far();
     rnnfast::check_left();
     rnnfast::check_busy();
+    rnnfast::check_near();
+    rnnfast::check_near_teams();
     std::printf("%d of %d checks failed\n", rnnfast::failures, rnnfast::checked);
     return rnnfast::failures != 0;
 }

@@ -194,6 +194,27 @@ int wrong_fingerprints() {
     return wrong;
 }
 
+bool runs_alone() {
+    run(CellId::lstm, 1, nullptr, kAll, kAll);
+    return last_schedule() == Forced::none;
+}
+
+// Passes on two threads beside another caller's work, which has one of two cores, and then without: how
+// many had more than they should, and whether none had what it should.
+int wrong_teams() {
+    constexpr int kTries = 1000;  // a worker whose core is busy is not waited for
+    set_num_threads(2);
+    set_cpu_quota(2);
+    int wrong = 0;
+    {
+        const Busy other;
+        for (int i = 0; i < 10; ++i) wrong += !runs_alone();
+    }
+    int tries = 0;
+    while (tries < kTries && runs_alone()) ++tries;
+    return wrong + (tries == kTries);
+}
+
 }  // namespace
 
 int main() {
@@ -243,6 +264,9 @@ int main() {
     const int wrong = wrong_fingerprints();
     if (wrong) std::printf("%d fingerprints of several threads: others\n", wrong);
     failures += wrong;
+    const int teams = wrong_teams();
+    if (teams) std::printf("%d passes beside others: on other numbers of threads\n", teams);
+    failures += teams;
     std::printf("%d failed\n", failures);
     return failures != 0;
 }

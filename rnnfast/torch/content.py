@@ -48,8 +48,9 @@ class ContentCache:
         self, backend: NativeBackend, form: Form, weights: tuple[Tensor, ...]
     ) -> Packs | None:
         """What `get` gave for weights at this place, if they are the same still."""
-        found = self._find((form, taking_tensors(backend.place)(weights)))
-        if found is not None and found.seen == fingerprint_of(backend, weights):
+        held = tuple(map(Tensor.detach, weights))  # other threads may give them other memory
+        found = self._find((form, taking_tensors(backend.place)(held)))
+        if found is not None and found.seen == fingerprint_of(backend, held):
             return found.packs
         return None
 

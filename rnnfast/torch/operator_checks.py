@@ -106,6 +106,8 @@ def check_backward(
     check("dc", dc, x, (rows, batch, sizes.hidden))
     if len(wanted) != 3 + weights:
         raise ValueError(f"wanted: expected {3 + weights} entries, got {len(wanted)}")
+    if wanted[2] and not kind.has_c:
+        raise ValueError(f"wanted: expected False for c0 of {kind.cell}, got True")
 
 
 def _kind(weights: Sequence[Tensor], cell: str, directions: int, bias: bool) -> Kind:

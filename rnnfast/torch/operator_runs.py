@@ -41,9 +41,12 @@ def _known(form: Form, weights: Sequence[Tensor], x: Tensor) -> Packs | None:
 
     Of tensors that stand for the negatives of what they hold, torch gives an operator copies.
     """
-    if not weights or weights[0].dtype is not x.dtype or x.dim() != 3:
+    backend, dtype = native(), x.dtype
+    if backend is None or dtype not in DTYPES or x.dim() != 3:  # others are converted first
         return None
-    return _packs.known(_backend(), form, tuple(weights))
+    if not weights or weights[0].dtype is not dtype:
+        return None
+    return _packs.known(backend, form, tuple(weights))
 
 
 def _packed(form: Form, kind: Kind, weights: Sequence[Tensor]) -> Packs:
@@ -61,23 +64,23 @@ def _state(h: Tensor | None, c: Tensor | None) -> Any:
 
 
 @lru_cache
-def _tape_row(kind: Kind, dtype: torch.dtype, lanes: int) -> int:
+def _tape_row(backend: NativeBackend, kind: Kind, dtype: torch.dtype, lanes: int) -> int:
     """What a step of one row leaves; `dtype` : that the tape has."""
     width, hidden, projection = kind.sizes
     hidden, projection = (-(-size // lanes) * lanes for size in (hidden, projection))
     sizes = width, hidden, projection
-    return _backend().tape_row(kind.cell, DTYPES[dtype], *sizes, kind.layers, kind.directions)
+    return backend.tape_row(kind.cell, DTYPES[dtype], *sizes, kind.layers, kind.directions)
 
 
 def tape_shape(kind: Kind, x: Tensor) -> tuple[Any]:
     """Of the tape of a pass over x, whose T and B may be symbols."""
     dtype = COMPUTED[x.dtype]
-    return (x.shape[0] * x.shape[1] * _tape_row(kind, dtype, _LANES[dtype]),)
+    return (x.shape[0] * x.shape[1] * _tape_row(_backend(), kind, dtype, _LANES[dtype]),)
 
 
 def _filled(tape: Tensor, kind: Kind, x: Tensor) -> Tensor:
     """The part of a tape that has something in it."""
-    count = x.shape[0] * x.shape[1] * _tape_row(kind, tape.dtype, 1)
+    count = x.shape[0] * x.shape[1] * _tape_row(_backend(), kind, tape.dtype, 1)
     return tape if tape.shape == (count,) else tape[:count]
 
 
@@ -102,7 +105,8 @@ def forward(
     if packs is not None:
         result = run(packs, x, _state(h0, c0))
     if packs is None or result is NotImplemented:
-        packs = _packed(form, checked_kind(x, h0, c0, weights, *form), weights)
+        kind = checked_kind(x, h0, c0, weights, *form)
+        packs = packs or _packed(form, kind, weights)
         result = run(packs, _computed(x), _state(_computed(h0), _computed(c0)))
     if result is NotImplemented:
         raise RuntimeError(UNREADABLE)
@@ -134,9 +138,10 @@ def backward(
     packs = _known(form, weights, x)
     if (
         packs is not None
-        and (dc is None or packs.kind.has_c)
-        and tape.shape == tape_shape(packs.kind, x)
         and len(wanted) == 3 + len(weights)
+        and (packs.kind.has_c or (dc is None and not wanted[2]))
+        and tape.dtype is x.dtype
+        and tape.shape == tape_shape(packs.kind, x)
     ):
         d_state = (dh, dc) if packs.kind.has_c else dh
         given = x, _state(h0, c0), None, y, _filled(tape, packs.kind, x), dy, d_state
@@ -148,7 +153,7 @@ def backward(
         kind = checked_kind(x, h0, c0, weights, *form)
         check_backward(kind, dy, dh, dc, x, y, tape, tape_shape(kind, x), len(weights), wanted)
         dx, initial, parameters = gradients(
-            _packed(form, kind, weights).stack(),
+            (packs or _packed(form, kind, weights)).stack(),
             _computed(x),
             None if h0 is None else [_computed(s) for s in (h0, c0) if s is not None],
             None,
