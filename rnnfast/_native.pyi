@@ -279,15 +279,15 @@ def take_tensors(
 def empty_like(tensor: object, half: bool, /) -> Any:
     """A tensor of those types in the shape of another, without values: float32, or bfloat16.
 
-    Its memory, where it is large, is kept from call to call. None where the other is none, or has
+    Contiguous, or but for two axes, if that other is. Its memory, where it is large, is kept from call to call. None where the other is none, or has
     more than three axes.
     """
 
 def copy(other: object, /) -> Any:
     """A tensor of those types with the values of another, in memory as that of `empty_like`.
 
-    Or an array of floats. None where the other is neither, is not contiguous, or has more than
-    three axes.
+    Or an array of floats. None where the other is neither, is not contiguous, nor but for two axes,
+    or has more than three axes.
     """
 
 def isas() -> list[str]:

@@ -203,6 +203,13 @@ struct New {
 // would come page by page, cleared.
 template <class T>
 New<T> new_array(const Shape& shape, size_t too_large = kLasting) {
+    if (shape.swapped) {
+        Shape other = shape;
+        std::swap(other.sizes[0], other.sizes[1]);
+        other.swapped = false;
+        const New<T> made = new_array<T>(other, too_large);
+        return {made.object.attr("swapaxes")(0, 1), made.data};
+    }
     constexpr auto large = ptrdiff_t(kKeptFrom / sizeof(T));
     const ptrdiff_t count = element_count(shape, sizeof(T));
     if (count >= large) {

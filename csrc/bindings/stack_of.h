@@ -215,7 +215,9 @@ private:
         if (form_.cell) {
             out.y = {out.hn, 0, layers_.width()};  // of one step: h after it
         } else {
-            const Shape shape = axes.shape(in, layers_.output());
+            Shape shape = axes.shape(in, layers_.output());
+            // Tensors lie as torch's own do, whose dropout draws its masks in the order of memory.
+            shape.swapped = form_.tensors && axes.batch == 0 && axes.steps == 1;
             auto made = new_like<T>(like, shape);
             out.y = dense_rows(made.data, axes, shape);
             y = std::move(made.object);
@@ -234,8 +236,11 @@ private:
 
     static Rows<T> dense_rows(T* data, const Axes& axes, const Shape& shape) {
         const ptrdiff_t width = shape.sizes[shape.count - 1];
+        const int outer = shape.swapped;  // of two axes
         const auto stride = [&](int axis) {
-            return axis < 0 ? 0 : axis == 0 && axes.count() == 2 ? shape.sizes[1] * width : width;
+            return axis < 0                             ? 0
+                   : axis == outer && axes.count() == 2 ? shape.sizes[1 - outer] * width
+                                                        : width;
         };
         return {data, stride(axes.steps), stride(axes.batch)};
     }

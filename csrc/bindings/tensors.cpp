@@ -6,8 +6,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <new>
+#include <numeric>
+#include <utility>
 
 #include "bindings/dlpack.h"
 #include "bindings/ndarray.h"
@@ -97,28 +100,37 @@ bool take_tensors(const py::object& table, const py::type& tensor, const py::typ
     return true;
 }
 
+// The shape of an array, and whether it is contiguous but for two swapped axes.
+Shape shape_of(const Array& array) {
+    Shape shape;
+    for (int axis = 0; axis < array.axes; ++axis) shape.add(array.sizes[axis]);
+    if (array.axes == 3 && !is_contiguous(array)) {
+        Array other = array;
+        std::swap(other.sizes[0], other.sizes[1]);
+        std::swap(other.strides[0], other.strides[1]);
+        shape.swapped = is_contiguous(other);
+    }
+    return shape;
+}
+
 // A tensor in the shape of another, without values: float32, or bfloat16 if `half`. None where that
 // other is not one that can be read.
 py::object empty_like(const py::object& tensor, bool half) {
     Array like;
     if (!read_tensor(tensor.ptr(), like)) return py::none();
-    Shape shape;
-    for (int axis = 0; axis < like.axes; ++axis) shape.add(like.sizes[axis]);
+    const Shape shape = shape_of(like);
     return new_tensor(shape, half ? kBfloat16Kind : 'f', half ? 2 : 4).object;
 }
 
-// A tensor with the values of another, or an array. None where that is not contiguous, or cannot be
-// read, or an array is not of floats.
+// A tensor with the values of another, or an array, in the same order in memory. None where that is
+// neither contiguous nor so but for two axes, or cannot be read, or an array is not of floats.
 py::object copy(const py::object& other) {
     Array from;
-    if (!read_any(other.ptr(), true, from) || from.kind == '?' || !is_contiguous(from))
-        return py::none();
-    Shape shape;
-    ptrdiff_t bytes = from.item;
-    for (int axis = 0; axis < from.axes; ++axis) {
-        shape.add(from.sizes[axis]);
-        bytes *= from.sizes[axis];
-    }
+    if (!read_any(other.ptr(), true, from) || from.kind == '?') return py::none();
+    const Shape shape = shape_of(from);
+    if (!shape.swapped && !is_contiguous(from)) return py::none();
+    const ptrdiff_t bytes = std::accumulate(from.sizes, from.sizes + from.axes, from.item,
+                                            std::multiplies<ptrdiff_t>());
     const auto filled = [&](auto made) {
         if (bytes) std::memcpy(made.data, from.data, size_t(bytes));
         return std::move(made.object);
@@ -190,6 +202,10 @@ NewTensor new_tensor(const Shape& shape, char kind, size_t item, size_t too_larg
         own->sizes[axis] = shape.sizes[axis];
         own->strides[axis] = packed;
         packed *= shape.sizes[axis];
+    }
+    if (shape.swapped) {
+        own->strides[0] = own->strides[1];
+        own->strides[1] = own->strides[0] * own->sizes[0];
     }
     const auto* const known = std::find_if(std::begin(kKinds), std::end(kKinds),
                                            [kind](const auto& k) { return k.kind == kind; });

@@ -17,6 +17,7 @@ constexpr int kMostAxes = 3;
 struct Shape {
     Py_intptr_t sizes[kMostAxes];
     int count = 0;
+    bool swapped = false;  // the second axis comes before the first in memory
 
     void add(ptrdiff_t size) { sizes[count++] = size; }
 };
