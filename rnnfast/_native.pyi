@@ -279,8 +279,8 @@ def take_tensors(
 def empty_like(tensor: object, half: bool, /) -> Any:
     """A tensor of those types in the shape of another, without values: float32, or bfloat16.
 
-    Contiguous, or but for two axes, if that other is. Its memory, where it is large, is kept from call to call. None where the other is none, or has
-    more than three axes.
+    Contiguous, or but for two axes, if that other is. Its memory, where it is large, is kept from
+    call to call. None where the other is none, or has more than three axes.
     """
 
 def copy(other: object, /) -> Any:

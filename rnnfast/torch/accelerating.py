@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.modules import rnn as torch_rnn
 from torch.nn.utils import parametrize
 
 from rnnfast._locks import Lock
-from rnnfast.torch import cuda
+from rnnfast.torch import cuda, subclasses
 from rnnfast.torch.kinds import COMPUTED, native
 from rnnfast.torch.modules import TWINS, Cell, Layer
 from rnnfast.torch.packs import PackCache
@@ -24,7 +25,7 @@ _OURS = {ours: theirs for theirs, ours in TWINS.items()}
 _RECURRENT = (torch_rnn.RNNBase, torch_rnn.RNNCellBase)
 
 
-def accelerate(model: Model) -> Model:
+def accelerate(model: Model, *, by_subclass: bool = False) -> Model:
     """Switches every recurrent module in a model to rnnfast, in place, and returns the model.
 
     A module stays the object that it is, with its parameters, hooks and parametrizations: only its
@@ -34,13 +35,17 @@ def accelerate(model: Model) -> Model:
     ----------
     model : any module; it may itself be a recurrent one. What is left alone, such as subclasses of
         torch's modules, `report` tells.
+    by_subclass : gives each module a class that derives from its own, in place of rnnfast's. So
+        layers stay instances of `torch.nn.LSTM`, as some libraries ask, and subclasses of torch's
+        modules are switched too: what they do themselves stays, and their `super().forward` is
+        rnnfast's. `torch.compile` leaves such layers out of its graphs, as it does torch's.
     """
-    return _switched(model, TWINS)
+    return _switched(model, partial(_of_ours, by_subclass=by_subclass))
 
 
 def restore(model: Model) -> Model:
     """The inverse of `accelerate`: every module of rnnfast becomes torch's, in place."""
-    _switched(model, _OURS)
+    _switched(model, _of_torch)
     for module in model.modules():
         if not isinstance(module, (Layer, Cell)):
             module.__dict__.pop("_rnnfast", None)
@@ -141,24 +146,38 @@ def _patch(more: int) -> None:
                 setattr(place, name, _found[place, name])
 
 
-def _switched(model: Model, twins: dict[Any, Any]) -> Model:
+def _switched(model: Model, new_class: Callable[[Module, Any], Any]) -> Model:
+    """new_class : of a module and its class, or the base of one by torch; None: it stays."""
     for module in model.modules():
-        new = _class_for(module, twins)
+        own = type(module)
+        if not _is_made_by_parametrize(module):
+            new = new_class(module, own)
+        else:
+            new = new_class(module, own.__bases__[0])
+            if new is not None:
+                kept = vars(own).items()
+                kept = {k: v for k, v in kept if k not in ("__dict__", "__weakref__")}
+                new = type(own.__name__, (new,), kept)
         if new is not None:
             module.__class__ = new
     return model
 
 
-def _class_for(module: Module, twins: dict[Any, Any]) -> Any:
-    """The class that the module is to have; None: it stays."""
-    own = type(module)
-    if own in twins:
-        return twins[own]
-    if not parametrize.is_parametrized(module) or own.__bases__[0] not in twins:
+def _is_made_by_parametrize(module: Module) -> bool:
+    """Whether torch has made its class for it, with a property for each parameter."""
+    return parametrize.is_parametrized(module) and len(type(module).__bases__) == 1
+
+
+def _of_ours(module: Module, own: Any, by_subclass: bool) -> Any:
+    if not by_subclass:
+        return TWINS.get(own)
+    if not issubclass(own, tuple(TWINS)) or issubclass(own, (Layer, Cell)):
         return None
-    # Torch makes such a class for each parametrized module, with a property for each parameter.
-    kept = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
-    return type(own.__name__, (twins[own.__bases__[0]],), kept)
+    return subclasses.derived(own) if subclasses.conflict(module, own) is None else None
+
+
+def _of_torch(module: Module, own: Any) -> Any:
+    return subclasses.origin(own) or _OURS.get(own)
 
 
 def _frozen(model: Model, frozen: bool) -> Model:
@@ -173,11 +192,14 @@ def _left(module: Module) -> str:
     base = next((t for t in TWINS if isinstance(module, t)), None)
     if base is None:
         return "a recurrent module that is none of torch.nn's"
-    if type(module) is base or (
-        parametrize.is_parametrized(module) and type(module).__bases__[0] is base
-    ):
+    own = type(module).__bases__[0] if _is_made_by_parametrize(module) else type(module)
+    if own is base:
         return "accelerate has not been called"
-    return f"a subclass of torch.nn.{base.__name__}, which may compute something else"
+    a_subclass = f"a subclass of torch.nn.{base.__name__}"
+    name = subclasses.conflict(module, own)
+    if name is not None:
+        return f"{a_subclass} with a {name} of its own"
+    return f"{a_subclass}, which may compute something else"
 
 
 def _by_torch(module: Layer | Cell) -> str:

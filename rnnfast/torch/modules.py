@@ -62,6 +62,14 @@ class _Own:
             self.__dict__.pop("_rnnfast", None)
         super().__setattr__(name, value)
 
+    def __prepare_scriptable__(self) -> Any:
+        """What `torch.jit.script` asks first; it would fail later, and with other reasons."""
+        name = type(self).__name__
+        raise RuntimeError(
+            f"torch.jit.script: expected modules of torch, got {name} of rnnfast.torch: "
+            "call rnnfast.torch.restore(model) before"
+        )
+
 
 # What a `Kind` is made of, beside the cell.
 _OF_KIND = frozenset(

@@ -25,6 +25,7 @@ from rnnfast.torch.exchange import (
     widened,
 )
 from rnnfast.torch.kinds import FORMATS, Kind, fits, native
+from rnnfast.torch.profiling import is_profiled, profiled
 
 if TYPE_CHECKING:
     from rnnfast._native import Packed, Stack
@@ -88,15 +89,15 @@ class Packs:
             return Packs.of(backend, kind, weights, self.format_name)
         return Packs(backend, kind, packs, self._names, self.format_name, self.borrowed)
 
-    def stack(self, batch_first: bool = False, ragged: bool = False) -> Stack:
-        """What runs all layers; `ragged` : on a PackedSequence's data, and its batch_sizes."""
+    def stack(self, batch_first: bool = False, ragged: bool = False) -> Any:
+        """The `Stack` of all layers; `ragged` : for a PackedSequence's data, and batch_sizes."""
         made = self._stacks.get((batch_first, ragged))
         if made is None:
             kind = self.kind
             own = self._packs, self._names, kind.directions, kind.one_step
             made = self._backend.stack(*own, batch_first, tensors=True, ragged=ragged)
             self._stacks[batch_first, ragged] = made = stack_taking_tensors(made)
-        return made
+        return profiled(made) if is_profiled() else made
 
     def layer(self, layer: int) -> Packs:
         """Those of one layer."""
@@ -151,7 +152,7 @@ class Parameters:
         shows_changes = packs.borrowed or self.frozen  # or those are promised not to be
         is_whole = packs.kind is self.kind
         converts = packs.format_name is not None or self.format_name is not None
-        if shows_changes and is_whole and self.can_stay and not converts:
+        if shows_changes and is_whole and self.can_stay and not converts and not is_profiled():
             infer_at = packs.stack(bool(batch_first)).infer_at
             self._again = None if infer_at is None else (batch_first, infer_at, self._place)
 
@@ -163,7 +164,7 @@ class Parameters:
         weights : which may have got other memory. x, states : whatever the caller gave.
         """
         known = self._again
-        if known is None or known[0] != batch_first:
+        if known is None or known[0] != batch_first or is_profiled():
             return None
         result = known[1](known[2], weights, x, states, _get_num_threads())
         return None if result is NotImplemented else result
