@@ -24,9 +24,7 @@ struct OpenMp {
 // Never freed: another thread may be reading it.
 std::atomic<const OpenMp*> known{nullptr};
 
-// To wake threads that sleep takes 5 to 50 us, and they come when they come: work must take longer. Not
-// so soon after the last, while they still spin, and the pool's would find their cores taken.
-constexpr double kLeastNs = 200'000;
+// How long after the last work of ours they surely spin still.
 constexpr std::chrono::milliseconds kStillSpinning{2};
 // All of the library's threads are called, and the caller waits for all: most must have work.
 constexpr int kMostCalled = 2;  // for each that has
@@ -120,9 +118,9 @@ bool use_openmp([[maybe_unused]] const char* path) {
 #endif
 }
 
-bool openmp_runs(double alone_ns, int threads, int size) {
-    return threads <= kMostCalled * size && known.load() &&
-           (alone_ns >= kLeastNs || caller.has_spinning()) && caller.is_first();
+bool openmp_runs(bool wakes, int threads, int size) {
+    return threads <= kMostCalled * size && known.load() && (wakes || caller.has_spinning()) &&
+           caller.is_first();
 }
 
 bool run_by_openmp(int threads, int size, const std::function<void(int)>& work) {

@@ -11,9 +11,12 @@ namespace rnnfast {
 // then nothing changes. Those that are forked later do without.
 bool use_openmp(const char* path);
 
-// Whether `threads` that the library usually has are to run work of this thread for `size` of them, which
-// takes one thread so long.
-bool openmp_runs(double alone_ns, int threads, int size);
+// To wake threads that sleep takes 5 to 50 us, and they come when they come: work must take longer.
+constexpr double kWorthWakingNs = 200'000;
+
+// Whether `threads` that the library usually has are to run work of this thread for `size` of them.
+// `wakes`: also where they sleep. Else soon after the last, while they still spin.
+bool openmp_runs(bool wakes, int threads, int size);
 
 // Runs work(rank), ranks 0 to size-1, the caller's 0, on the first of `threads`: with another number some
 // would end, or others would be made. The caller waits for all of them. False where OpenMP gives fewer

@@ -21,14 +21,16 @@ constexpr double kMeetingNs = 250, kMeetingPerThreadNs = 50;
 constexpr double kMovedBytesPerNs = 3;
 // Gathering a team, meeting its end, and the caches that it starts with.
 constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;
-// Of threads that spin.
-constexpr double kNearTeamNs = 1500, kNearTeamPerThreadNs = 200;
+// The same of threads that spin: 1 us, or 4 where the two cores are far apart. There a meeting takes
+// three times as long as above, which only long passes may find out to their cost.
+constexpr double kNearTeamNs = 4000, kNearTeamPerThreadNs = 200, kFarMeetingNs = 800;
 // More threads must be predicted to take less than this share of the time; of a short one, less, as
 // the workers may be asleep.
-constexpr double kGain = 0.85, kGainOfShort = 0.6, kShortNs = 250000;
+constexpr double kGain = 0.85, kGainOfShort = 0.6, kGainOfNear = 0.75, kShortNs = 250000;
 
 double gain(double alone_ns, Workers workers) {
-    return alone_ns < kShortNs && workers == Workers::anywhere ? kGainOfShort : kGain;
+    if (workers == Workers::near) return kGainOfNear;
+    return alone_ns < kShortNs ? kGainOfShort : kGain;
 }
 double team_ns(Workers workers) { return workers == Workers::near ? kNearTeamNs : kTeamNs; }
 double team_per_thread_ns(Workers workers) {
@@ -56,8 +58,13 @@ double split_ns(const JobWork& w, const Split& split, int threads) {
     return loop + w.rest / (w.rest_by_all ? threads : split.threads());
 }
 
-double best_ns(const JobWork& w, int threads) {
-    return split_ns(w, best_split(w, threads), threads);
+double best_ns(const JobWork& w, int threads, Workers workers) {
+    const Split split = best_split(w, threads);
+    const bool meets = split.units > 1 && workers == Workers::near;
+    const double meetings = meets ? double(w.steps) * w.meetings : 0;
+    const double phases = workers == Workers::near ? double(w.phases) : 0;
+    return split_ns(w, split, threads) + meetings * (kFarMeetingNs - kMeetingNs) +
+           phases * kFarMeetingNs;
 }
 
 template <class T>
@@ -103,6 +110,7 @@ template <class T>
 JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
                       const Plan& plan, Held held, ptrdiff_t chunks, bool left) {
     constexpr double kCopiedPerNs = 8;  // elements of gate gradients
+    constexpr ptrdiff_t kPhases = 5;    // of a chunk: copies, steps and products
     JobWork w = work_of(kernels, sizes, format, plan, held);
     w.rest = (left ? 1 : 2) * w.rest + w.rows * double(w.steps) * w.row_step;
     w.row_bytes = double(kernels.gradient_row(sizes)) * sizeof(T);
@@ -112,6 +120,7 @@ JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const F
     }
     w.rest_by_all = true;
     w.pieces = chunks;
+    w.phases = kPhases * chunks;
     return w;
 }
 
@@ -167,12 +176,12 @@ Schedule best_schedule(const JobWork* jobs, int layers, int directions, int thre
     }
     for (int n = threads; n > 1; n /= 2) {
         double in_turn = 0, in_two = 0;
-        for (int i = 0; i < count; ++i) in_turn += best_ns(jobs[i], n);
+        for (int i = 0; i < count; ++i) in_turn += best_ns(jobs[i], n, workers);
         consider(Order::in_turn, n, in_turn);
         if (directions == 2) {
             for (int i = 0; i < count; i += 2)
-                in_two += std::max(best_ns(jobs[i], group_size(n, 0)),
-                                   best_ns(jobs[i + 1], group_size(n, 1)));
+                in_two += std::max(best_ns(jobs[i], group_size(n, 0), workers),
+                                   best_ns(jobs[i + 1], group_size(n, 1), workers));
             consider(Order::directions, n, in_two);
         }
     }

@@ -40,6 +40,7 @@ struct JobWork {
     double rest;       // what is shared out evenly
     bool rest_by_all;  // among all threads of the group; otherwise among those of the split
     int meetings;      // of units in a step
+    ptrdiff_t phases;  // after which all threads meet, besides the steps
     ptrdiff_t pieces;  // that another layer can run a piece behind; 0: it cannot
 
     double alone() const;

@@ -10,10 +10,8 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
+#include "dispatch/cores.h"
 #include "dispatch/openmp.h"
 
 namespace rnnfast {
@@ -58,39 +56,6 @@ bool spin(const Done& done, std::chrono::microseconds most) {
     return false;
 }
 
-// The core that the calling thread runs on; -1: the system does not say.
-int current_core() {
-#if defined(__linux__)
-    return sched_getcpu();
-#else
-    return -1;
-#endif
-}
-
-// Moves the calling thread to another of the cores that it may use. A worker that is woken on the
-// core of the caller, which spins, would share it until the scheduler looks again: milliseconds.
-void leave_core(int core) {
-#if defined(__linux__)
-    cpu_set_t own;
-    if (core < 0 || core >= CPU_SETSIZE || sched_getaffinity(0, sizeof own, &own)) return;
-    cpu_set_t others = own;
-    CPU_CLR(size_t(core), &others);
-    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others)) return;
-    (void)sched_setaffinity(0, sizeof own, &own);  // it may come back when it likes
-#else
-    (void)core;
-#endif
-}
-
-// The cores that the calling thread may run on, one at least.
-int core_count() {
-#if defined(__linux__)
-    cpu_set_t own;
-    if (!sched_getaffinity(0, sizeof own, &own)) return CPU_COUNT(&own);
-#endif
-    return std::max(1, int(std::thread::hardware_concurrency()));
-}
-
 // What a worker is about. The caller offers; the worker takes, or the caller takes back; the caller
 // says when to start, once it knows how many have come.
 enum class Stage { idle, offered, taken, started };
@@ -101,22 +66,11 @@ struct alignas(64) Worker {
     Signal offers;
 };
 
-// Calls one soon after the other, of work that is worth workers that spin, after which these are woken;
-// and such calls that don't ask for them after one for which they did not come.
-constexpr int kCallsThatWake = 8, kCallsWithoutAbsent = 64;
-
 class Pool {
 public:
-    // Whether all workers of a team of so many spin. Where they sleep, one of several callers who came one
-    // soon after the other wakes them for the next.
-    bool are_near(int most, double alone_ns) {
-        if (absences_ > 0) return --absences_, false;
-        const auto now = Clock::now();
-        const auto soon = std::chrono::nanoseconds(int64_t(alone_ns));
-        calls_ = now - last_call_ < kSpinBetweenCalls + soon ? calls_ + 1 : 0;
-        last_call_ = now;
-        const bool wakes = calls_ >= kCallsThatWake;
-        if (wakes) grow(most - 1), calls_ = 0;
+    // Whether all workers of a team of so many spin; `wakes`: those that sleep, for the next call.
+    bool are_near(int most, bool wakes) {
+        if (wakes) grow(most - 1);
         const auto wanted = size_t(most - 1);
         bool near = workers_.size() >= wanted;
         for (size_t i = 0; i < std::min(wanted, workers_.size()); ++i)
@@ -126,9 +80,6 @@ public:
             }
         return near;
     }
-
-    // That workers who spun did not come: others have their cores.
-    void note_absence() { absences_ = kCallsWithoutAbsent; }
 
     // The caller and the workers that come; at most `most` in all.
     int gather(int most, std::chrono::microseconds patience, bool all) {
@@ -201,17 +152,40 @@ private:
     std::vector<std::unique_ptr<Worker>> workers_;
     std::vector<Worker*> team_;
     const std::function<void(int)>* work_ = nullptr;
-    std::atomic<int> core_{-1};      // the caller's
-    Clock::time_point last_call_{};  // of those whose work is worth workers that spin
-    int calls_ = 0, absences_ = 0;
+    std::atomic<int> core_{-1};  // the caller's
     Signal ended_;
     uint64_t finished_ = 0;
+};
+
+// Calls whose work is worth threads that spin, and no others.
+class ShortCalls {
+public:
+    // Whether one that comes now may have threads; `wakes`: it is the last of some that came one soon after
+    // the other, and so may wake them.
+    bool may_share(double alone_ns, bool& wakes) {
+        wakes = false;
+        if (alone_ > 0) return --alone_, false;
+        const auto now = Clock::now();
+        const auto soon = kSpinBetweenCalls + std::chrono::nanoseconds(int64_t(alone_ns));
+        in_turn_ = now - last_ < soon ? in_turn_ + 1 : 0;
+        last_ = now;
+        if (in_turn_ >= kThatWake) wakes = true, in_turn_ = 0;
+        return true;
+    }
+    // That threads which spun did not come, as others have their cores.
+    void note_absence() { alone_ = kAfterAbsence; }
+
+private:
+    static constexpr int kThatWake = 8, kAfterAbsence = 64;
+    Clock::time_point last_{};
+    int in_turn_ = 0, alone_ = 0;
 };
 
 // Made on first use and never destroyed: the threads sleep until the process ends.
 struct State {
     std::mutex in_use;
     Pool* pool = nullptr;
+    ShortCalls short_calls;
     std::atomic<int> threads{1};
     std::atomic<int> quota{kMostThreads};
     std::atomic<int> busy{0};  // the callers
@@ -287,18 +261,24 @@ Team::Team(int most, double alone_ns, Wait wait) {
     most = std::min(most, allowed_threads());
     if (most < 2 || !state().in_use.try_lock()) return;
     has_pool_ = true;
-    const bool is_near = wait == Wait::for_none;
-    if (thread_limit < kMostThreads && openmp_runs(is_near ? 0 : alone_ns, thread_limit, most)) {
+    const bool is_short = wait == Wait::for_none, is_for_torch = thread_limit < kMostThreads;
+    ShortCalls& short_calls = state().short_calls;
+    bool wakes = false;
+    if (is_short && !short_calls.may_share(alone_ns, wakes)) return;
+    const bool wakes_openmp = is_short ? wakes : alone_ns >= kWorthWakingNs;
+    if (is_for_torch && openmp_runs(wakes_openmp, thread_limit, most)) {
         by_openmp_ = true;
         size_ = most;
         return;
     }
+    // The pool's, which spin between short calls, would have half of the cores of torch's.
+    if (is_short && is_for_torch) return;
     try {
         if (!state().pool) state().pool = new Pool;
         Pool& pool = *state().pool;
-        if (is_near && !pool.are_near(most, alone_ns)) return;
+        if (is_short && !pool.are_near(most, wakes)) return;
         size_ = pool.gather(most, patience(alone_ns), wait == Wait::for_all);
-        if (is_near && size_ < most) pool.note_absence();
+        if (is_short && size_ < most) short_calls.note_absence();
     } catch (...) {
         state().in_use.unlock();
         throw;

@@ -1,0 +1,46 @@
+// The cores that threads run on.
+#pragma once
+
+#include <algorithm>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace rnnfast {
+
+// The core that the calling thread runs on; -1: the system does not say.
+inline int current_core() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// Moves the calling thread to another of the cores that it may use. A worker that is woken on the
+// core of the caller, which spins, would share it until the scheduler looks again: milliseconds.
+inline void leave_core(int core) {
+#if defined(__linux__)
+    cpu_set_t own;
+    if (core < 0 || core >= CPU_SETSIZE || sched_getaffinity(0, sizeof own, &own)) return;
+    cpu_set_t others = own;
+    CPU_CLR(size_t(core), &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others)) return;
+    (void)sched_setaffinity(0, sizeof own, &own);  // it may come back when it likes
+#else
+    (void)core;
+#endif
+}
+
+// The cores that the calling thread may run on, one at least.
+inline int core_count() {
+#if defined(__linux__)
+    cpu_set_t own;
+    if (!sched_getaffinity(0, sizeof own, &own)) return CPU_COUNT(&own);
+#endif
+    return std::max(1, int(std::thread::hardware_concurrency()));
+}
+
+}  // namespace rnnfast
