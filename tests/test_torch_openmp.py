@@ -137,6 +137,33 @@ print(tasks() - before, ran == ["shards"] * 3)
     assert run(code) == ["1", "True"]
 
 
+def test_short_calls_have_them_when_they_come_one_soon_after_the_other():
+    code = """
+torch.set_num_threads(2)
+module, x = rt.LSTM(256, 256), torch.randn(1, 1, 256)
+
+def runs():
+    with torch.no_grad():
+        module(x)
+    return native.last_schedule()
+
+far = set()
+for _ in range(20):
+    time.sleep(0.005)
+    far.add(runs())
+end = time.monotonic() + 20
+while (near := runs()) == "none" and time.monotonic() < end:
+    pass
+print(far, near)
+rnnfast.set_num_threads(1)
+with torch.no_grad():
+    want = module(x)[0]
+    rnnfast.set_num_threads(2)
+    print(all(torch.equal(module(x)[0], want) for _ in range(100)))
+"""
+    assert run(code) == ["{'none'}", "units", "True"]
+
+
 def test_other_threads_have_the_pool():
     code = """
 torch.set_num_threads(2)

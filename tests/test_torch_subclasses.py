@@ -117,6 +117,7 @@ def test_a_subclass_keeps_what_it_does_itself():
     assert repr(ours) == repr(theirs)
     (entry,) = rt.report(ours)
     assert entry.accelerated and entry.module == "WithLengths"
+    assert entry.reason == "what its super().forward computes"
     assert type(rt.restore(ours)) is WithLengths
 
 
@@ -182,6 +183,73 @@ def test_what_does_not_fit_is_left(made, name):
     named = WithLengths(3, 4)
     named._kind = "mine"
     assert type(rt.accelerate(named, by_subclass=True)) is WithLengths
+
+
+class Dropped(nn.LSTM):
+    """Gives torch other weights for the time of a call."""
+
+    def forward(self, x, hx=None):
+        kept = self._flat_weights
+        self._flat_weights = [w * 0.5 if w.dim() == 2 else w for w in kept]
+        try:
+            return super().forward(x, hx)
+        finally:
+            self._flat_weights = kept
+
+
+def test_other_flat_weights():
+    theirs, x = Dropped(3, 4), torch.randn(5, 2, 3)
+    ours = rt.accelerate(copy.deepcopy(theirs), by_subclass=True)
+    assert isinstance(ours, Layer)
+    for _ in range(2):
+        assert_close(results(ours, x), results(theirs, x))
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+
+def test_reserved_names_in_other_places():
+    for add in (
+        lambda m: m.register_buffer("_states", torch.zeros(1)),
+        lambda m: m.add_module("_cell", nn.Linear(2, 2)),
+        lambda m: m.register_parameter("_kind", nn.Parameter(torch.zeros(1))),
+    ):
+        module = WithLengths(3, 4)
+        add(module)
+        assert type(rt.accelerate(module, by_subclass=True)) is WithLengths
+        assert not rt.report(module)[0].accelerated
+
+
+class Reduced(nn.GRU):
+    """Pickled in its own way."""
+
+    def __reduce__(self):
+        return type(self), (self.input_size, self.hidden_size), self.__getstate__()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "made", [lambda: Reduced(3, 4), lambda: nn.LSTM(3, 4), lambda: OwnCell(3, 4)]
+)
+def test_pickles_of_every_protocol(made, protocol):
+    ours = rt.accelerate(made(), by_subclass=True)
+    again, own = pickle.loads(pickle.dumps((ours, type(ours)), protocol))
+    assert type(again) is type(ours) is own
+    assert all(map(torch.equal, again.parameters(), ours.parameters()))
+    assert type(rt.restore(again)) is type(made())
+
+
+class Registered(nn.LSTM):
+    """Wants more of those that derive from it."""
+
+    def __init_subclass__(cls, *, name, **options):
+        super().__init_subclass__(**options)
+
+
+def test_nothing_changes_where_a_class_cannot_be_made():
+    model = nn.Sequential(nn.GRU(3, 4), Registered(4, 4))
+    with pytest.raises(TypeError, match="name"):
+        rt.accelerate(model, by_subclass=True)
+    assert type(model[0]) is nn.GRU
 
 
 def test_those_that_are_accelerated_already_stay():

@@ -123,6 +123,8 @@ bool openmp_runs(bool wakes, int threads, int size) {
            caller.is_first();
 }
 
+void forget_openmp() { caller.last = {}; }
+
 bool run_by_openmp(int threads, int size, const std::function<void(int)>& work) {
     const OpenMp* const openmp = known.load();
     Region region{*openmp, work, size};

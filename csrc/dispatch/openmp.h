@@ -18,6 +18,9 @@ constexpr double kWorthWakingNs = 200'000;
 // `wakes`: also where they sleep. Else soon after the last, while they still spin.
 bool openmp_runs(bool wakes, int threads, int size);
 
+// That they did not come soon, as others have their cores: as if they slept.
+void forget_openmp();
+
 // Runs work(rank), ranks 0 to size-1, the caller's 0, on the first of `threads`: with another number some
 // would end, or others would be made. The caller waits for all of them. False where OpenMP gives fewer
 // than `size`, as in a region of its own, and nothing was run. `work` must not throw.

@@ -27,6 +27,9 @@ std::chrono::microseconds patience(double alone_ns) {
     return std::chrono::microseconds(int(std::clamp(alone_ns / 1000 * kShare, kLeast, kMost)));
 }
 
+// What waking a thread takes at most where it has a core.
+constexpr std::chrono::microseconds kAnyWaking{200};
+
 constexpr int kMostThreads = 1024;
 thread_local int thread_limit = kMostThreads;  // of ThreadLimit
 
@@ -172,13 +175,17 @@ public:
         if (in_turn_ >= kThatWake) wakes = true, in_turn_ = 0;
         return true;
     }
-    // That threads which spun did not come, as others have their cores.
-    void note_absence() { alone_ = kAfterAbsence; }
+    // Whether threads that should spin came, or did not, as others have their cores: that may cost a slice
+    // of the scheduler's time, so it is tried again after twice as many calls.
+    void note(bool came) {
+        if (!came) alone_ = after_absence_;
+        after_absence_ = came ? kLeastAlone : std::min(2 * after_absence_, kMostAlone);
+    }
 
 private:
-    static constexpr int kThatWake = 8, kAfterAbsence = 64;
+    static constexpr int kThatWake = 8, kLeastAlone = 64, kMostAlone = 1 << 16;
     Clock::time_point last_{};
-    int in_turn_ = 0, alone_ = 0;
+    int in_turn_ = 0, alone_ = 0, after_absence_ = kLeastAlone;
 };
 
 // Made on first use and never destroyed: the threads sleep until the process ends.
@@ -269,6 +276,7 @@ Team::Team(int most, double alone_ns, Wait wait) {
     if (is_for_torch && openmp_runs(wakes_openmp, thread_limit, most)) {
         by_openmp_ = true;
         size_ = most;
+        if (is_short) patience_ = patience(alone_ns);
         return;
     }
     // The pool's, which spin between short calls, would have half of the cores of torch's.
@@ -278,7 +286,7 @@ Team::Team(int most, double alone_ns, Wait wait) {
         Pool& pool = *state().pool;
         if (is_short && !pool.are_near(most, wakes)) return;
         size_ = pool.gather(most, patience(alone_ns), wait == Wait::for_all);
-        if (is_short && size_ < most) short_calls.note_absence();
+        if (is_short) short_calls.note(size_ == most);
     } catch (...) {
         state().in_use.unlock();
         throw;
@@ -294,16 +302,24 @@ Team::~Team() {
 bool Team::run(const std::function<void(int)>& work) {
     if (by_openmp_) {
         const int core = current_core();
+        const auto start = Clock::now();
+        bool came = false;  // soon
         Signal here;
-        return run_by_openmp(thread_limit, size_, [&](int rank) {
+        const bool has_run = run_by_openmp(thread_limit, size_, [&](int rank) {
             if (rank == 0) {
                 here.wait(uint64_t(size_ - 1));  // which yields: to who was woken on this core
+                came = Clock::now() - start < kAnyWaking + patience_;
             } else {
                 if (current_core() == core) leave_core(core);
                 here.add();
             }
             work(rank);
         });
+        if (patience_.count() > 0) {
+            state().short_calls.note(has_run && came);
+            if (!came) forget_openmp();
+        }
+        return has_run;
     }
     if (size_ == 1)
         work(0);

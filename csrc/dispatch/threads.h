@@ -104,7 +104,7 @@ class Team {
 public:
     // How long workers are waited for that sleep, or whose core others have; by OpenMP, until they come.
     enum class Wait {
-        for_none,    // only those are asked that spin, if that is all that are wanted
+        for_none,  // only those are asked that spin, if that is all that are wanted; see ShortCalls
         for_a_part,  // an eighth of what the work takes one thread
         for_all      // until they come
     };
@@ -125,6 +125,7 @@ private:
     int size_ = 1;
     bool has_pool_ = false;
     bool by_openmp_ = false;
+    std::chrono::microseconds patience_{};  // with threads that do not come; 0: no matter
 };
 
 }  // namespace rnnfast

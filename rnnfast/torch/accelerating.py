@@ -38,7 +38,8 @@ def accelerate(model: Model, *, by_subclass: bool = False) -> Model:
     by_subclass : gives each module a class that derives from its own, in place of rnnfast's. So
         layers stay instances of `torch.nn.LSTM`, as some libraries ask, and subclasses of torch's
         modules are switched too: what they do themselves stays, and their `super().forward` is
-        rnnfast's. `torch.compile` leaves such layers out of its graphs, as it does torch's.
+        rnnfast's. `torch.compile` leaves such layers out of its graphs, as it does torch's. Modules
+        that are rnnfast's already stay as they are.
     """
     return _switched(model, partial(_of_ours, by_subclass=by_subclass))
 
@@ -148,6 +149,7 @@ def _patch(more: int) -> None:
 
 def _switched(model: Model, new_class: Callable[[Module, Any], Any]) -> Model:
     """new_class : of a module and its class, or the base of one by torch; None: it stays."""
+    switched = []  # all classes are there before the first module changes
     for module in model.modules():
         own = type(module)
         if not _is_made_by_parametrize(module):
@@ -157,9 +159,11 @@ def _switched(model: Model, new_class: Callable[[Module, Any], Any]) -> Model:
             if new is not None:
                 kept = vars(own).items()
                 kept = {k: v for k, v in kept if k not in ("__dict__", "__weakref__")}
-                new = type(own.__name__, (new,), kept)
+                new = type(new)(own.__name__, (new,), kept)
         if new is not None:
-            module.__class__ = new
+            switched.append((module, new))
+    for module, new in switched:
+        module.__class__ = new
     return model
 
 
@@ -213,7 +217,8 @@ def _by_torch(module: Layer | Cell) -> str:
         return "runs by torch: rnnfast's compiled kernels are not in use"
     if weight.dtype not in COMPUTED:
         return f"runs by torch: {str(weight.dtype).removeprefix('torch.')}"
-    return ""
+    own = subclasses.origin(type(module))
+    return "" if own is None or own in TWINS else "what its super().forward computes"
 
 
 def _is_recurrent_script(module: torch.jit.ScriptModule) -> bool:

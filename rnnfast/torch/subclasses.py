@@ -7,18 +7,22 @@ a subclass of torch's keeps what it does itself: its `super().forward(…)` is r
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 from torch.nn import Module
 from torch.nn.modules import rnn as torch_rnn
 
-from rnnfast.torch.modules import TWINS
+from rnnfast.torch.modules import TWINS, Layer
 
 _OF_TORCH = (*TWINS, torch_rnn.RNNBase, torch_rnn.RNNCellBase, Module, object)
 
 # What torch's `forward` asks of its own class, and rnnfast's asks nobody.
 _ASKED_BY_TORCH = frozenset(
     [
+        "_flat_weights",
+        "_flat_weights_names",
+        "all_weights",
         "check_forward_args",
         "check_hidden_size",
         "check_input",
@@ -29,6 +33,7 @@ _ASKED_BY_TORCH = frozenset(
 )
 
 _made: dict[type[Module], type[Module]] = {}
+_metas: dict[type, type] = {}
 
 
 def derived(own: type[Module]) -> type[Module]:
@@ -39,10 +44,11 @@ def derived(own: type[Module]) -> type[Module]:
         if ours is not None and issubclass(ours, own):  # as cells are
             return ours
         bases: tuple[Any, ...] = (own, derived(_twin(own))) if ours is None else (ours, own)
-        names: dict[str, Any] = {"_OWN": own, "__module__": own.__module__}
-        if "__reduce_ex__" not in {name for c in own.__mro__[:-1] for name in vars(c)}:
-            names["__reduce_ex__"] = _reduce
-        made = _made.setdefault(own, type(own.__name__, bases, names))
+        kept = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
+        names = {**kept, "_OWN": own}
+        if issubclass(own, torch_rnn.RNNBase):
+            names["_call"] = _call
+        made = _made.setdefault(own, _meta(type(own))(own.__name__, bases, names))
     return made
 
 
@@ -59,24 +65,27 @@ def conflict(module: Module, own: type[Module]) -> str | None:
     reserved = {name for c in ours for name in vars(c) if not name.startswith("__")}
     reserved -= {"forward", *vars(_twin(own))}
     names = {name for c in classes for name in vars(c)}
-    found = names & _ASKED_BY_TORCH | (names | vars(module).keys()) & reserved
-    return min(found, default=None)
+    given = {*vars(module), *module._modules, *module._parameters, *module._buffers}
+    return min(names & _ASKED_BY_TORCH | (names | given) & reserved, default=None)
 
 
 def _twin(own: type[Module]) -> Any:
     return next(c for c in own.__mro__ if c in TWINS)
 
 
-def _reduce(self: Module, protocol: Any) -> Any:
-    """Of the class by its origin, which pickle can find."""
-    made = type(self)
-    reduced: Any = object.__reduce_ex__(self, protocol)
-    _, args, *rest = reduced
-    # Else it has a `__reduce__` of its own.
-    return (_new, (origin(made),), *rest) if args == (made,) else reduced
+def _call(self: Any, input: Any, hx: Any, format_name: str | None = None) -> Any:
+    """By torch with weights that a subclass has put in place of the parameters, as torch has it."""
+    own = self._parameters
+    given = zip(self._flat_weights_names, self._flat_weights, strict=False)
+    if any([own.get(name, weight) is not weight for name, weight in given]):
+        return self._torch_forward(input, hx)
+    return Layer._call(self, input, hx, format_name)
 
 
-def _new(own: type[Module]) -> Module:
-    made: Any = derived(own)
-    new: Module = made.__new__(made)
-    return new
+def _meta(of: type) -> Any:
+    """A class of classes that are pickled by their origin, which pickle can find."""
+    meta = _metas.get(of)
+    if meta is None:
+        meta = _metas.setdefault(of, type("Derived", (of,), {}))
+        copyreg.pickle(meta, lambda made: (derived, (made._OWN,)))
+    return meta
