@@ -276,7 +276,7 @@ Team::Team(int most, double alone_ns, Wait wait) {
     if (is_for_torch && openmp_runs(wakes_openmp, thread_limit, most)) {
         by_openmp_ = true;
         size_ = most;
-        if (is_short) patience_ = patience(alone_ns);
+        if (is_short) longest_ = kAnyWaking + std::chrono::nanoseconds(int64_t(alone_ns));
         return;
     }
     // The pool's, which spin between short calls, would have half of the cores of torch's.
@@ -303,20 +303,19 @@ bool Team::run(const std::function<void(int)>& work) {
     if (by_openmp_) {
         const int core = current_core();
         const auto start = Clock::now();
-        bool came = false;  // soon
         Signal here;
         const bool has_run = run_by_openmp(thread_limit, size_, [&](int rank) {
             if (rank == 0) {
                 here.wait(uint64_t(size_ - 1));  // which yields: to who was woken on this core
-                came = Clock::now() - start < kAnyWaking + patience_;
             } else {
                 if (current_core() == core) leave_core(core);
                 here.add();
             }
             work(rank);
         });
-        if (patience_.count() > 0) {
-            state().short_calls.note(has_run && came);
+        if (longest_.count() > 0) {
+            const bool came = has_run && Clock::now() - start < longest_;
+            state().short_calls.note(came);
             if (!came) forget_openmp();
         }
         return has_run;

@@ -125,7 +125,8 @@ private:
     int size_ = 1;
     bool has_pool_ = false;
     bool by_openmp_ = false;
-    std::chrono::microseconds patience_{};  // with threads that do not come; 0: no matter
+    std::chrono::nanoseconds
+        longest_{};  // that short work takes by OpenMP, if its threads have cores
 };
 
 }  // namespace rnnfast
