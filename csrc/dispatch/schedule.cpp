@@ -24,6 +24,8 @@ constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;
 // The same of threads that spin: 1 us, or 4 where the two cores are far apart. There a meeting takes
 // three times as long as above, which only long passes may find out to their cost.
 constexpr double kNearTeamNs = 4000, kNearTeamPerThreadNs = 200, kFarMeetingNs = 800;
+// What takes less is left alone: by one row of packed weights, estimates may be three times too long.
+constexpr double kLeastForNearNs = 25'000;
 // More threads must be predicted to take less than this share of the time; of a short one, less, as
 // the workers may be asleep.
 constexpr double kGain = 0.85, kGainOfShort = 0.6, kGainOfNear = 0.75, kShortNs = 250000;
@@ -131,8 +133,9 @@ void note_schedule(Forced ran) { last.store(ran, std::memory_order_relaxed); }
 Forced last_schedule() { return last.load(std::memory_order_relaxed); }
 
 bool worth_a_team(double alone_ns, Workers workers) {
-    return alone_ns * gain(alone_ns, workers) > team_ns(workers) ||
-           forced_schedule() != Forced::none;
+    const bool is_worth = workers == Workers::near ? alone_ns > kLeastForNearNs
+                                                   : alone_ns * gain(alone_ns, workers) > kTeamNs;
+    return is_worth || forced_schedule() != Forced::none;
 }
 
 Split best_split(const JobWork& work, int threads) {
