@@ -167,7 +167,7 @@ public:
     // the other, and so may wake them.
     bool may_share(double alone_ns, bool& wakes) {
         wakes = false;
-        if (alone_ > 0) return --alone_, false;
+        if (calls_alone_ > 0) return --calls_alone_, false;
         const auto now = Clock::now();
         const auto soon = kSpinBetweenCalls + std::chrono::nanoseconds(int64_t(alone_ns));
         in_turn_ = now - last_ < soon ? in_turn_ + 1 : 0;
@@ -178,14 +178,14 @@ public:
     // Whether threads that should spin came, or did not, as others have their cores: that may cost a slice
     // of the scheduler's time, so it is tried again after twice as many calls.
     void note(bool came) {
-        if (!came) alone_ = after_absence_;
+        if (!came) calls_alone_ = after_absence_;
         after_absence_ = came ? kLeastAlone : std::min(2 * after_absence_, kMostAlone);
     }
 
 private:
     static constexpr int kThatWake = 8, kLeastAlone = 64, kMostAlone = 1 << 16;
     Clock::time_point last_{};
-    int in_turn_ = 0, alone_ = 0, after_absence_ = kLeastAlone;
+    int in_turn_ = 0, calls_alone_ = 0, after_absence_ = kLeastAlone;
 };
 
 // Made on first use and never destroyed: the threads sleep until the process ends.

@@ -125,8 +125,8 @@ private:
     int size_ = 1;
     bool has_pool_ = false;
     bool by_openmp_ = false;
-    std::chrono::nanoseconds
-        longest_{};  // that short work takes by OpenMP, if its threads have cores
+    // What short work takes by OpenMP at most, if its threads have cores; 0: no matter.
+    std::chrono::nanoseconds longest_{};
 };
 
 }  // namespace rnnfast
