@@ -129,10 +129,19 @@ def test_the_bits_of_a_pack_on_two_threads(cell, schedule, dtype, rng, native):
     assert native.last_schedule() == schedule
 
 
+LARGE = {
+    "in memory": ("rnn_tanh", 5, 1500),  # 8 MB and more, of which what comes next is fetched
+    "gates in memory": ("lstm", 530, 1030),
+    "rows that collide": ("rnn_tanh", 512, 512),  # in L1, two columns at a time
+    "gates that collide": ("gru", 512, 530),
+}
+
+
 @pytest.mark.parametrize("batch", [1, FEW])
-def test_the_bits_of_a_pack_of_a_matrix_in_memory(batch, rng):
-    """Of 8 MB and more, several rows fetch what comes next."""
-    pair = Pair("rnn_tanh", 5, 1500, "float32", rng)
+@pytest.mark.parametrize("layer", LARGE.values(), ids=LARGE)
+def test_the_bits_of_a_pack_of_a_large_matrix(layer, batch, rng):
+    cell, inputs, hidden = layer
+    pair = Pair(cell, inputs, hidden, "float32", rng)
     x, state = pair.inputs_of(batch)
     for given in (state, None):
         assert_same_bits(pair.borrowed.infer(x, given)[0], pair.packed.infer(x, given)[0])

@@ -103,7 +103,7 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
         if (fetch)
 #pragma GCC unroll 16
             for (ptrdiff_t i = 0; i < L * kVectorBytes; i += kLine, next += kLine)
-                __builtin_prefetch(next, 0, 2);  // to L2
+                __builtin_prefetch(next);
 #pragma GCC unroll 2
         for (int v = 0; v < N; ++v) {
             load_columns<T>({rows[v] + k, ks}, lanes[v], L, columns);
@@ -127,19 +127,20 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
 }
 
 // sums (M, width vectors) += a (M, K) times the columns of b from vector `column` on. One after the
-// other: the rows of each follow on one another in memory, which is then read in order. Of one row of
-// a, whose sum is a single chain of `fma`s, two at a time where L1 holds their rows. Of a matrix that
-// is in memory, what comes next is fetched, but for one row of a, which that does not help.
+// other: the rows of each follow on one another in memory, which is then read in order. Of a matrix that
+// is in memory, what comes next is fetched; of one row of a, whose sum is a single chain of `fma`s, two
+// columns go together where caches hold the matrix, but not neighbours whose rows L1 can't hold at once.
 template <int M, class T>
 RNNFAST_INLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b, ptrdiff_t column,
                                      int width, T* sums) {
-    constexpr ptrdiff_t kInMemory = ptrdiff_t(8) << 20, kInL1 = 32768;
-    const bool in_pairs = M == 1 && 2 * kVectorBytes * b.ks <= kInL1;
-    const bool fetch = M > 1 && b.bytes() >= kInMemory;
+    constexpr ptrdiff_t kInMemory = ptrdiff_t(8) << 20, kTwoSets = 2048, kWays = 16;
+    const bool fetch = b.bytes() >= kInMemory;
+    const bool collide =
+        2 * kLanes<T> > kWays && b.gates == 1 && b.ks * ptrdiff_t(sizeof(T)) % kTwoSets == 0;
     for (int v = 0; v < width;) {
         T* const to = sums + v * kLanes<T>;
         if constexpr (M == 1)
-            if (in_pairs && v + 2 <= width) {
+            if (!fetch && !collide && v + 2 <= width) {
                 multiply_few_columns<M, 2>(a, ld, b, column + v, width, false, to), v += 2;
                 continue;
             }
