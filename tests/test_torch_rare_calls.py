@@ -178,7 +178,7 @@ class Dropped:
     """A holder whose `shared` another thread drops as soon as it has been looked at."""
 
     def __init__(self) -> None:
-        self._value = None
+        self._value = self.lone = None
 
     @property
     def shared(self):

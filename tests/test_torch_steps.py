@@ -212,3 +212,67 @@ def test_a_graph_that_is_dropped_leaves_nothing(both):
         cell.weight_ih.data = normal(len(cell.weight_ih), SIZE + 2)
         run(cell, normal(6, 3, SIZE + 2))[0].backward()
     assert_same_gradients(*map(found, both), "float64")
+
+
+# ---- Steps that are alone -----------------------------------------------------------------------
+
+
+def takes_weights(state):
+    """Whether a step's node has them, and not what stands for those of several steps."""
+    return flat(state)[0].grad_fn.name() == "_PassBackward"
+
+
+def losses(cell, x):
+    """What its steps take back: each by itself, in a loop, from states off the graph."""
+    taken = []
+
+    def back(state):
+        taken.append(takes_weights(state))
+        flat(state)[0].sin().sum().backward()
+
+    for step in x[:3]:
+        back(cell(step))
+    for _ in range(2):
+        state = None
+        for step in x:
+            state = cell(step, state)
+        back(state)
+    total, state = 0, cell(x[0])
+    back(state)
+    for step in x:
+        state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        state = cell(step, state)
+        total = total + flat(state)[0].sin().sum()
+    taken.append(takes_weights(state))
+    total.backward()
+    return taken
+
+
+def test_steps_alone_and_in_loops_by_turns(both):
+    """A graph of one step lets the next be taken for such, and one of several does not."""
+    x = inputs(steps=4)
+    taken = [losses(cell, x) for cell in both]
+    assert taken[1] == [False, True, True, False, False, False, False]
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_steps_alone_that_have_not_gone_back_are_a_loop(both):
+    x = inputs(steps=4)
+    for cell in both:
+        for _ in range(2):
+            flat(cell(x[0]))[0].sum().backward()
+        outputs = [flat(cell(step))[0] for step in x]
+        sum(y.sin().sum() for y in outputs).backward()
+    # The first was taken for another alone.
+    assert [takes_weights(y) for y in outputs] == [True, False, False, False]
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_steps_of_weights_made_from_others_are_alone(both):
+    x = inputs(steps=3)
+    for cell in both:
+        torch.nn.utils.parametrizations.weight_norm(cell, "weight_hh")
+        total, state = run(cell, x)
+        total.backward()
+    assert takes_weights(state)
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")

@@ -25,17 +25,28 @@ from rnnfast.torch.packs import Packs, Parameters
 _get_num_threads = torch.get_num_threads
 
 
+class Lone:
+    """The only step of a graph, as far as is known; `is_back` : it has gone back."""
+
+    __slots__ = ("is_back",)
+
+    def __init__(self) -> None:
+        self.is_back = False
+
+
 class Call(NamedTuple):
     """One pass: what runs it, and what its arrays look like.
 
     packs : of `parameters`, or of one of its layers.
     batch_sizes : of packed input (N, I); None: x is (T, B, I), or (B, T, I) if `batch_first`.
+    lone : what is to be told that a cell's step goes back.
     """
 
     parameters: Parameters
     packs: Packs
     batch_sizes: Tensor | None = None
     batch_first: bool = False
+    lone: Lone | None = None
 
     def stack(self, packs: Packs) -> Any:
         """What runs the pass on `packs`."""
@@ -56,7 +67,7 @@ def infer(
 def record(
     call: Call, weights: Sequence[Tensor], x: Tensor, states: Sequence[Tensor] | None
 ) -> tuple[Tensor, States] | None:
-    """The same of a layer, on torch's graph."""
+    """The same of a layer or of a cell, on torch's graph."""
     kind, batch_sizes = call.packs.kind, call.batch_sizes
     result = call.stack(call.packs).forward(x, state_of(states), batch_sizes, _get_num_threads())
     if result is NotImplemented:
@@ -66,7 +77,7 @@ def record(
     # Backward reads the output. Where it is y itself, a y changed in place is an error, as with
     # oneDNN's LSTM; torch's other layers read none of theirs, and so a copy is read here. Of a
     # module in bfloat16 no caller sees y, but what it is rounded to.
-    if call.parameters.format_name is not None:
+    if y is None or call.parameters.format_name is not None:
         kept = y
     else:
         is_read = torch_reads_output(kind.cell, kind.directions, kind.sizes.projection, x.dtype)
@@ -115,6 +126,8 @@ class _Pass(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         call = ctx.call
         packs = call.packs
+        if call.lone is not None:
+            call.lone.is_back = True
         saved = ctx.saved_tensors
         y, tape, x, h0, c0 = saved[:5]
         weights = saved[5:]

@@ -271,7 +271,7 @@ class PackCache:
     module, and safe to use from several threads.
     """
 
-    __slots__ = ("__weakref__", "_parameters", "_promise", "kinds", "select", "shared")
+    __slots__ = ("__weakref__", "_parameters", "_promise", "kinds", "lone", "select", "shared")
 
     def __init__(self) -> None:
         self._parameters: Parameters | None = None
@@ -279,6 +279,7 @@ class PackCache:
         # From the dict of the module's parameters, those of its flat list.
         self.select: Callable[[Any], tuple[Tensor, ...]] | None = None
         self.shared: Any = None  # what `rnnfast.torch.steps` keeps from step to step
+        self.lone: Any = None  # likewise
         # Where those parameters lie whose contents the user has promised to leave as they are.
         self._promise: tuple[int, ...] | None = None
 

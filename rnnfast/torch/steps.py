@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnfast.torch import differentiable
-from rnnfast.torch.autograd import Call
+from rnnfast.torch import autograd, differentiable
+from rnnfast.torch.autograd import Call, Lone
 from rnnfast.torch.exchange import (
     are_for_torch,
     copy_of,
@@ -58,17 +58,18 @@ class _Weights:
 
     def __init__(self, holder: PackCache, call: Call, weights: tuple[Tensor, ...]) -> None:
         self._holder = weakref.ref(holder)
-        self._parameters, packs, _, self.batch_first = call
+        self._parameters, packs, _, self.batch_first, _ = call
         self.kind, self._format_name = packs.kind, packs.format_name
         self._any_stack = packs.stack(self.batch_first)  # for products that read no weights
         self.weights = weights
         self.needed = tuple(map(requires_grad, weights))
         self._versions = tuple(map(version, weights))
         self._left: dict[int, _Left] = {}
+        self.lone = Lone()  # until another step shares them
 
     def still_fit(self, call: Call, weights: tuple[Tensor, ...]) -> bool:
         """Whether another step can share them, as they are the same and have not changed."""
-        parameters, packs, _, batch_first = call
+        parameters, packs, _, batch_first, _ = call
         return (
             parameters is self._parameters
             and packs.format_name == self._format_name
@@ -104,6 +105,7 @@ class _Weights:
         left = self._left.get(task)
         if left is None:
             left = self._left[task] = _Left()
+            self.lone.is_back = True
             holder = self._holder()
             shared = None if holder is None else holder.shared  # other threads may change it
             if holder is not None and shared is not None and shared[0]() is self:
@@ -162,19 +164,25 @@ def record(
     """One step on torch's graph: a layer's output, and (h,) or (h, c). None: they do not fit.
 
     holder : has an attribute `shared`, for the `_Weights` of the module's last step and their
-        token, which it does not keep: a graph that is dropped takes them along, and the weights.
+        token, which it does not keep: a graph that is dropped takes them along, and the weights;
+        and `lone`, for that step if it is the only one of its graph.
     """
     packs = call.packs
+    own, token = _last(holder)
+    shares = own is not None and own.still_fit(call, weights)
+    if not shares and packs.kind.one_step and _is_alone(holder, weights):
+        holder.lone = lone = Lone()
+        outputs = autograd.record(call._replace(lone=lone), weights, x, states)
+        return None if outputs is None else outputs[1]
     stack = packs.stack(call.batch_first)
     result = stack.forward(x, state_of(states), None, _get_num_threads())
     if result is NotImplemented:
         return None
-    own, token = _last(holder)
-    if own is None or not own.still_fit(call, weights):
+    if own is None or not shares:
         own = _Weights(holder, call, weights)
         token = own.new_token()
-        # Weights made from others are not those of the next step.
-        holder.shared = _references(own, token) if all(map(is_leaf, weights)) else None
+        holder.shared = _references(own, token)
+    holder.lone = None if shares else own.lone
     y, last, tape = result
     outputs = last if isinstance(last, tuple) else (last,)
     kept = None
@@ -184,6 +192,14 @@ def record(
             kept = copy_of(y) if call.parameters.format_name is None else y
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     return _apply(own, packs, outputs, kept, tape, token, x, h0, c0)
+
+
+def _is_alone(holder: PackCache, weights: tuple[Tensor, ...]) -> bool:
+    """Whether a graph's first step is likely to be its only one, as the one before was."""
+    last = holder.lone  # other threads may change it
+    if last is not None and last.is_back:
+        return True
+    return not all(map(is_leaf, weights))  # made from others, they are not those of the next
 
 
 def _references(*objects: Any) -> tuple[Any, ...]:
