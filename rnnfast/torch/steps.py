@@ -172,8 +172,8 @@ def record(
     shares = own is not None and own.still_fit(call, weights)
     if not shares and packs.kind.one_step and _is_alone(holder, weights):
         holder.lone = lone = Lone()
-        outputs = autograd.record(call._replace(lone=lone), weights, x, states)
-        return None if outputs is None else outputs[1]
+        found = autograd.record(call._replace(lone=lone), weights, x, states)
+        return None if found is None else found[1]
     stack = packs.stack(call.batch_first)
     result = stack.forward(x, state_of(states), None, _get_num_threads())
     if result is NotImplemented:
