@@ -72,6 +72,16 @@ RNNFAST_INLINE void load_columns(const Square<T>& from, ptrdiff_t lanes, ptrdiff
     load_transposed(square.base, square.stride, columns);
 }
 
+// The same into memory, [i][lane].
+template <class T>
+RNNFAST_OUTLINE void copy_columns(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t left, T* to) {
+    constexpr ptrdiff_t L = kLanes<T>;
+    Vec<T> columns[L];
+    load_columns(from, lanes, left, columns);
+#pragma GCC unroll 16
+    for (ptrdiff_t i = 0; i < L; ++i) store(to + i * L, columns[i]);
+}
+
 // acc[m] += a[m*ld] * right.
 template <int M, class T>
 RNNFAST_INLINE void multiply_vector(const T* a, ptrdiff_t ld, Vec<T> right, Vec<T> (&acc)[M]) {
@@ -100,7 +110,7 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
         reinterpret_cast<const char*>(fetch && !is_last ? b.rows_at(column + N) : rows[0]);
     ptrdiff_t k = 0;
     for (; k + L <= ks; k += L) {
-        if (fetch)
+        if (N == 1 && fetch)
 #pragma GCC unroll 16
             for (ptrdiff_t i = 0; i < L * kVectorBytes; i += kLine, next += kLine)
                 __builtin_prefetch(next);
@@ -114,10 +124,8 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
 #pragma GCC unroll 2
     for (int v = 0; v < N; ++v) {
         if (k < ks) {
-            load_columns<T>({rows[v] + k, ks}, lanes[v], ks - k, columns);
             alignas(kVectorBytes) T right[L * L];
-#pragma GCC unroll 16
-            for (ptrdiff_t i = 0; i < L; ++i) store(right + i * L, columns[i]);
+            copy_columns<T>({rows[v] + k, ks}, lanes[v], ks - k, right);
             for (ptrdiff_t i = 0; k + i < ks; ++i)
                 multiply_vector(a + k + i, ld, load(right + i * L), acc[v]);
         }
