@@ -30,10 +30,10 @@ def pack(
     """A copy in panels; `format` : a name in core/formats.inc, of float32 weights."""
 
 def repack(packs: list[Packed], weights: tuple[Array, ...], /) -> list[Packed] | None:
-    """Copies as `packs`, of other weights of the same layers: all that these have, in their order.
+    """Others as `packs`, of other weights of the same layers: all that these have, in their order.
 
-    None, and nothing is packed, where they are more or fewer, or one is not contiguous, aligned, or
-    of the shape and dtype of that before, or where those were borrowed.
+    Borrowed ones keep `weights`. None, and nothing is packed, where they are more or fewer, or one
+    is not contiguous, aligned, or of the shape and dtype of that before.
     """
 
 def borrow(
@@ -257,6 +257,13 @@ def place(arrays: tuple[Array, ...], /) -> bytes | None:
     None where one is not contiguous, or not an array of up to three axes.
     """
 
+def moved(place: bytes, tensors: tuple[Any, ...], /) -> bytes | None:
+    """The place of tensors of the shapes and dtypes of those at `place`, wherever they lie.
+
+    None where they are others, or one is not contiguous or stands for the negatives of what lies
+    there. TypeError : they are something else.
+    """
+
 def can_read(place: bytes, weights: tuple[Any, ...], x: Any, states: Any, /) -> bool:
     """Whether a pass may read them all: tensors, and `weights` are still where `place` says.
 
@@ -268,11 +275,11 @@ def can_read(place: bytes, weights: tuple[Any, ...], x: Any, states: Any, /) -> 
 def take_tensors(
     table: object, tensor: type, parameter: type, is_negated: Callable[[Any], bool], /
 ) -> bool:
-    """From now on `place`, `can_read`, `fingerprint`, `repack` and stacks for tensors take these.
+    """From now on `place` and what is asked of it, `fingerprint`, `repack` and stacks take these.
 
     table : their library's capsule `__dlpack_c_exchange_api__`.
     is_negated : whether a tensor stands for the negatives of what lies in its memory, which shows
-        in `can_read` alone.
+        in `moved` and `can_read` alone.
     Returns whether the table's version is one that can be used.
     """
 

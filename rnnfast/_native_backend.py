@@ -26,6 +26,7 @@ class NativeBackend:
         self.can_read = module.can_read
         self.empty_like = module.empty_like
         self.fingerprint = module.fingerprint
+        self.moved = module.moved
         self.place = module.place
         self.repack = module.repack
         self.tape_row = module.tape_row

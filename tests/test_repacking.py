@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -72,6 +74,28 @@ def test_keeps_its_format(rng, format_name):
     assert not np.array_equal(got[0], plain[0])
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_borrows_where_those_were_borrowed(rng, cell):
+    backend, kind = _backend.current(), CELLS[cell]
+    x = normal(rng, (1, 1, SIZES.input), "float32")
+    old, new = (weights(rng, cell, SIZES, "float32", True) for _ in range(2))
+    lent = there(weights(rng, cell, SIZES, "float32", True))
+    for to, value in zip(lent, there(new), strict=True):
+        to[...] = value
+    owner = weakref.ref(lent[1])
+    (again,) = backend.repack([backend.borrow(kind, old)], lent)
+    want = outputs(cell, SIZES, new, backend.pack(kind, new), x)
+    assert all(map(np.array_equal, outputs(cell, SIZES, new, again, x), want))
+    lent[0][...] = new.weight_ih[...] = 0  # which shows, as nothing was packed
+    del lent, to
+    gc.collect()
+    assert owner() is not None  # kept by what reads it
+    want = outputs(cell, SIZES, new, backend.pack(kind, new), x)
+    assert all(map(np.array_equal, outputs(cell, SIZES, new, again, x), want))
+    del again
+    assert owner() is None
+
+
 def test_takes_the_weights_of_several_layers_in_turn(rng):
     options = {"num_layers": 2, "bidirectional": True, "proj_size": 3}
     old, new = (make("lstm", 5, 7, seed=seed, **options)._packs().packs for seed in (0, 1))
@@ -108,7 +132,7 @@ def test_refuses_what_does_not_fit(rng):
         (w_ih.tolist(), w_hh, b_ih, b_hh),
     ]:
         assert backend.repack([pack], wrong) is None
-    assert backend.repack([backend.borrow(kind, own)], right) is None
+        assert backend.repack([backend.borrow(kind, own)], wrong) is None
     assert backend.repack([], ()) == []
     assert backend.repack([pack, pack], right) is None
     made = iter([pack])  # what gives packs that nobody else holds

@@ -9,7 +9,7 @@ from torch_modules import SIZE, assert_same_gradients, flat, make, normal, twins
 
 torch = pytest.importorskip("torch")
 checkpoint = importlib.import_module("torch.utils.checkpoint").checkpoint
-packs = importlib.import_module("rnnfast.torch.packs")
+caches = importlib.import_module("rnnfast.torch.cache")
 rt = importlib.import_module("rnnfast.torch")
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -37,7 +37,7 @@ def decode(layer, x, dtype):
         one = step.unsqueeze(1 if layer.batch_first else 0)
         y, state = layer(one, state)
         total = total + y.sin().sum() + flat(state)[-1].cos().sum()
-    shared = getattr(layer, "_rnnfast", None) and packs.PackCache.of(layer).shared
+    shared = getattr(layer, "_rnnfast", None) and caches.PackCache.of(layer).shared
     share = not (layer.bidirectional or layer.dropout or layer.proj_size)
     assert (shared is not None) == (share and isinstance(layer, rt.modules.Layer))
     total.backward()
@@ -61,7 +61,7 @@ def test_steps_of_a_layer_from_a_state_on_a_graph_share_a_token(kind):
     """And no others: one of more steps, or without such a state, has its own gradients."""
     layer = make(rt, kind, dtype=torch.float64)
     x = inputs(steps=4)
-    cache = packs.PackCache.of(layer)
+    cache = caches.PackCache.of(layer)
     _, state = layer(x[:1])
     assert cache.shared is None
     layer(x[:2], state)
@@ -212,6 +212,6 @@ def test_weights_made_from_others(kind):
 
         steps_of(layer, inputs(steps=4), call).backward()
         if isinstance(layer, rt.modules.Layer):
-            assert packs.PackCache.of(layer).shared is None
+            assert caches.PackCache.of(layer).shared is None
         found.append({name: p.grad for name, p in layer.named_parameters()})
     assert_same_gradients(*found, "float64")

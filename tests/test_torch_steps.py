@@ -10,7 +10,7 @@ import pytest
 from torch_modules import CELLS, SIZE, assert_same_gradients, flat, normal, twins
 
 torch = pytest.importorskip("torch")
-packs = importlib.import_module("rnnfast.torch.packs")
+caches = importlib.import_module("rnnfast.torch.cache")
 rt = importlib.import_module("rnnfast.torch")
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -105,10 +105,10 @@ def test_gradients_of_inputs_alone_leave_nothing_behind(both):
     ours = both[1]
     x = inputs().requires_grad_()
     total, _ = run(ours, x)
-    shared = packs.PackCache.of(ours).shared[0]()
+    shared = caches.PackCache.of(ours).shared[0]()
     for _ in range(2):
         torch.autograd.grad(total, x, retain_graph=True)
-    assert packs.PackCache.of(ours).shared is None
+    assert caches.PackCache.of(ours).shared is None
     assert shared._left == {}
     total.backward()
     assert shared._left == {}
@@ -148,7 +148,7 @@ def test_weights_made_from_others_are_not_kept(both):
     y = torch.func.functional_call(ours, made, (inputs()[0],))
     flat(y)[0].sum().backward()
     assert scale.grad is not None
-    assert packs.PackCache.of(ours).shared is None
+    assert caches.PackCache.of(ours).shared is None
 
 
 @pytest.mark.parametrize("cell", ["RNNCell", "GRUCell", "LSTMCell"])
@@ -175,7 +175,7 @@ def test_few_and_many_rows_in_turn_share_a_token():
         for step in x:
             few, many = cell(step[:2], few), cell(step, many)
             if cell is ours:
-                tokens.add(packs.PackCache.of(cell).shared[1])
+                tokens.add(caches.PackCache.of(cell).shared[1])
         (few[0].sin().sum() + many[0].cos().sum()).backward()
         found.append({name: p.grad for name, p in cell.named_parameters()})
     assert len(tokens) == 1

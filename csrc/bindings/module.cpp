@@ -79,7 +79,7 @@ std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::a
                          std::string(py::str(weight_ih.dtype())));
 }
 
-// Those of the same layers with other contents. None: of something else.
+// Those of the same layers with other weights. None: of something else.
 py::object repack(const py::list& given, const py::tuple& weights) {
     std::vector<Array> arrays;
     if (!read_all(weights.ptr(), arrays)) return py::none();
@@ -93,7 +93,8 @@ py::object repack(const py::list& given, const py::tuple& weights) {
     if (left.next != left.end) return py::none();
     left.next = arrays.data();
     py::list made;
-    for (const py::handle pack : packs) made.append(pack.cast<const Packed&>().renewed(left));
+    for (const py::handle pack : packs)
+        made.append(pack.cast<const Packed&>().renewed(left, weights));
     return std::move(made);
 }
 

@@ -53,11 +53,10 @@ struct Packed {
     virtual ~Packed() = default;
     virtual std::unique_ptr<Saved> forward(const ForwardObjects&, bool training) const = 0;
     virtual void backward(const Saved&, const ForwardObjects&, const BackwardObjects&) const = 0;
-    // Whether the next of the arrays, which it passes over, have the shapes and dtype of these weights;
-    // borrowed ones have none to fit.
+    // Whether the next of the arrays, which it passes over, have the shapes and dtype of these weights.
     virtual bool fits(ArraysLeft&) const = 0;
-    // The same of the contents of such arrays.
-    virtual std::unique_ptr<Packed> renewed(ArraysLeft&) const = 0;
+    // The same of the contents of such arrays; or borrowed too, with `owner`, which keeps them.
+    virtual std::unique_ptr<Packed> renewed(ArraysLeft&, const py::object& owner) const = 0;
 };
 
 // Of a T that is not const, the arrays are to be writable.
@@ -86,13 +85,8 @@ public:
           sizes_(sizes),
           biased_(!weights.bias_ih.is_none()) {
         const auto views = weight_views<const T>(sizes, cell_.gates, weights);
-        if (held == Held::borrowed) {
-            const std::shared_ptr<const Lent> lent(
-                new Lent{weights, {cell, sizes, views, Held::borrowed}});
-            packed_ = {lent, &lent->weights};
-            return;
-        }
-        pack(views, format);
+        const auto& [w, r, b_w, b_r, p] = weights;
+        hold(views, held, format, py::make_tuple(w, r, b_w, b_r, p));
     }
 
     const std::shared_ptr<const PackedWeights<T>>& weights() const { return packed_; }
@@ -143,19 +137,27 @@ public:
 
     bool fits(ArraysLeft& arrays) const override {
         Weights<const T> views{};
-        return !packed_->borrowed() && take(arrays, views);
+        return take(arrays, views);
     }
 
-    std::unique_ptr<Packed> renewed(ArraysLeft& arrays) const override {
+    std::unique_ptr<Packed> renewed(ArraysLeft& arrays, const py::object& owner) const override {
         Weights<const T> views{};
         take(arrays, views);
         auto made = std::make_unique<PackedOf>(*this);
-        made->pack(views, packed_->format());
+        made->hold(views, packed_->borrowed() ? Held::borrowed : Held::packed, packed_->format(),
+                   owner);
         return made;
     }
 
 private:
-    void pack(const Weights<const T>& views, const Format* format) {
+    void hold(const Weights<const T>& views, Held held, const Format* format,
+              const py::object& owner) {
+        if (held == Held::borrowed) {
+            const std::shared_ptr<const Lent> lent(
+                new Lent{owner, {id_, sizes_, views, Held::borrowed}});
+            packed_ = {lent, &lent->weights};
+            return;
+        }
         const GilRelease release;
         packed_ =
             std::make_shared<const PackedWeights<T>>(id_, sizes_, views, Held::packed, format);
@@ -178,7 +180,7 @@ private:
 
     // Borrowed weights, and what keeps them.
     struct Lent {
-        WeightObjects arrays;
+        py::object owner;
         PackedWeights<T> weights;
     };
 

@@ -37,8 +37,8 @@ PyObject* place_of(PyObject*, PyObject* tuple) {
     });
 }
 
-// Whether `place` is still that of the tensors.
-bool lie_at(PyObject* place, PyObject* tensors) {
+// Whether the tensors lie at `place`; or, where `now` takes theirs, are such as those which do.
+bool lie_at(PyObject* place, PyObject* tensors, std::string* now = nullptr) {
     const char* at = PyBytes_AS_STRING(place);
     const char* const end = at + PyBytes_GET_SIZE(place);
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tensors); ++i) {
@@ -47,11 +47,25 @@ bool lie_at(PyObject* place, PyObject* tensors) {
         if (!read_tensor(tensor, array) || !is_contiguous(array) || is_negated(tensor))
             return false;
         const Place own(array);
-        if (end - at < ptrdiff_t(own.bytes) || std::memcmp(at, own.numbers, own.bytes) != 0)
+        const auto* const bytes = reinterpret_cast<const char*>(own.numbers);
+        const size_t from = now ? sizeof own.numbers[0] : 0;  // behind the address
+        if (end - at < ptrdiff_t(own.bytes) ||
+            std::memcmp(at + from, bytes + from, own.bytes - from) != 0)
             return false;
         at += own.bytes;
+        if (now) now->append(bytes, own.bytes);
     }
     return at == end;
+}
+
+PyObject* moved(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    return returned([&]() -> py::object {
+        if (count != 2 || !PyBytes_CheckExact(args[0]) || !PyTuple_CheckExact(args[1]))
+            throw py::type_error("moved: expected (bytes, tuple)");
+        std::string now;
+        if (!lie_at(args[0], args[1], &now)) return py::none();
+        return py::bytes(now);
+    });
 }
 
 bool has_elements(PyObject* tensor) {
@@ -86,8 +100,10 @@ bool can_read_all(PyObject* const* args) {
 }
 
 void add_place(py::module_& module) {
-    static PyMethodDef methods[] = {
-        {"place", &place_of, METH_O, nullptr}, fast_method("can_read", &can_read), {}};
+    static PyMethodDef methods[] = {{"place", &place_of, METH_O, nullptr},
+                                    fast_method("can_read", &can_read),
+                                    fast_method("moved", &moved),
+                                    {}};
     if (PyModule_AddFunctions(module.ptr(), methods) < 0) throw py::error_already_set();
 }
 

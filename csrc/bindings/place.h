@@ -1,4 +1,4 @@
-// The functions place and can_read of rnnfast._native.
+// The functions place, moved and can_read of rnnfast._native.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -15,9 +15,9 @@ from torch.nn.utils import parametrize
 
 from rnnfast._locks import Lock
 from rnnfast.torch import cuda, subclasses
+from rnnfast.torch.cache import PackCache
 from rnnfast.torch.kinds import COMPUTED, native
 from rnnfast.torch.modules import TWINS, Cell, Layer
-from rnnfast.torch.packs import PackCache
 
 Model = TypeVar("Model", bound=Module)
 

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from rnnfast.torch import steps
 from rnnfast.torch.autograd import Call, apart, infer, record
+from rnnfast.torch.cache import PackCache
 from rnnfast.torch.exchange import (
     TENSORS,
     States,
@@ -26,7 +27,7 @@ from rnnfast.torch.exchange import (
     requires_grad,
 )
 from rnnfast.torch.kinds import DTYPES, FORMATS
-from rnnfast.torch.packs import PackCache, Packs, Parameters
+from rnnfast.torch.packs import Packs, Parameters
 
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Cell, Layer

@@ -59,11 +59,14 @@ def is_as_it_lies(x: Any) -> bool:
 
 def has_memory(tensor: Tensor) -> bool:
     """Whether all of it lies in its storage, which those who shard parameters resize to nothing."""
-    if not tensor.numel():
+    end = tensor.numel()
+    if not end:
         return True
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    end = tensor.storage_offset() + 1 + sum((size - 1) * stride for size, stride in steps)
-    return tensor.untyped_storage().nbytes() >= end * tensor.element_size()
+    if not tensor.is_contiguous():
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        end = 1 + sum((size - 1) * stride for size, stride in steps)
+    items = tensor.storage_offset() + end
+    return tensor.untyped_storage().nbytes() >= items * tensor.element_size()
 
 
 UNREADABLE = "expected tensors that lie in the CPU's memory as they are, got another kind"

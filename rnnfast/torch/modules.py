@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast._cells import Sizes
 from rnnfast.torch import cuda, eager, graph
+from rnnfast.torch.cache import PackCache
 from rnnfast.torch.kinds import Kind
-from rnnfast.torch.packs import PackCache
 
 _CELL_OF_MODE = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 

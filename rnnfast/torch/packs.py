@@ -9,22 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rnnfast import _backend
 from rnnfast._cells import CELLS, Weights
 from rnnfast._native_backend import NativeBackend
 from rnnfast.torch.exchange import (
-    TENSORS,
     array,
     copy_of,
     has_memory,
-    is_leaf,
-    is_neg,
     reader_of_tensors,
     stack_taking_tensors,
     taking_tensors,
     widened,
 )
-from rnnfast.torch.kinds import FORMATS, Kind, fits, native
+from rnnfast.torch.kinds import FORMATS, Kind
 from rnnfast.torch.profiling import is_profiled, profiled
 
 if TYPE_CHECKING:
@@ -82,11 +78,11 @@ class Packs:
         return cls(backend, kind, packs, names, format_name, borrow)
 
     def renewed(self, weights: Sequence[Tensor]) -> Packs:
-        """Of others that fit the kind, which were packed too."""
+        """Of others that fit the kind, held as these are."""
         backend, kind = self._backend, self.kind
         packs = taking_tensors(backend.repack)(self._packs, tuple(map(widened, weights)))
         if packs is None:  # one is not contiguous
-            return Packs.of(backend, kind, weights, self.format_name)
+            return Packs.of(backend, kind, weights, self.format_name, self.borrowed)
         return Packs(backend, kind, packs, self._names, self.format_name, self.borrowed)
 
     def stack(self, batch_first: bool = False, ragged: bool = False) -> Any:
@@ -121,6 +117,7 @@ class Parameters:
         kind: Kind,
         weights: Sequence[Tensor],
         promise: tuple[int, ...] | None,
+        place: bytes | None = None,
     ) -> None:
         self.backend = backend
         self.kind = kind
@@ -129,11 +126,12 @@ class Parameters:
         self.format_name = FORMATS.get(weights[0].dtype)
         self._weights = tuple(w.detach() for w in weights)  # others may give them other memory
         self._place_of = taking_tensors(backend.place)
-        self._place = self._place_of(self._weights)
+        self._place = place or self._place_of(self._weights)
         self._can_read = reader_of_tensors(backend)
         # By their formats, with the fingerprint that the weights had.
         self._packed: dict[str | None, tuple[int, Packs]] = {}
         self._borrowed: Packs | None = None
+        self._borrowed_before: Packs | None = None  # of others of their kind
         # Memory that is not contiguous is packed each time: copies of it would show no changes.
         self.can_stay = isinstance(self._place, bytes)
         # How a call without gradients ran; see `again`.
@@ -146,6 +144,18 @@ class Parameters:
     def can_read(self, weights: tuple[Tensor, ...], x: Any, states: Any) -> bool:
         """Whether these lie in the same memory, of what can stay, and a pass may read them all."""
         return self._can_read(self._place, weights, x, states)
+
+    def moved(self, weights: tuple[Tensor, ...]) -> Parameters | None:
+        """Such parameters in other memory, of which little is asked anew; None: they are others."""
+        if self.promise is not None or not self.can_stay:
+            return None
+        place = taking_tensors(self.backend.moved)(self._place, weights)
+        if not isinstance(place, bytes) or not all(map(has_memory, weights)):
+            return None
+        made = Parameters(self.backend, self.kind, weights, None, place)
+        made._packed = dict(self._packed)  # the contents may be the same
+        made._borrowed_before = self._borrowed
+        return made
 
     def remember(self, packs: Packs, batch_first: bool | None) -> None:
         """That `packs` runs a call without gradients; batch_first : None: of a cell."""
@@ -182,7 +192,11 @@ class Parameters:
             self._take_up(weights)
             made = self._borrowed
         if made is None:
-            made = Packs.of(self.backend, self.kind, self._weights, borrow=True)
+            before, self._borrowed_before = self._borrowed_before, None
+            if before is None:
+                made = Packs.of(self.backend, self.kind, self._weights, borrow=True)
+            else:
+                made = before.renewed(self._weights)
             self._borrowed = made
         return made
 
@@ -260,89 +274,3 @@ def packed_now(
         seen = fingerprint_of(backend, weights)
     packs = made(weights)
     return (seen if seen == fingerprint_of(backend, weights) else None), packs
-
-
-class PackCache:
-    """What is kept of one module's parameters.
-
-    Torch does not tell when a parameter changes: `p.data.mul_(…)`, a view or another process may
-    change it and leave `_version` as it was. So the pack is used only where the memory of the
-    parameters is the same and has the fingerprint that it had. Neither copied nor pickled with its
-    module, and safe to use from several threads.
-    """
-
-    __slots__ = ("__weakref__", "_parameters", "_promise", "kinds", "lone", "select", "shared")
-
-    def __init__(self) -> None:
-        self._parameters: Parameters | None = None
-        self.kinds: dict[str, Kind] = {}  # of the module, by its cell, which users may change
-        # From the dict of the module's parameters, those of its flat list.
-        self.select: Callable[[Any], tuple[Tensor, ...]] | None = None
-        self.shared: Any = None  # what `rnnfast.torch.steps` keeps from step to step
-        self.lone: Any = None  # likewise
-        # Where those parameters lie whose contents the user has promised to leave as they are.
-        self._promise: tuple[int, ...] | None = None
-
-    def __reduce__(self) -> tuple[type[PackCache], tuple[()]]:
-        return PackCache, ()
-
-    def __deepcopy__(self, memo: Any) -> PackCache:
-        return PackCache()
-
-    def freeze(self, weights: tuple[Tensor, ...] | None) -> None:
-        """Takes the promise that the contents of these stay as they are; None: gives it back.
-
-        Of weights in other memory than the CPU's, or made anew for each call, there is none.
-        """
-        self._parameters = None  # their pack may be of contents before these
-        lasting = weights is not None and all(
-            type(w) in TENSORS and w.is_cpu and is_leaf(w) for w in weights
-        )
-        self._promise = addresses_of(weights) if weights is not None and lasting else None
-
-    @staticmethod
-    def of(module: torch.nn.Module) -> PackCache:
-        """The module's own."""
-        own = module.__dict__
-        cache = own.get("_rnnfast")
-        return own.setdefault("_rnnfast", PackCache()) if cache is None else cache
-
-    def known(
-        self, kind: Kind, weights: tuple[Tensor, ...], x: Any, states: Any
-    ) -> Parameters | None:
-        """What `get` gave before, if it still holds and a pass may read x and the states.
-
-        One question to the compiled module in place of some for each tensor. None tells nothing.
-        """
-        found = self.kept(kind)
-        return found if found is not None and found.can_read(weights, x, states) else None
-
-    def get(self, kind: Kind, weights: tuple[Tensor, ...]) -> Parameters | None:
-        """The module's weights for the kernels; None where those do not take them, or not now."""
-        found = self.kept(kind)
-        if found is not None and found.are(weights) and not any(map(is_neg, weights)):
-            return found
-        backend = native()
-        if backend is None or not fits(kind, weights):
-            self._parameters = None
-            return None
-        found = Parameters(backend, kind, weights, self._promise)
-        self._parameters = found if found.can_stay else None
-        return found
-
-    def remembers(self) -> bool:
-        """Whether `Parameters.again` may know such a call."""
-        found = self._parameters
-        return found is not None and found._again is not None
-
-    def kept(self, kind: Kind) -> Parameters | None:
-        """What `get` gave before, if it is of this kind; the weights may lie elsewhere since."""
-        found = self._parameters
-        if (
-            found is not None
-            and found.kind is kind
-            and found.promise is self._promise  # another thread may have changed that meanwhile
-            and found.backend is _backend.current()
-        ):
-            return found
-        return None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rnnfast.torch import autograd, differentiable
 from rnnfast.torch.autograd import Call, Lone
+from rnnfast.torch.cache import PackCache
 from rnnfast.torch.exchange import (
     are_for_torch,
     copy_of,
@@ -31,7 +32,7 @@ from rnnfast.torch.exchange import (
     version,
 )
 from rnnfast.torch.kinds import Kind
-from rnnfast.torch.packs import PackCache, Packs
+from rnnfast.torch.packs import Packs
 
 _get_num_threads = torch.get_num_threads
 _graph_task = torch._C._current_graph_task_id
