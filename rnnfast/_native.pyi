@@ -32,8 +32,8 @@ def pack(
 def repack(packs: list[Packed], weights: tuple[Array, ...], /) -> list[Packed] | None:
     """Others as `packs`, of other weights of the same layers: all that these have, in their order.
 
-    Borrowed ones keep `weights`. None, and nothing is packed, where they are more or fewer, or one
-    is not contiguous, aligned, or of the shape and dtype of that before.
+    Borrowed ones keep them. None where they are more or fewer, or one is not contiguous, aligned,
+    or of the shape and dtype of that before.
     """
 
 def borrow(
@@ -260,16 +260,14 @@ def place(arrays: tuple[Array, ...], /) -> bytes | None:
 def moved(place: bytes, tensors: tuple[Any, ...], /) -> bytes | None:
     """The place of tensors of the shapes and dtypes of those at `place`, wherever they lie.
 
-    None where they are others, or one is not contiguous or stands for the negatives of what lies
-    there. TypeError : they are something else.
+    None where they are others, not contiguous, or negatives of what lies there. Or TypeError.
     """
 
 def can_read(place: bytes, weights: tuple[Any, ...], x: Any, states: Any, /) -> bool:
     """Whether a pass may read them all: tensors, and `weights` are still where `place` says.
 
-    x has elements and lies in the CPU's memory. states : a tensor, a tuple or None. No tensor
-    stands for the negatives of what lies there. All else is for the pass to find. TypeError :
-    `place` or `weights` is something else.
+    x has elements and lies in the CPU's memory. states : a tensor, a tuple or None. No tensor is
+    the negatives of what lies there. All else is for the pass to find, or a TypeError.
     """
 
 def take_tensors(
@@ -335,10 +333,7 @@ def last_schedule() -> str:
 def activation(
     name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /, rounds: int = 1
 ) -> None:
-    """The kernels' own sigmoid or tanh of a contiguous 1-D array, for tests of its accuracy.
-
-    `rounds` times over, for the benchmark.
-    """
+    """The kernels' own sigmoid or tanh of a contiguous 1-D array, `rounds` times; for tests."""
 
 def probe_fma(dtype: str, rounds: int, /) -> int:
     """Does multiplications and additions in registers for `rounds`, and tells how many."""
