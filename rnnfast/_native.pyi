@@ -112,10 +112,7 @@ class Stack:
         threads: int = ...,
         /,
     ) -> tuple[Any, State]:
-        """The output and the last state; in place of a cell's output, None.
-
-        threads : no more than so many, if above 0.
-        """
+        """The output, a cell's None, and the last state; on up to `threads`, if above 0."""
 
     def infer_at(
         self,
@@ -124,9 +121,10 @@ class Stack:
         x: Any,
         state: State | None,
         threads: int,
+        seen: int | None,
         /,
     ) -> tuple[Any, State]:
-        """The same of tensors that `can_read` finds readable; NotImplemented of others."""
+        """The same if `can_read` is true and the weights' fingerprint is `seen`, or that None."""
 
     def record(
         self,
@@ -306,6 +304,9 @@ def active_isa() -> str:
 
 def active_amx() -> bool:
     """Whether formats are multiplied in AMX's tile registers."""
+
+def few_rows() -> int:
+    """The most rows of a float32 pass on borrowed weights."""
 
 def vector_bytes() -> int:
     """The width of that ISA's vectors, as its kernels were compiled."""

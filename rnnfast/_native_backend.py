@@ -25,6 +25,7 @@ class NativeBackend:
         # Of `rnnfast._native`, which describes them; without a method's cost in between.
         self.can_read = module.can_read
         self.empty_like = module.empty_like
+        self.few_rows: int = module.few_rows()
         self.fingerprint = module.fingerprint
         self.moved = module.moved
         self.place = module.place

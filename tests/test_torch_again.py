@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -34,9 +36,14 @@ def taken(monkeypatch):
     return found
 
 
-def one_step(kind: str, batch: int | None = 2) -> torch.Tensor:
+def one_step(kind: str, batch: int | None = 2, steps: int = 1) -> torch.Tensor:
+    """Or some, of a layer."""
     rows = () if batch is None else (batch,)
-    return normal(*(() if kind in CELLS else (1,)), *rows, 4)
+    return normal(*(() if kind in CELLS else (steps,)), *rows, 4)
+
+
+# Rows and steps of calls that read weights where they lie, and of those that are packed.
+CALLS = {"borrowed": (2, 1), "packed": (9, 3)}
 
 
 def assert_near(found, wanted):
@@ -44,12 +51,12 @@ def assert_near(found, wanted):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-def known(kind, **options):
+def known(kind, batch=2, steps=1, **options):
     """Twins, of which ours has run such a call."""
     ours, theirs = twins(kind, **options)
     dtype = options.get("dtype", torch.float32)
     with torch.no_grad():
-        ours(one_step(kind).to(dtype), state_for(theirs, 2, dtype))
+        ours(one_step(kind, batch, steps).to(dtype), state_for(theirs, batch, dtype))
     return ours, theirs
 
 
@@ -77,6 +84,29 @@ def test_the_same_results_in_the_same_form(kind, options, taken):
     assert all(taken[1:])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_calls_on_packs_and_others_in_turn(kind, taken):
+    ours, theirs = twins(kind)
+    with torch.no_grad():
+        for _ in range(3):
+            for batch, steps in CALLS.values():
+                x, state = one_step(kind, batch, steps), state_for(theirs, batch)
+                assert_near(ours(x, state), theirs(x, state))
+    assert taken == [False, False, True, True, True, True]
+
+
+def test_packs_of_large_weights_are_not_tried(taken):
+    """Where they have changed, a fingerprint for nothing would take long."""
+    theirs = torch.nn.GRU(4, 300)
+    ours = rt.accelerate(copy.deepcopy(theirs))
+    assert sum(p.numel() for p in ours.parameters()) * 4 > 1 << 20
+    x = one_step("gru", 9, 3)
+    with torch.no_grad():
+        for _ in range(3):
+            assert_near(ours(x), theirs(x))
+    assert not any(taken)
+
+
 @pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_stacks(kind, options, taken):
@@ -85,7 +115,7 @@ def test_stacks(kind, options, taken):
     with torch.inference_mode():
         for x in (steps, steps, steps[0], steps.transpose(0, 1)):
             assert_near(ours(x), theirs(x))
-    assert taken == [False, True, True, False]
+    assert taken == [False, True, True, False]  # of which the last has three steps
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,11 +157,13 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_changes_of_parameters_show(kind, change):
-    ours, theirs = known(kind)
-    x, state = one_step(kind), state_for(theirs, 2)
+def test_changes_of_parameters_show(kind, change, call):
+    batch, steps = CALLS[call]
+    ours, theirs = known(kind, batch, steps)
+    x, state = one_step(kind, batch, steps), state_for(theirs, batch)
     for module in (ours, theirs):
         CHANGES[change](module)
     with torch.no_grad():
@@ -246,18 +278,45 @@ def test_another_backend(taken, monkeypatch):
     assert not any(taken)
 
 
-def test_wrong_calls_of_the_stack(native):
-    layer, _ = known("gru")
-    stack = layer._rnnfast._parameters._again[1]
-    weights, x = tuple(p.detach() for p in layer.parameters()), one_step("gru")
+def test_contents_that_come_back(taken):
+    """A pack of what the weights were before is none of what they are."""
+    batch, steps = CALLS["packed"]
+    ours, theirs = known("gru", batch, steps)
+    x = one_step("gru", batch, steps)
+    with torch.no_grad():
+        for factor in (2, 0.5, 1, -1):
+            for module in (ours, theirs):
+                module.weight_hh_l0.data.mul_(factor)
+            assert_near(ours(x), theirs(x))
+    assert taken == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_wrong_calls_of_the_stack(native, call):
+    batch, steps = CALLS[call]
+    layer, _ = known("gru", batch, steps)
+    ((_, stack, seen),) = layer._rnnfast._parameters._again.values()
+    weights, x = tuple(p.detach() for p in layer.parameters()), one_step("gru", batch, steps)
     place = native.place(weights)
-    for given in ((), (b"", (), 1, 2), ("", weights, x, None, 1), (place, [*weights], x, None, 1)):
+    assert seen == (None if call == "borrowed" else native.fingerprint(weights))
+    for given in (
+        (),
+        (place, weights, x, None, 1),
+        (b"", (), 1, 2),
+        ("", weights, x, None, 1, seen),
+        (place, [*weights], x, None, 1, seen),
+        (place, weights, x, None, "two", seen),
+        (place, weights, x, None, 1, "seen"),
+    ):
         with pytest.raises(TypeError):
             stack(*given)
-    assert stack("", (), None, None, 1) is NotImplemented
-    assert stack(place, weights, x, None, 1) is not NotImplemented
-    assert stack(place, weights[:3], x, None, 1) is NotImplemented
-    assert stack(place[:-1], weights, x, None, 1) is NotImplemented
-    assert stack(place, (*weights[:3], weights[3].clone()), x, None, 1) is NotImplemented
-    with pytest.raises(TypeError):
-        stack(place, weights, x, None, "two")
+    with pytest.raises(OverflowError):
+        stack(place, weights, x, None, 1, 1 << 64)
+    assert stack("", (), None, None, 1, seen) is NotImplemented
+    for right in (seen, None, native.fingerprint(weights)):
+        assert stack(place, weights, x, None, 1, right) is not NotImplemented
+    assert stack(place, weights, x, None, 1, native.fingerprint(weights) ^ 1) is NotImplemented
+    assert stack(place, weights[:3], x, None, 1, seen) is NotImplemented
+    assert stack(place[:-1], weights, x, None, 1, seen) is NotImplemented
+    other = (*weights[:3], weights[3].clone())
+    assert stack(place, other, x, None, 1, seen) is NotImplemented

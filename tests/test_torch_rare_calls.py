@@ -162,13 +162,13 @@ def test_autocast_of_another_device_leaves_calls_to_the_kernels(kind, native):
 @pytest.mark.parametrize("states", [True, False])
 @pytest.mark.parametrize("options", [{}, {"bias": False}], ids=["bias", "none"])
 @pytest.mark.parametrize("kind", CELLS)
-def test_cells_of_more_rows_than_read_weights_where_they_lie(kind, options, states, dtype):
+def test_cells_of_more_rows_than_read_weights_where_they_lie(kind, options, states, dtype, native):
     """So that they are packed, and noticed when they change."""
     pair = twins(kind, dtype=TORCH_DTYPES[dtype], **options)
     for change in (1.0, -2.0):
         for module in pair:
             module.weight_hh.data.mul_(change)
-        assert_twins(pair, inputs_for(pair[1], batch=packs._FEW_ROWS + 3, states=states))
+        assert_twins(pair, inputs_for(pair[1], batch=native.few_rows() + 3, states=states))
 
 
 # ---- Threads ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ namespace {
 // Reading less keeps the GIL: it takes 5 us.
 constexpr ptrdiff_t kReleasingPays = ptrdiff_t(256) << 10;
 
-PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
+PyObject* function(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count < 1 || count > 2) {
         PyErr_Format(PyExc_TypeError, "fingerprint: got %zd arguments", count);
         return nullptr;
@@ -26,32 +26,32 @@ PyObject* fingerprint_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
     const long threads = count > 1 ? PyLong_AsLong(args[1]) : 0;
     if (threads == -1 && PyErr_Occurred()) return nullptr;
     return returned([&] {
-        std::vector<Array> arrays;
-        if (!read_all(args[0], arrays))
-            throw py::type_error("arrays: expected contiguous ones in a tuple, got another object");
-        std::vector<Bytes> views;
-        ptrdiff_t all = 0;
-        for (const Array& array : arrays) {
-            const Bytes view{reinterpret_cast<const unsigned char*>(array.data),
-                             std::accumulate(array.sizes, array.sizes + array.axes, array.item,
-                                             std::multiplies<>())};
-            views.push_back(view);
-            all += view.count;
-        }
-        uint64_t result;
-        {
-            const ThreadLimit limit(int(std::clamp<long>(threads, 0, INT_MAX)));
-            const GilRelease release(all >= kReleasingPays);
-            result = fingerprint(views);
-        }
-        return owned_or_throw(PyLong_FromUnsignedLongLong(result));
+        return owned_or_throw(PyLong_FromUnsignedLongLong(fingerprint_of(args[0], threads)));
     });
 }
 
 }  // namespace
 
+uint64_t fingerprint_of(PyObject* tuple, long threads) {
+    std::vector<Array> arrays;
+    if (!read_all(tuple, arrays))
+        throw py::type_error("arrays: expected contiguous ones in a tuple, got another object");
+    std::vector<Bytes> views;
+    ptrdiff_t all = 0;
+    for (const Array& array : arrays) {
+        const Bytes view{reinterpret_cast<const unsigned char*>(array.data),
+                         std::accumulate(array.sizes, array.sizes + array.axes, array.item,
+                                         std::multiplies<>())};
+        views.push_back(view);
+        all += view.count;
+    }
+    const ThreadLimit limit(int(std::clamp<long>(threads, 0, INT_MAX)));
+    const GilRelease release(all >= kReleasingPays);
+    return fingerprint(views);
+}
+
 void add_fingerprint(py::module_& module) {
-    static PyMethodDef methods[] = {fast_method("fingerprint", &fingerprint_of), {}};
+    static PyMethodDef methods[] = {fast_method("fingerprint", &function), {}};
     if (PyModule_AddFunctions(module.ptr(), methods) < 0) throw py::error_already_set();
 }
 

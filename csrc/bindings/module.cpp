@@ -225,6 +225,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
     add_tensors(m);
     add_fingerprint(m);
     add_place(m);
+    m.def("few_rows", [] { return active_kernels_for<float>().cells[0].few; });
     m.def("isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);
     m.def("active_isa", &active_isa);

@@ -53,7 +53,7 @@ PyObject* infer(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 }
 
 PyObject* infer_at(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-    if (!takes("infer_at", count, count == 5)) return nullptr;
+    if (!takes("infer_at", count, count == 6)) return nullptr;
     return returned([&] { return impl_of<Stack>(self).infer_at(args); });
 }
 

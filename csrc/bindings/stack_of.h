@@ -6,6 +6,7 @@
 #include <climits>
 #include <utility>
 
+#include "bindings/fingerprint.h"
 #include "bindings/gil.h"
 #include "bindings/packed.h"
 #include "bindings/pass.h"
@@ -148,7 +149,8 @@ private:
         Axes axes;
         PassInputs<T> in;
         if (!read(args, count, axes, in) || !runs(in)) return not_implemented();
-        if (all && !can_read_all(all)) return not_implemented();
+        if (all && (!can_read_all(all) || !is_as_seen(all[1], all[5], threads)))
+            return not_implemented();
         const Outputs made = new_outputs(args[0], axes, in);
         {
             const ThreadLimit limit(threads);
@@ -156,6 +158,14 @@ private:
             Pass<T>(layers_, in, made.out, false).forward();
         }
         return pair(made.y, made.state);
+    }
+
+    // Whether the weights have that fingerprint; None: it does not matter.
+    static bool is_as_seen(PyObject* weights, PyObject* seen, int threads) {
+        if (seen == Py_None) return true;
+        const auto wanted = PyLong_AsUnsignedLongLong(seen);
+        if (PyErr_Occurred()) throw py::error_already_set();
+        return fingerprint_of(weights, threads) == wanted;
     }
 
     // New arrays for the gradients that are wanted; None for others.

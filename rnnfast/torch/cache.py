@@ -89,7 +89,7 @@ class PackCache:
     def remembers(self) -> bool:
         """Whether `Parameters.again` may know such a call."""
         found = self._parameters
-        return found is not None and found._again is not None
+        return found is not None and bool(found._again)
 
     def kept(self, kind: Kind) -> Parameters | None:
         """What `get` gave before, if it is of this kind; the weights may lie elsewhere since."""

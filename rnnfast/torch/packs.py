@@ -26,8 +26,8 @@ from rnnfast.torch.profiling import is_profiled, profiled
 if TYPE_CHECKING:
     from rnnfast._native import Packed, Stack
 
-# That the kernels may take from weights as they lie; it is for them to say.
-_FEW_ROWS = 8
+# Weights of so many bytes are read twice where a call is not as one before it after all.
+_SMALL = 1 << 20
 
 _get_num_threads = torch.get_num_threads
 _is_grad_enabled = torch.is_grad_enabled
@@ -134,8 +134,9 @@ class Parameters:
         self._borrowed_before: Packs | None = None  # of others of their kind
         # Memory that is not contiguous is packed each time: copies of it would show no changes.
         self.can_stay = isinstance(self._place, bytes)
-        # How a call without gradients ran; see `again`.
-        self._again: tuple[bool | None, Callable[..., Any], bytes] | None = None
+        # How calls without gradients ran, on packs and on weights where they lie; see `again`.
+        self._again: dict[bool, tuple[bool | None, Callable[..., Any], int | None]] = {}
+        self._are_small = sum(map(bytes_of, weights)) <= _SMALL
 
     def are(self, weights: tuple[Tensor, ...]) -> bool:
         """Whether these lie in the same memory."""
@@ -159,12 +160,18 @@ class Parameters:
 
     def remember(self, packs: Packs, batch_first: bool | None) -> None:
         """That `packs` runs a call without gradients; batch_first : None: of a cell."""
-        shows_changes = packs.borrowed or self.frozen  # or those are promised not to be
-        is_whole = packs.kind is self.kind
         converts = packs.format_name is not None or self.format_name is not None
-        if shows_changes and is_whole and self.can_stay and not converts and not is_profiled():
-            infer_at = packs.stack(bool(batch_first)).infer_at
-            self._again = None if infer_at is None else (batch_first, infer_at, self._place)
+        if packs.kind is not self.kind or not self.can_stay or converts or is_profiled():
+            return  # of one layer; or those that need more
+        seen = None  # borrowed ones show changes, and of frozen ones there are to be none
+        if not packs.borrowed and not self.frozen:
+            kept = self._packed.get(None)
+            if kept is None or kept[1] is not packs or not self._are_small:
+                return
+            seen = kept[0]
+        infer_at = packs.stack(bool(batch_first)).infer_at
+        if infer_at is not None:
+            self._again[packs.borrowed] = batch_first, infer_at, seen
 
     def again(
         self, batch_first: bool | None, weights: tuple[Tensor, ...], x: Any, states: Any
@@ -173,11 +180,14 @@ class Parameters:
 
         weights : which may have got other memory. x, states : whatever the caller gave.
         """
-        known = self._again
-        if known is None or known[0] != batch_first or is_profiled():
-            return None
-        result = known[1](known[2], weights, x, states, _get_num_threads())
-        return None if result is NotImplemented else result
+        for borrowed in (True, False):
+            known = self._again.get(borrowed)
+            if known is not None and known[0] == batch_first and not is_profiled():
+                given = self._place, weights, x, states, _get_num_threads(), known[2]
+                result = known[1](*given)
+                if result is not NotImplemented:
+                    return result
+        return None
 
     def borrowed(self, rows: float, weights: tuple[Tensor, ...]) -> Packs | None:
         """To be read where they lie, by one step of so many rows; None: packed is better.
@@ -185,7 +195,7 @@ class Parameters:
         That reads them once, without a fingerprint.
         weights : in the same memory; what backward reads is taken from their storage.
         """
-        if rows > _FEW_ROWS or self.frozen or not self.can_stay:
+        if rows > self.backend.few_rows or self.frozen or not self.can_stay:
             return None
         made = self._borrowed
         if made is None or _is_grad_enabled():
@@ -238,6 +248,11 @@ class Parameters:
 def addresses_of(weights: Sequence[Tensor]) -> tuple[int, ...]:
     """Where each begins."""
     return tuple(weight.data_ptr() for weight in weights)
+
+
+def bytes_of(weight: Tensor) -> int:
+    """Those of its elements."""
+    return weight.numel() * weight.element_size()
 
 
 def fingerprint_of(backend: NativeBackend, weights: tuple[Tensor, ...]) -> int:
