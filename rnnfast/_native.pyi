@@ -258,7 +258,7 @@ def place(arrays: tuple[Array, ...], /) -> bytes | None:
 def moved(place: bytes, tensors: tuple[Any, ...], /) -> bytes | None:
     """The place of tensors of the shapes and dtypes of those at `place`, wherever they lie.
 
-    None where they are others, not contiguous, or negatives of what lies there. Or TypeError.
+    None where one is another, or is not contiguous or aligned, or the negative of what lies there.
     """
 
 def can_read(place: bytes, weights: tuple[Any, ...], x: Any, states: Any, /) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import weakref
 
 import pytest
 
@@ -124,12 +126,15 @@ def test_what_the_kernels_do_not_take_comes_in_between():
         yield torch._efficientzerotensor(size)
         yield torch.cat([weight, weight])[: len(weight)]
         yield torch.zeros(())[None].expand(weight.numel()).view(size)
+        memory = bytearray(weight.numel() * 4 + 1)
+        unaligned = torch.frombuffer(memory, dtype=torch.float32, offset=1).view(size)
+        yield unaligned.copy_(weight)
         yield weight.clone()
 
     names = names_of(pair[0])
     forms = {name: list(odd(getattr(pair[1], name))) for name in names}
     with torch.no_grad():
-        for turn in range(7):
+        for turn in range(8):
             for name in names:
                 pair[0].__dict__[name] = forms[name][turn]
                 pair[1].__dict__[name] = forms[name][turn].clone().contiguous()
@@ -166,6 +171,46 @@ def test_without_all_of_their_memory_they_are_torch_s(left):
     storage = weights[1].untyped_storage()
     storage.resize_(int(storage.nbytes() * left))
     assert cache.get(kind, tuple(weights)) is None
+
+
+def test_others_that_were_replaced_are_not_kept():
+    """By what makes borrowing the next ones quicker."""
+    ours, _ = twins("gru")
+    with torch.no_grad():
+        ours(inputs_for("gru", 1))
+    old = [weakref.ref(p.untyped_storage()) for p in ours.parameters()]
+    for parameter in ours.parameters():
+        parameter.data = parameter.detach().clone()
+    with torch.no_grad():
+        ours(inputs_for("gru", 5))
+    gc.collect()
+    assert [storage() for storage in old] == [None] * 4
+
+
+def test_other_memory_while_it_is_looked_at(monkeypatch):
+    """As by another thread: what is kept is of one memory."""
+    packs = importlib.import_module("rnnfast.torch.packs")
+    pair = twins("gru")
+    x = inputs_for("gru", 1)
+    first, other = ([p.detach() * k for p in pair[0].parameters()] for k in (2, -1))
+    with torch.no_grad():
+        pair[0](x)
+        for parameter, data in zip(pair[0].parameters(), first, strict=True):
+            parameter.data = data
+        asked = packs.has_memory
+
+        def swapping(tensor):
+            for parameter, data in zip(pair[0].parameters(), other, strict=True):
+                parameter.data = data
+            return asked(tensor)
+
+        monkeypatch.setattr(packs, "has_memory", swapping)
+        pair[0](x)
+        monkeypatch.undo()
+        for own, theirs, data in zip(*(m.parameters() for m in pair), first, strict=True):
+            own.data = theirs.data = data
+        for _ in range(2):
+            assert_same(pair, x, None)
 
 
 def test_a_promise_is_for_the_memory_it_was_given_for():

@@ -276,3 +276,43 @@ def test_steps_of_weights_made_from_others_are_alone(both):
         total.backward()
     assert takes_weights(state)
     assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_a_checkpoint_after_a_step_alone(both, before):
+    """What runs once more saves as many tensors as it did the first time."""
+    x = inputs(steps=4)
+    checkpoint = torch.utils.checkpoint.checkpoint
+
+    def segment(cell, state):
+        for step in x:
+            state = cell(step, state)
+        return state
+
+    for cell in both:
+        for step in x[:before]:
+            flat(cell(step))[0].sum().backward()
+        state = checkpoint(cell, x[0], use_reentrant=False)
+        state = checkpoint(cell, x[1], state, use_reentrant=False)
+        state = checkpoint(segment, cell, state, use_reentrant=False)
+        flat(state)[0].sin().sum().backward()
+        flat(cell(x[0]))[0].sum().backward()
+        flat(checkpoint(segment, cell, None, use_reentrant=False))[0].sum().backward()
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 6, 7, 8, 9, 40])
+def test_steps_alone_of_any_rows_and_strides(both, batch):
+    """Also where the kernels refuse them as they are at first."""
+    x = normal(3, batch, 2 * SIZE)
+    for cell in both:
+        for step in x:
+            for given in (step[:, :SIZE].contiguous(), step[:, ::2]):
+                state = cell(given)
+                flat(state)[0].sin().sum().backward()
+        with pytest.raises((RuntimeError, ValueError)):
+            cell(x[0])
+        state = cell(x[0, :, ::2])
+        flat(state)[0].sum().backward()
+    assert takes_weights(state)
+    assert_same_gradients(found(both[1]), found(both[0]), "float64")

@@ -53,7 +53,7 @@ struct Packed {
     virtual ~Packed() = default;
     virtual std::unique_ptr<Saved> forward(const ForwardObjects&, bool training) const = 0;
     virtual void backward(const Saved&, const ForwardObjects&, const BackwardObjects&) const = 0;
-    // Whether the next of the arrays, which it passes over, have the shapes and dtype of these weights.
+    // Whether the next of the arrays, which it passes over, have these weights' shapes and dtype.
     virtual bool fits(ArraysLeft&) const = 0;
     // The same of the contents of such arrays; or borrowed too, with `owner`, which keeps them.
     virtual std::unique_ptr<Packed> renewed(ArraysLeft&, const py::object& owner) const = 0;

@@ -37,7 +37,8 @@ PyObject* place_of(PyObject*, PyObject* tuple) {
     });
 }
 
-// Whether the tensors lie at `place`; or, where `now` takes theirs, are such as those which do.
+// Whether the tensors lie at `place`; or, where `now` takes theirs, are such as those which do, and
+// aligned.
 bool lie_at(PyObject* place, PyObject* tensors, std::string* now = nullptr) {
     const char* at = PyBytes_AS_STRING(place);
     const char* const end = at + PyBytes_GET_SIZE(place);
@@ -50,7 +51,8 @@ bool lie_at(PyObject* place, PyObject* tensors, std::string* now = nullptr) {
         const auto* const bytes = reinterpret_cast<const char*>(own.numbers);
         const size_t from = now ? sizeof own.numbers[0] : 0;  // behind the address
         if (end - at < ptrdiff_t(own.bytes) ||
-            std::memcmp(at + from, bytes + from, own.bytes - from) != 0)
+            std::memcmp(at + from, bytes + from, own.bytes - from) != 0 ||
+            (now && own.numbers[0] % array.item != 0))
             return false;
         at += own.bytes;
         if (now) now->append(bytes, own.bytes);

@@ -72,7 +72,7 @@ RNNFAST_INLINE void load_columns(const Square<T>& from, ptrdiff_t lanes, ptrdiff
     load_transposed(square.base, square.stride, columns);
 }
 
-// The same into memory, [i][lane].
+// The same into memory, [i][lane]; not in each of the tiles that end with such a square.
 template <class T>
 RNNFAST_OUTLINE void copy_columns(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t left, T* to) {
     constexpr ptrdiff_t L = kLanes<T>;
@@ -90,7 +90,7 @@ RNNFAST_INLINE void multiply_vector(const T* a, ptrdiff_t ld, Vec<T> right, Vec<
 }
 
 // sums (M, N vectors), rows `width` vectors apart, += a (M, K) times N columns of b from `column` on.
-// If `fetch`, what comes after them is fetched, in order.
+// If `fetch`, what comes after one column is fetched, in order.
 template <int M, int N, class T>
 RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b,
                                           ptrdiff_t column, int width, bool fetch, T* sums) {
@@ -135,16 +135,17 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
 }
 
 // sums (M, width vectors) += a (M, K) times the columns of b from vector `column` on. One after the
-// other: the rows of each follow on one another in memory, which is then read in order. Of a matrix that
-// is in memory, what comes next is fetched; of one row of a, whose sum is a single chain of `fma`s, two
-// columns go together where caches hold the matrix, but not neighbours whose rows L1 can't hold at once.
+// other: the rows of each follow on one another in memory, which is then read in order. Of a matrix
+// that is in memory, what comes next is fetched; of one row of a, whose sum is a single chain of
+// `fma`s, two columns go together where caches hold the matrix. But not neighbours whose rows begin
+// 2 KiB apart, where L1 has two of its sets for all of them, of 8 to 12 lines each.
 template <int M, class T>
 RNNFAST_INLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b, ptrdiff_t column,
                                      int width, T* sums) {
-    constexpr ptrdiff_t kInMemory = ptrdiff_t(8) << 20, kTwoSets = 2048, kWays = 16;
+    constexpr ptrdiff_t kInMemory = ptrdiff_t(8) << 20, kTwoSets = 2048, kLines = 16;
     const bool fetch = b.bytes() >= kInMemory;
     const bool collide =
-        2 * kLanes<T> > kWays && b.gates == 1 && b.ks * ptrdiff_t(sizeof(T)) % kTwoSets == 0;
+        2 * kLanes<T> > kLines && b.gates == 1 && b.ks * ptrdiff_t(sizeof(T)) % kTwoSets == 0;
     for (int v = 0; v < width;) {
         T* const to = sums + v * kLanes<T>;
         if constexpr (M == 1)

@@ -107,7 +107,8 @@ class Packs:
 class Parameters:
     """The parameters of a module where they lie, which this keeps: packed, and as they are.
 
-    promise : that of the module when they were taken up. frozen : it is of these.
+    place : of weights that are held already. promise : that of the module when they were taken up.
+    frozen : it is of these.
     format_name : the only one that the kernels read them in; None: as they are, or in any.
     """
 
@@ -115,7 +116,7 @@ class Parameters:
         self,
         backend: NativeBackend,
         kind: Kind,
-        weights: Sequence[Tensor],
+        weights: tuple[Tensor, ...],
         promise: tuple[int, ...] | None,
         place: bytes | None = None,
     ) -> None:
@@ -124,7 +125,7 @@ class Parameters:
         self.promise = promise
         self.frozen = promise is not None and promise == addresses_of(weights)
         self.format_name = FORMATS.get(weights[0].dtype)
-        self._weights = tuple(w.detach() for w in weights)  # others may give them other memory
+        self._weights = weights if place else held(weights)
         self._place_of = taking_tensors(backend.place)
         self._place = place or self._place_of(self._weights)
         self._can_read = reader_of_tensors(backend)
@@ -150,10 +151,11 @@ class Parameters:
         """Such parameters in other memory, of which little is asked anew; None: they are others."""
         if self.promise is not None or not self.can_stay:
             return None
-        place = taking_tensors(self.backend.moved)(self._place, weights)
-        if not isinstance(place, bytes) or not all(map(has_memory, weights)):
+        own = held(weights)
+        place = taking_tensors(self.backend.moved)(self._place, own)
+        if not isinstance(place, bytes) or not all(map(has_memory, own)):
             return None
-        made = Parameters(self.backend, self.kind, weights, None, place)
+        made = Parameters(self.backend, self.kind, own, None, place)
         made._packed = dict(self._packed)  # the contents may be the same
         made._borrowed_before = self._borrowed
         return made
@@ -224,6 +226,7 @@ class Parameters:
     def packed(self, weights: tuple[Tensor, ...], format_name: str | None = None) -> Packs:
         """As they are now, in the same memory: `weights`, whose storage may be another."""
         self._take_up(weights)
+        self._borrowed_before = None  # which keeps the memory of others
         packed, now = self._packed.get(format_name), None
         if packed is not None:
             if self.frozen:
@@ -241,8 +244,13 @@ class Parameters:
     def _take_up(self, weights: tuple[Tensor, ...]) -> None:
         """Weights in the same memory, where the storage of those before has given it back."""
         if self.can_stay and not self.are(self._weights):
-            self._weights = tuple(w.detach() for w in weights)
+            self._weights = held(weights)
             self._borrowed = None
+
+
+def held(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Their memory, whatever others give them."""
+    return tuple(weight.detach() for weight in weights)
 
 
 def addresses_of(weights: Sequence[Tensor]) -> tuple[int, ...]:

@@ -36,6 +36,10 @@ from rnnfast.torch.packs import Packs
 
 _get_num_threads = torch.get_num_threads
 _graph_task = torch._C._current_graph_task_id
+# None: there are none in force. A torch that does not tell may have some.
+_saved_tensors_hooks = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: NotImplemented
+)
 
 
 # A step, as far as the gradients of the weights need it: its input, the h before it if there is
@@ -170,20 +174,26 @@ def record(
     """
     packs = call.packs
     own, token = _last(holder)
-    shares = own is not None and own.still_fit(call, weights)
-    if not shares and packs.kind.one_step and _is_alone(holder, weights):
-        holder.lone = lone = Lone()
+    if own is not None and not own.still_fit(call, weights):
+        own = None
+    if own is None and packs.kind.one_step and _is_alone(holder, weights):
+        lone = Lone()
         found = autograd.record(call._replace(lone=lone), weights, x, states)
-        return None if found is None else found[1]
+        if found is None:
+            return None
+        holder.lone = lone
+        return found[1]
     stack = packs.stack(call.batch_first)
     result = stack.forward(x, state_of(states), None, _get_num_threads())
     if result is NotImplemented:
         return None
-    if own is None or not shares:
+    if own is None:
         own = _Weights(holder, call, weights)
         token = own.new_token()
         holder.shared = _references(own, token)
-    holder.lone = None if shares else own.lone
+        holder.lone = own.lone
+    else:
+        holder.lone = None
     y, last, tape = result
     outputs = last if isinstance(last, tuple) else (last,)
     kept = None
@@ -197,10 +207,12 @@ def record(
 
 def _is_alone(holder: PackCache, weights: tuple[Tensor, ...]) -> bool:
     """Whether a graph's first step is likely to be its only one, as the one before was."""
-    last = holder.lone  # other threads may change it
-    if last is not None and last.is_back:
+    if not all(map(is_leaf, weights)):  # made from others, they are not those of the next
         return True
-    return not all(map(is_leaf, weights))  # made from others, they are not those of the next
+    last = holder.lone  # other threads may change it
+    # A checkpoint runs the step once more, and then the one before is another: its node has to be
+    # the same.
+    return last is not None and last.is_back and _saved_tensors_hooks(True) is None
 
 
 def _references(*objects: Any) -> tuple[Any, ...]:
