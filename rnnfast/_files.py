@@ -45,13 +45,13 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         options; the message names the file and what is wrong.
     OSError : the file cannot be read.
     """
-    path = os.fspath(path)
-    with open(path, "rb") as file:
+    name = _validate.path("path", path)
+    with open(name, "rb") as file:
         try:
             return _rebuilt(_safetensors.Reader(file))
         # A TypeError: an option in the file has the wrong type.
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fsdecode(path)}: {error}") from error
+            raise ValueError(f"{os.fsdecode(name)}: {error}") from error
 
 
 def _rebuilt(reader: _safetensors.Reader) -> Loaded:

@@ -198,7 +198,7 @@ class Module:
         for name, value in self._options._asdict().items():
             if value is not None:
                 metadata[name] = value if isinstance(value, str) else json.dumps(value)
-        _safetensors.write(path, self.state_dict(), metadata)
+        _safetensors.write(_validate.path("path", path), self.state_dict(), metadata)
 
     def __repr__(self) -> str:
         return self._text()

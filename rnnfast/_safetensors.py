@@ -98,9 +98,7 @@ class Reader:
         return array.astype(dtype, copy=False)
 
 
-def write(
-    path: str | os.PathLike[str], tensors: Mapping[str, NDArray], metadata: Mapping[str, str]
-) -> None:
+def write(path: str | bytes, tensors: Mapping[str, NDArray], metadata: Mapping[str, str]) -> None:
     """Makes a file, or replaces it once the new one is whole; arrays are in the given order."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
@@ -120,7 +118,7 @@ def write(
 
 
 @contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def _replacing(path: str | bytes) -> Iterator[BinaryIO]:
     """A new file, which takes the place of `path`, and its permissions, at the end of the block."""
     target = os.path.realpath(os.fsdecode(path))  # a link stays one
     exists = os.path.exists(target)
@@ -134,7 +132,7 @@ def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))
     except OSError as error:
-        error.filename = os.fspath(path)
+        error.filename = path
         raise
     try:
         with file:

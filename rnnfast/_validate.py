@@ -10,6 +10,7 @@ import contextlib
 import math
 import numbers
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -74,6 +75,15 @@ def fraction(name: str, value: Any) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"{name}: expected a probability in 0..1, got {shown(value)}")
     return number
+
+
+def path(name: str, value: Any) -> str | bytes:
+    """That of a file, as `open` takes it."""
+    try:
+        return os.fspath(value)
+    except TypeError:
+        got = type(value).__name__
+        raise TypeError(f"{name}: expected a str or a path, got {got}") from None
 
 
 def float_dtype(name: str, value: Any) -> np.dtype:

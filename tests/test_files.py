@@ -174,6 +174,13 @@ class TestFormat:
 
 
 class TestPaths:
+    @pytest.mark.parametrize("wrong", [5, None, ["layer"], 1.5])
+    def test_of_another_type(self, wrong):
+        error = f"path: expected a str or a path, got {type(wrong).__name__}"
+        for call in (rnnfast.load, make("gru").save):
+            with pytest.raises(TypeError, match=error):
+                call(wrong)
+
     def test_of_every_type(self, tmp_path, monkeypatch):
         layer = make("gru")
         for path in (tmp_path / "ä", str(tmp_path / "b"), os.fsencode(tmp_path / "c")):

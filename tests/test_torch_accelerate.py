@@ -43,6 +43,14 @@ def test_a_model_that_is_one_recurrent_module(name):
     assert torch.equal(output(theirs, x), want)
 
 
+@pytest.mark.parametrize("wrong", [None, 5, "model", [torch.nn.LSTM(2, 3)], torch.nn.LSTM])
+def test_what_is_no_model(wrong):
+    got = "the class LSTM" if wrong is torch.nn.LSTM else type(wrong).__name__
+    for call in (rt.accelerate, rt.restore, rt.report, rt.freeze, rt.unfreeze):
+        with pytest.raises(TypeError, match=f"model: expected a torch.nn.Module, got {got}"):
+            call(wrong)
+
+
 def test_modules_in_every_place():
     model, x = everywhere()
     want, want_gradients = model(x), gradients(model, x)

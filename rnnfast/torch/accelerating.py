@@ -46,8 +46,7 @@ def accelerate(model: Model, *, by_subclass: bool = False) -> Model:
 
 def restore(model: Model) -> Model:
     """The inverse of `accelerate`: every module of rnnfast becomes torch's, in place."""
-    _switched(model, _of_torch)
-    for module in model.modules():
+    for module in _switched(model, _of_torch).modules():
         if not isinstance(module, (Layer, Cell)):
             module.__dict__.pop("_rnnfast", None)
     return model
@@ -98,7 +97,7 @@ class Report(list[Entry]):
 def report(model: Module) -> Report:
     """What of a model is accelerated, what is not, and why."""
     found = Report()
-    for name, module in model.named_modules():
+    for name, module in _checked(model).named_modules():
         kind = type(module).__name__
         if isinstance(module, (Layer, Cell)):
             found.append(Entry(name, kind, True, _by_torch(module)))
@@ -147,10 +146,18 @@ def _patch(more: int) -> None:
                 setattr(place, name, _found[place, name])
 
 
+def _checked(model: Model) -> Model:
+    if not isinstance(model, Module):
+        got = model.__name__ if isinstance(model, type) else type(model).__name__
+        kind = "the class " if isinstance(model, type) else ""
+        raise TypeError(f"model: expected a torch.nn.Module, got {kind}{got}")
+    return model
+
+
 def _switched(model: Model, new_class: Callable[[Module, Any], Any]) -> Model:
     """new_class : of a module and its class, or the base of one by torch; None: it stays."""
     switched = []  # all classes are there before the first module changes
-    for module in model.modules():
+    for module in _checked(model).modules():
         own = type(module)
         if not _is_made_by_parametrize(module):
             new = new_class(module, own)
@@ -185,7 +192,7 @@ def _of_torch(module: Module, own: Any) -> Any:
 
 
 def _frozen(model: Model, frozen: bool) -> Model:
-    for module in model.modules():
+    for module in _checked(model).modules():
         if isinstance(module, (Layer, Cell)):
             cache = PackCache.of(module)
             cache.freeze(module._weights(cache) if frozen else None)
