@@ -224,7 +224,7 @@ protected:
         const T* step_pre = pre + first * pre_ld;
         T* saved = args.saved ? args.saved + (plan.start(t) + shard.begin) * shape.saved_row()
                               : (Cell::kTwoProducts ? part : nullptr);
-        const FirstStep first_step{this, step_pre, saved, y};
+        const FirstStep first_step{this, step_pre, saved, y, shape.width > kLongSum};
         if (starts_from_zeros && t == (plan.reverse ? plan.steps - 1 : 0)) {
             // What R times zeros is was found when R was packed: 1 times that.
             static constexpr T kOne = 1;
@@ -238,7 +238,7 @@ protected:
         if constexpr (Cell::kTwoProducts) {  // r h of zeros is not zeros where r is NaN
             slice.meet();
             times<1>(n, Operand<T>{reset_h, unit_ld, shape.hidden}, at.r_second, weights.r_second,
-                     SecondStep{this, step_pre, saved, y});
+                     SecondStep{this, step_pre, saved, y, shape.hidden > kLongSum});
         }
         end_step(n, y);
     }
