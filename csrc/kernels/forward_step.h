@@ -50,7 +50,8 @@ struct ForwardStep {
 
     // Where the sums start from, if that lies side by side.
     RNNFAST_INLINE LowStart starts_at(ptrdiff_t first, ptrdiff_t column) const {
-        if (from_zeros() || kFirst != 0 || kGatesHere != Cell::kGates) return {};
+        if (from_zeros()) return {kLowZeros};
+        if (kFirst != 0 || kGatesHere != Cell::kGates) return {};
         return {pre + first * pass->pre_ld + column * L, pass->pre_ld};
     }
 

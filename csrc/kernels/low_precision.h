@@ -69,6 +69,8 @@ struct LowStart {
     const float* base = nullptr;
     ptrdiff_t ld = 0;
 };
+// Zeros, of two panels.
+alignas(kVectorBytes) constexpr float kLowZeros[2 * panel_width(1) * kLanes<float>] = {};
 
 // Where an epilogue's sums start from, if they lie in memory as a product wants them.
 template <class Epilogue>
@@ -135,10 +137,9 @@ void low_column(const Format& format, const Shard& rows, ptrdiff_t column, const
 template <int W, bool kAdd>
 void low_column(const Format& format, const Shard& rows, ptrdiff_t column, const LowRows& a,
                 const LowPanel& b, const StoreRows<float, kAdd>& epilogue) {
-    alignas(kVectorBytes) static constexpr float kZeros[W * kLanes<float>] = {};
     float* const to = epilogue.at(rows.begin, column);
     format.multiply(rows.count(), a.from(rows.begin), b,
-                    {kAdd ? to : kZeros, kAdd ? epilogue.ld : 0, to, epilogue.ld});
+                    {kAdd ? to : kLowZeros, kAdd ? epilogue.ld : 0, to, epilogue.ld});
 }
 
 // The rows of a left operand in a format.
