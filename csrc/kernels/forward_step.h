@@ -9,8 +9,8 @@ namespace {
 
 // Sums over h start from zeros, and what W x gave is added to them. As their start it would be larger
 // than most of what comes, and each term be rounded to its last place: layers of 1024 units were twice
-// as far from float64's results. But of a cell with one gate, whose equations take less than to add
-// it, only sums of more terms than so many.
+// as far from float64's results. Of a cell with one gate, beside whose short equations the addition
+// shows, only sums of more terms than so many.
 constexpr ptrdiff_t kLongSum = 256;
 
 // What every tile of a step needs: the gates of its product, and the slot of the first of them.
@@ -48,10 +48,9 @@ struct ForwardStep {
         return load(pass->bias_h + (b * kApart<Cell> + slot - Cell::kGates) * L);
     }
 
-    // Where the sums start from, if that lies side by side.
+    // Where the sums start from: of a cell with one gate that lies side by side.
     RNNFAST_INLINE LowStart starts_at(ptrdiff_t first, ptrdiff_t column) const {
         if (from_zeros()) return {kLowZeros};
-        if (kFirst != 0 || kGatesHere != Cell::kGates) return {};
         return {pre + first * pass->pre_ld + column * L, pass->pre_ld};
     }
 
