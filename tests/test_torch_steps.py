@@ -316,3 +316,17 @@ def test_steps_alone_of_any_rows_and_strides(both, batch):
         flat(state)[0].sum().backward()
     assert takes_weights(state)
     assert_same_gradients(found(both[1]), found(both[0]), "float64")
+
+
+def test_weights_changed_before_a_checkpoint_runs_again(both):
+    """Torch computes with the new ones; we refuse, as wherever weights change before backward."""
+    ours = both[1]
+    torch.nn.utils.parametrizations.weight_norm(ours, "weight_hh")
+    x = inputs(steps=1)
+    flat(ours(x[0]))[0].sum().backward()
+    state = torch.utils.checkpoint.checkpoint(ours, x[0], use_reentrant=False)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        flat(state)[0].sum().backward()

@@ -18,7 +18,7 @@ namespace {
 // Reading less keeps the GIL: it takes 5 us.
 constexpr ptrdiff_t kReleasingPays = ptrdiff_t(256) << 10;
 
-PyObject* function(PyObject*, PyObject* const* args, Py_ssize_t count) {
+PyObject* python_fingerprint(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count < 1 || count > 2) {
         PyErr_Format(PyExc_TypeError, "fingerprint: got %zd arguments", count);
         return nullptr;
@@ -51,7 +51,7 @@ uint64_t fingerprint_of(PyObject* tuple, long threads) {
 }
 
 void add_fingerprint(py::module_& module) {
-    static PyMethodDef methods[] = {fast_method("fingerprint", &function), {}};
+    static PyMethodDef methods[] = {fast_method("fingerprint", &python_fingerprint), {}};
     if (PyModule_AddFunctions(module.ptr(), methods) < 0) throw py::error_already_set();
 }
 

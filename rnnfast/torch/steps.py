@@ -190,7 +190,8 @@ def record(
     if own is None:
         own = _Weights(holder, call, weights)
         token = own.new_token()
-        holder.shared = _references(own, token)
+        # Weights made from others are not those of the next step.
+        holder.shared = _references(own, token) if all(map(is_leaf, weights)) else None
         holder.lone = own.lone
     else:
         holder.lone = None
@@ -207,12 +208,14 @@ def record(
 
 def _is_alone(holder: PackCache, weights: tuple[Tensor, ...]) -> bool:
     """Whether a graph's first step is likely to be its only one, as the one before was."""
+    # A checkpoint runs the step once more, and then the one before is another: its node has to be
+    # the same, and to notice weights that have changed meanwhile.
+    if _saved_tensors_hooks(True) is not None:
+        return False
     if not all(map(is_leaf, weights)):  # made from others, they are not those of the next
         return True
     last = holder.lone  # other threads may change it
-    # A checkpoint runs the step once more, and then the one before is another: its node has to be
-    # the same.
-    return last is not None and last.is_back and _saved_tensors_hooks(True) is None
+    return last is not None and last.is_back
 
 
 def _references(*objects: Any) -> tuple[Any, ...]:
