@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Array = Any  # a NumPy array; or, after `take_tensors`, a tensor
 State = Any  # h, or a pair (h, c)
+Tensors = tuple[Array, ...]
 
 # The C functions of csrc/api/functions.h, in a capsule, for `rnnfast.stream`.
 c_functions: Any
@@ -115,14 +116,7 @@ class Stack:
         """The output, a cell's None, and the last state; on up to `threads`, if above 0."""
 
     def infer_at(
-        self,
-        place: bytes,
-        weights: tuple[Any, ...],
-        x: Any,
-        state: State | None,
-        threads: int,
-        seen: int | None,
-        /,
+        self, place: bytes, weights: Tensors, x: Any, state: Any, threads: int, seen: int | None, /
     ) -> tuple[Any, State]:
         """The same if `can_read` is true and the weights' fingerprint is `seen`, or that None."""
 
@@ -144,6 +138,11 @@ class Stack:
 
         The caller keeps all of it, and the arguments, as they are.
         """
+
+    def forward_at(
+        self, place: bytes, weights: Tensors, x: Any, state: Any, threads: int, seen: int | None, /
+    ) -> tuple[Any, State, Array]:
+        """Of one step to `forward` as `infer_at` to `infer`."""
 
     def backward(
         self,

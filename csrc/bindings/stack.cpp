@@ -67,6 +67,11 @@ PyObject* forward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     return returned([&] { return impl_of<Stack>(self).forward(args); });
 }
 
+PyObject* forward_at(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    if (!takes("forward_at", count, count == 6)) return nullptr;
+    return returned([&] { return impl_of<Stack>(self).forward_at(args); });
+}
+
 PyObject* backward(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     if (!takes("backward", count, count == 9)) return nullptr;
     return returned([&] { return impl_of<Stack>(self).backward(args); });
@@ -160,6 +165,7 @@ void add_stack(py::module_& module) {
                                      fast_method("infer_at", &infer_at),
                                      fast_method("record", &record),
                                      fast_method("forward", &forward),
+                                     fast_method("forward_at", &forward_at),
                                      fast_method("backward", &backward),
                                      fast_method("step_backward", &step_backward),
                                      fast_method("steps_backward", &steps_backward),

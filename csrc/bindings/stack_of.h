@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "bindings/fingerprint.h"
+#include "bindings/form.h"
 #include "bindings/gil.h"
 #include "bindings/packed.h"
 #include "bindings/pass.h"
@@ -36,48 +37,6 @@ inline py::object pair(const py::object& first, const py::object& second) {
 // The names of a job's gradients, in the order of `Weights`; None: it has no such parameter.
 using Names = std::array<py::object, 5>;
 
-// How a stack's arrays look to its caller.
-struct Form {
-    bool cell;  // one step without an axis T, and states without the axis L*D
-    bool batch_first;
-    bool ragged;   // x and y are (N, ·), as a PackedSequence's data; batch sizes tell T and B
-    bool tensors;  // arguments may be tensors, and the results are if x is one
-
-    // Of an array (T, B, ·) with so many axes; false where there is no such form.
-    bool axes(int count, Axes& axes) const {
-        if (ragged) {
-            axes = {-1, 0};
-            return count == 2;
-        }
-        const int most = cell ? 2 : 3;
-        if (count != most && count != most - 1) return false;
-        const bool batched = count == most;
-        const bool swapped = batch_first && batched;
-        axes = cell ? Axes{-1, batched ? 0 : -1} : Axes{swapped, batched ? !swapped : -1};
-        return true;
-    }
-};
-
-// Which gradients a caller wants: all, or those for which a tuple has True, asked for in its order.
-class Choice {
-public:
-    explicit Choice(PyObject* tuple) : tuple_(tuple) {}  // null: all
-    bool all() const { return !tuple_; }
-    bool next() { return !tuple_ || PyTuple_GET_ITEM(tuple_, next_++) == Py_True; }
-
-private:
-    PyObject* const tuple_;
-    Py_ssize_t next_ = 0;
-};
-
-// Whether it is a tuple of so many bools.
-inline bool are_bools(PyObject* object, Py_ssize_t count) {
-    if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) != count) return false;
-    for (Py_ssize_t i = 0; i < count; ++i)
-        if (!PyBool_Check(PyTuple_GET_ITEM(object, i))) return false;
-    return true;
-}
-
 // What `Stack` in _native.pyi describes.
 class Stack {
 public:
@@ -87,6 +46,7 @@ public:
     virtual py::object infer_at(PyObject* const* args) const = 0;
     virtual py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const = 0;
     virtual py::object forward(PyObject* const* args) const = 0;
+    virtual py::object forward_at(PyObject* const* args) const = 0;
     virtual py::object backward(PyObject* const* args) const = 0;
     virtual py::object step_backward(PyObject* const* args) const = 0;
     virtual py::object steps_backward(PyObject* const* args) const = 0;
@@ -121,16 +81,20 @@ public:
     }
 
     py::object infer(PyObject* const* args, Py_ssize_t count) const override {
-        return inferred(args, count, count > 5 ? integer(args[5]) : 0);
+        return inferred({args, count}, count > 5 ? integer(args[5]) : 0);
     }
     py::object infer_at(PyObject* const* args) const override {
-        PyObject* const* const x_and_state = args + 2;  // after the weights' place and themselves
-        return inferred(x_and_state, 2, integer(args[4]), args);
+        return inferred(Given::at(args), integer(args[4]));
     }
 
     py::object record(PyObject* self, PyObject* const* args, Py_ssize_t count) const override;
 
-    py::object forward(PyObject* const* args) const override;
+    py::object forward(PyObject* const* args) const override {
+        return forwarded({args, 3}, integer(args[3]));
+    }
+    py::object forward_at(PyObject* const* args) const override {
+        return forwarded(Given::at(args), integer(args[4]));
+    }
     py::object backward(PyObject* const* args) const override;
     py::object step_backward(PyObject* const* args) const override;
     py::object steps_backward(PyObject* const* args) const override;
@@ -143,15 +107,29 @@ public:
                          PyObject* wanted) const;
 
 private:
-    // Of so many arguments, as `read` takes them; `all`: if `can_read_all` finds that it can.
-    py::object inferred(PyObject* const* args, Py_ssize_t count, int threads,
-                        PyObject* const* all = nullptr) const {
+    // So many arguments of a pass, as `read` takes them.
+    struct Given {
+        PyObject* const* args;
+        Py_ssize_t count;
+        PyObject* const* all = nullptr;  // those of infer_at and forward_at, which ask for more
+
+        static Given at(PyObject* const* all) {
+            return {all + 2, 2, all};  // after the weights' place and themselves
+        }
+    };
+
+    // Whether a pass can read them, and runs.
+    bool admits(const Given& given, int threads, Axes& axes, PassInputs<T>& in) const {
+        if (!read(given.args, given.count, axes, in) || !runs(in)) return false;
+        PyObject* const* const all = given.all;
+        return !all || (can_read_all(all) && is_as_seen(all[1], all[5], threads));
+    }
+
+    py::object inferred(const Given& given, int threads) const {
         Axes axes;
         PassInputs<T> in;
-        if (!read(args, count, axes, in) || !runs(in)) return not_implemented();
-        if (all && (!can_read_all(all) || !is_as_seen(all[1], all[5], threads)))
-            return not_implemented();
-        const Outputs made = new_outputs(args[0], axes, in);
+        if (!admits(given, threads, axes, in)) return not_implemented();
+        const Outputs made = new_outputs(given.args[0], axes, in);
         {
             const ThreadLimit limit(threads);
             const GilRelease release(releases(in, 1));
@@ -159,6 +137,8 @@ private:
         }
         return pair(made.y, made.state);
     }
+
+    py::object forwarded(const Given& given, int threads) const;
 
     // Whether the weights have that fingerprint; None: it does not matter.
     static bool is_as_seen(PyObject* weights, PyObject* seen, int threads) {

@@ -9,6 +9,14 @@
 
 namespace rnnfast {
 
+// Whether a gradient, or one of a pair, is a tensor that stands for the negatives of what lies there.
+inline bool is_any_negated(PyObject* gradient) {
+    if (!PyTuple_CheckExact(gradient)) return is_tensor(gradient) && is_negated(gradient);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(gradient); ++i)
+        if (is_any_negated(PyTuple_GET_ITEM(gradient, i))) return true;
+    return false;
+}
+
 // x, state, output, tape, d_output, d_state, wanted, threads -> gradients at x and at the state, and
 // the gates'.
 template <class T>
@@ -27,7 +35,8 @@ py::object StackOf<T>::step_backward(PyObject* const* args) const {
         !read_contiguous(args[3], form_.tensors, tape_shape, tape) ||
         (form_.cell && args[4] != Py_None) ||
         !read_rows_or_none(args[4], axes, y_shape, grads.dy) ||
-        !read_state(args[5], axes, in.batch, true, grads.dhn, grads.dcn))
+        !read_state(args[5], axes, in.batch, true, grads.dhn, grads.dcn) ||
+        is_any_negated(args[4]) || is_any_negated(args[5]))
         return not_implemented();
     Choice choice(args[6]);
     const py::object dx = new_input_gradient(args[0], axes, in, choice, grads);

@@ -155,17 +155,19 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes
     return owned_or_throw(PyTuple_Pack(3, dx.ptr(), initial.ptr(), parameters.ptr()));
 }
 
-// x, state, lengths, threads -> output (a cell's: None), state, tape.
+// Output (a cell's: None), state, tape.
 template <class T>
-py::object StackOf<T>::forward(PyObject* const* args) const {
+py::object StackOf<T>::forwarded(const Given& given, int threads) const {
     Axes axes;
     PassInputs<T> in;
-    if (!trains() || !read(args, 3, axes, in) || !runs(in)) return not_implemented();
-    const Outputs made = new_outputs(args[0], axes, in);
+    if (!trains() || !admits(given, threads, axes, in) || (given.all && in.steps != 1))
+        return not_implemented();
+    PyObject* const x = given.args[0];
+    const Outputs made = new_outputs(x, axes, in);
     const Shape tape_shape{{Pass<T>::tape_size(layers_, in.rows())}, 1};
-    const auto tape = new_like<T>(args[0], tape_shape, kPassing);
+    const auto tape = new_like<T>(x, tape_shape, kPassing);
     {
-        const ThreadLimit limit(integer(args[3]));
+        const ThreadLimit limit(threads);
         const GilRelease release(releases(in, 1));
         Pass<T>(layers_, in, made.out, true, tape.data).forward();
     }

@@ -74,16 +74,17 @@ def _ready(
 
 
 def again(module: Layer | Cell, x: Any, hx: Any) -> Any:
-    """(output, states) of a call without gradients that is as one before; None: it may be another.
+    """(output, state) of a call that is as one before; None: it may be another.
 
-    The compiled module asks all that `layer` and `cell` would, such as whether the weights lie
-    where they did.
+    That was without gradients, or a step on the same graph. The compiled module asks all that
+    `layer` and `cell` would, such as whether the weights lie where they did.
     """
-    if _is_grad_enabled() or _tracing_state() is not None or forward_ad._current_level >= 0:
+    if _tracing_state() is not None or forward_ad._current_level >= 0:
         return None
     own = module.__dict__
     cache = own.get("_rnnfast")
-    if cache is None or not cache.remembers():
+    is_step = _is_grad_enabled()
+    if cache is None or not (cache.shared if is_step else cache.remembers()):
         return None
     try:
         kept = cache.kept(module._kind(cache))
@@ -92,7 +93,10 @@ def again(module: Layer | Cell, x: Any, hx: Any) -> Any:
         weights = cache.select(own["_parameters"])
     except KeyError:  # of a mode that is torch's to refuse, or made for each call
         return None
-    return kept.again(own.get("batch_first"), weights, x, hx)
+    batch_first = own.get("batch_first")
+    if is_step:
+        return steps.again(cache, kept, bool(batch_first), weights, x, hx)
+    return kept.again(batch_first, weights, x, hx)
 
 
 def layer(

@@ -34,6 +34,8 @@ is_neg = Tensor.is_neg
 requires_grad = Tensor.requires_grad.__get__
 version = Tensor._version.__get__
 
+_get_num_threads = torch.get_num_threads
+_is_grad_enabled = torch.is_grad_enabled
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
@@ -136,7 +138,7 @@ def stack_taking_tensors(stack: Any) -> Any:
 
 class _Stack:
     __slots__ = ("backward", "forward", "infer", "step_backward", "steps_backward")
-    infer_at = None  # there is none
+    infer_at = None  # there is none, nor `forward_at`
 
     def __init__(self, stack: Any) -> None:
         self.infer = taking_tensors(stack.infer)
@@ -153,11 +155,7 @@ def are_for_torch(gradients: Sequence[Tensor | None]) -> bool:
     for several, as with `is_grads_batched` or `torch.vmap`, for its negative, or for what a
     subclass makes of it.
     """
-    return (
-        torch.is_grad_enabled()
-        or forward_ad._current_level >= 0
-        or any(map(_is_special, gradients))
-    )
+    return _is_grad_enabled() or forward_ad._current_level >= 0 or any(map(_is_special, gradients))
 
 
 def _is_special(tensor: Tensor | None) -> bool:
@@ -191,7 +189,7 @@ def gradients(
 
     Those at states that are not wanted are (None, None).
     """
-    threads = torch.get_num_threads()
+    threads = _get_num_threads()
     state, d_state = state_of(states), state_of(d_states)
     result = stack.backward(x, state, lengths, output, tape, d_output, d_state, wanted, threads)
     if result is NotImplemented:
@@ -212,13 +210,22 @@ def step_gradients(
     d_output: Tensor | None,
     d_states: Any,
     wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Any, Tensor | None]:
-    """What `stack.step_backward` gives, whatever the strides; states as a stack takes them."""
-    threads = torch.get_num_threads()
+) -> tuple[Tensor | None, Any, Tensor | None] | None:
+    """What `stack.step_backward` gives, whatever the strides; states as a stack takes them.
+
+    None: the gradients are for torch, as `are_for_torch` says.
+    """
+    if _is_grad_enabled() or forward_ad._current_level >= 0:
+        return None
+    threads = _get_num_threads()
     given = x, states, output, tape, d_output, d_states
-    result = stack.step_backward(*given, wanted, threads)
-    if result is NotImplemented:
-        result = stack.step_backward(*map(_contiguous, given), wanted, threads)
+    if _IS_DIRECT:  # takes no special ones
+        result = stack.step_backward(*given, wanted, threads)
+        if result is not NotImplemented:
+            return result
+    if any(map(_is_special, (d_output, *states_of(d_states)))):
+        return None
+    result = stack.step_backward(*map(_contiguous, given), wanted, threads)
     if result is NotImplemented:
         raise RuntimeError(UNREADABLE)
     return result
@@ -230,7 +237,7 @@ def steps_gradients(
     wanted: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """What `stack.steps_backward` gives, whatever the strides."""
-    threads = torch.get_num_threads()
+    threads = _get_num_threads()
     result = stack.steps_backward(steps, wanted, threads)
     if result is NotImplemented:
         result = stack.steps_backward(list(map(_contiguous, steps)), wanted, threads)

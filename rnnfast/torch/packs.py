@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,6 +104,17 @@ class Packs:
         return Packs(self._backend, kind, packs, names, self.format_name, self.borrowed)
 
 
+class Known(NamedTuple):
+    """How a pass is run by one call of the compiled module, by `infer_at` or `forward_at`.
+
+    place : of the weights, as of `Parameters`. seen : their fingerprint, if that has to be asked.
+    """
+
+    stack: Any
+    place: Any
+    seen: int | None
+
+
 class Parameters:
     """The parameters of a module where they lie, which this keeps: packed, and as they are.
 
@@ -160,20 +171,25 @@ class Parameters:
         made._borrowed_before = self._borrowed
         return made
 
-    def remember(self, packs: Packs, batch_first: bool | None) -> None:
-        """That `packs` runs a call without gradients; batch_first : None: of a cell."""
+    def known(self, packs: Packs, batch_first: bool) -> Known | None:
+        """How passes on `packs` run from now on; None: they need more than `Known` has."""
         converts = packs.format_name is not None or self.format_name is not None
         if packs.kind is not self.kind or not self.can_stay or converts or is_profiled():
-            return  # of one layer; or those that need more
+            return None  # of one layer; or those that need more
         seen = None  # borrowed ones show changes, and of frozen ones there are to be none
         if not packs.borrowed and not self.frozen:
             kept = self._packed.get(None)
-            if kept is None or kept[1] is not packs or not self._are_small:
-                return
+            if kept is None or kept[1] is not packs:
+                return None
             seen = kept[0]
-        infer_at = packs.stack(bool(batch_first)).infer_at
-        if infer_at is not None:
-            self._again[packs.borrowed] = batch_first, infer_at, seen
+        stack = packs.stack(batch_first)
+        return None if stack.infer_at is None else Known(stack, self._place, seen)
+
+    def remember(self, packs: Packs, batch_first: bool | None) -> None:
+        """That `packs` runs a call without gradients; batch_first : None: of a cell."""
+        known = self.known(packs, bool(batch_first))
+        if known is not None and (known.seen is None or self._are_small):
+            self._again[packs.borrowed] = batch_first, known.stack.infer_at, known.seen
 
     def again(
         self, batch_first: bool | None, weights: tuple[Tensor, ...], x: Any, states: Any
