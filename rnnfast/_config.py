@@ -158,12 +158,7 @@ def show_config() -> Configuration:
 
 
 def active_amx() -> bool | None:
-    """Whether low precision multiplies in AMX's registers; None if not on the backend `native`.
-
-    Raises
-    ------
-    RuntimeError : `RNNFAST_AMX` is not 0.
-    """
+    """Whether low precision multiplies in AMX's registers; None if not on the backend `native`."""
     native = _native() if active_isa() else None
     return native.active_amx() if native else None
 
@@ -192,9 +187,9 @@ def fallback_warning() -> str:
     )
     if not _source_tree():
         text += (
-            " `RNNFAST_REQUIRE_NATIVE=1 pip install --force-reinstall --no-cache-dir rnnfast` "
-            "shows why the compiled module could not be built (a C++17 compiler and Python's "
-            "headers are needed)"
+            " In its source folder, `RNNFAST_REQUIRE_NATIVE=1 pip install --force-reinstall "
+            "--no-cache-dir .` shows why the compiled module could not be built (a C++17 compiler "
+            "and Python's headers are needed)"
         )
     return text
 

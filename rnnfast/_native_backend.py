@@ -153,7 +153,8 @@ def load() -> NativeBackend:
     Raises
     ------
     ImportError : this install has no compiled module, or it cannot be imported.
-    RuntimeError : `RNNFAST_ISA` forces an ISA that this CPU or build lacks.
+    RuntimeError : `RNNFAST_ISA` forces an ISA that this CPU or build lacks, or `RNNFAST_AMX` is
+        neither 0 nor 1.
     ValueError : `RNNFAST_NUM_THREADS` is no number of threads.
     """
     global _backend

@@ -102,7 +102,17 @@ std::string join(const std::vector<std::string>& names) {
     return all;
 }
 
+// What the environment says of tile registers. Throws std::runtime_error.
+bool wants_tiles() {
+    const char* const given = std::getenv("RNNFAST_AMX");
+    const std::string value = given ? given : "";
+    if (!value.empty() && value != "0" && value != "1")
+        throw std::runtime_error("RNNFAST_AMX: expected 0 or 1, got '" + value + "'");
+    return value != "0";
+}
+
 struct Active {
+    const bool wants_tiles = rnnfast::wants_tiles();
     std::string name;
     const KernelTable* kernels = nullptr;
     const LowPrecisionTable* low_precision = nullptr;
@@ -156,13 +166,7 @@ const std::string& active_isa() { return active().name; }
 
 // Asked when a format is first used: the answer changes what Linux wants of the process's signal stacks.
 bool active_amx() {
-    static const bool used = [] {
-        const char* const wanted = std::getenv("RNNFAST_AMX");
-        const std::string value = wanted ? wanted : "";
-        if (!value.empty() && value != "0")
-            throw std::runtime_error("RNNFAST_AMX: expected 0, got '" + value + "'");
-        return active().with_tiles && value.empty() && may_use_tiles();
-    }();
+    static const bool used = active().wants_tiles && active().with_tiles && may_use_tiles();
     return used;
 }
 
