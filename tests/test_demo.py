@@ -265,7 +265,8 @@ def test_the_command_does_without_what_is_not_installed(
     assert main(["--hidden", "16", "--updates", "2", "--output", str(path)]) == 0
     out = capsys.readouterr().out
     for package in cli.WITHOUT:
-        assert f'{package} is not installed; pip install "rnnfast[demo]" brings it.' in out
+        said = f"{package} is not installed; in rnnfast's source folder "
+        assert f'{said}pip install ".[demo]" brings it.' in out
     assert not path.exists()
 
 

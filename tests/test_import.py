@@ -14,8 +14,9 @@ from rnnfast import _backend, _config
 NATIVE = _backend.native_is_installed()
 IS_LOADED = "import sys, rnnfast; print('rnnfast._native' in sys.modules)"
 REMEDY = (
-    "`RNNFAST_REQUIRE_NATIVE=1 pip install --force-reinstall --no-cache-dir rnnfast` shows why the "
-    "compiled module could not be built (a C++17 compiler and Python's headers are needed)"
+    "In its source folder, `RNNFAST_REQUIRE_NATIVE=1 pip install --force-reinstall --no-cache-dir "
+    ".` shows why the compiled module could not be built (a C++17 compiler and Python's headers "
+    "are needed)"
 )
 
 

@@ -24,7 +24,7 @@ from rnnfast.demo.plot import figure
 from rnnfast.demo.text import Text, python_topics
 from rnnfast.demo.training import Training, evaluate, train
 
-INSTALL = 'pip install "rnnfast[demo]"'
+INSTALL = 'pip install ".[demo]"'
 # What the demo does without these packages.
 WITHOUT = {
     "matplotlib": "No figure",
@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.error(str(error))
     for package, loss in WITHOUT.items():
         if not _installed(package) and not (package == "matplotlib" and options.no_plot):
-            print(f"{loss}: {package} is not installed; {INSTALL} brings it.")
+            how = f"in rnnfast's source folder {INSTALL} brings it"
+            print(f"{loss}: {package} is not installed; {how}.")
     with _one_blas_thread():
         _run(options)
     return 0
