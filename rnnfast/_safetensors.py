@@ -23,7 +23,7 @@ import secrets
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from typing import BinaryIO, NamedTuple, NoReturn
 
@@ -137,11 +137,14 @@ def _replacing(path: str | bytes) -> Iterator[BinaryIO]:
     try:
         with file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power failure may leave the new name with no contents
         if exists:
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # interrupted after it took its place
+            os.unlink(temporary)
         raise
 
 
