@@ -5,6 +5,7 @@ from rnnfast.c cimport rnnfast_config, rnnfast_layer, rnnfast_stream
 
 
 cdef extern from "api/functions.h":
+    int RNNFAST_RELEASING_PAYS
     ctypedef struct rnnfast_functions:
         rnnfast_stream* (*create)(const rnnfast_config*, const rnnfast_layer*) noexcept nogil
         rnnfast_stream* (*clone)(const rnnfast_stream*) noexcept nogil

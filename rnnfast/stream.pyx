@@ -12,7 +12,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint8_t
 
-from rnnfast._functions cimport rnnfast_functions
+from rnnfast._functions cimport RNNFAST_RELEASING_PAYS, rnnfast_functions
 from rnnfast.c cimport rnnfast_config, rnnfast_layer, rnnfast_stream
 
 from numpy import empty
@@ -64,10 +64,6 @@ cdef extern from *:
 cdef enum:
     READABLE = 0x0001 | 0x0100
     WRITABLE = READABLE | 0x0400
-
-# Calls of fewer multiplications keep the GIL: they take about 5 us with vectors of 512 bits, and
-# releasing it and taking it back 0.1, or far longer where another thread has taken it meanwhile.
-cdef double LONG = 1 << 17
 
 cdef const rnnfast_functions* functions = <const rnnfast_functions*> PyCapsule_GetPointer(
     _native.c_functions, "rnnfast._native.c_functions")
@@ -125,7 +121,8 @@ cdef class Stream:
             rnnfast_free(&original.busy)
         if self.handle is NULL:
             text = functions.error().decode()
-            raise (RuntimeError if text.startswith("RNNFAST_") else MemoryError)(text)
+            # The form was checked before, and the environment when the backend was loaded.
+            raise (MemoryError if text == "not enough memory" else RuntimeError)(text)
         self.work = functions.step_work(self.handle)
         self.nbytes = functions.weights_bytes(self.handle)
 
@@ -267,7 +264,7 @@ cdef class Stream:
 
     cdef int advance(self, int64_t steps, const void* x, void* y) except -1:
         self.take()
-        if self.work * steps > LONG:
+        if self.work * steps >= RNNFAST_RELEASING_PAYS:
             with nogil:
                 functions.run(self.handle, steps, x, y)
         else:

@@ -183,8 +183,8 @@ extern "C" RNNFAST_EXPORT void rnnfast_set_num_threads(int count) {
 
 namespace py = pybind11;
 
-PYBIND11_MODULE(_native, m, py::mod_gil_not_used(),
-                py::multiple_interpreters::per_interpreter_gil()) {
+// Not of several interpreters in a process, as NumPy is not, and what torch's types are is kept once.
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::not_supported()) {
     using namespace rnnfast;
     py::class_<Saved>(m, "Saved");
     py::class_<Packed>(m, "Packed");

@@ -6,6 +6,7 @@
 #include <climits>
 #include <utility>
 
+#include "api/functions.h"
 #include "bindings/fingerprint.h"
 #include "bindings/form.h"
 #include "bindings/gil.h"
@@ -15,10 +16,6 @@
 #include "dispatch/threads.h"
 
 namespace rnnfast {
-
-// Passes of fewer multiplications keep the GIL: they take about 5 us with vectors of 512 bits, and
-// releasing it and taking it back 0.1, or far longer where another thread has taken it meanwhile.
-constexpr double kReleasingPays = 1 << 17;
 
 inline py::object not_implemented() {
     return py::reinterpret_borrow<py::object>(Py_NotImplemented);
@@ -183,7 +180,7 @@ private:
     }
     // `passes`: how often as much is multiplied as in a forward pass.
     bool releases(const Extent& extent, int passes) const {
-        return passes * double(extent.rows()) * work_ >= kReleasingPays;
+        return passes * double(extent.rows()) * work_ >= RNNFAST_RELEASING_PAYS;
     }
     py::object state(const py::object& h, const py::object& c) const { return c ? pair(h, c) : h; }
 

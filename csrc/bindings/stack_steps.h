@@ -106,7 +106,7 @@ py::object StackOf<T>::steps_backward(PyObject* const* args) const {
     double rows = 0;
     for (const Extent& extent : extents) rows += double(extent.rows());
     {
-        const GilRelease release(rows * work_ >= kReleasingPays);
+        const GilRelease release(rows * work_ >= RNNFAST_RELEASING_PAYS);
         for (size_t begin = 0, end; begin < count; begin = end) {  // as many as have as many rows
             end = begin + 1;
             while (end < count && extents[end].batch == extents[begin].batch) ++end;

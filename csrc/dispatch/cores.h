@@ -25,10 +25,12 @@ inline void leave_core(int core) {
 #if defined(__linux__)
     cpu_set_t own;
     if (core < 0 || core >= CPU_SETSIZE || sched_getaffinity(0, sizeof own, &own)) return;
-    cpu_set_t others = own;
+    cpu_set_t others = own, now;
     CPU_CLR(size_t(core), &others);
     if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others)) return;
-    (void)sched_setaffinity(0, sizeof own, &own);  // it may come back when it likes
+    // It may come back when it likes; unless somebody has moved it meanwhile.
+    if (!sched_getaffinity(0, sizeof now, &now) && CPU_EQUAL(&now, &others))
+        (void)sched_setaffinity(0, sizeof own, &own);
 #else
     (void)core;
 #endif
