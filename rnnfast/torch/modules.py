@@ -39,8 +39,44 @@ def _foreign(module: torch.nn.Module) -> Any:
     return next((t for t in TWINS if isinstance(module, t)), torch_rnn.RNNBase)
 
 
+# What is said of a state in no form that is known here.
+_OTHER: Any = object()
+
+
+def _given(hx: Any, has_c: bool) -> Any:
+    """`hx` as (h,) or (h, c); None: zeros; `_OTHER`: something else."""
+    if hx is None:
+        return None
+    if not has_c:
+        return (hx,) if isinstance(hx, Tensor) else _OTHER
+    return tuple(hx) if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
+
+
 class _Own:
     """What layers and cells share: `_rnnfast`, the `PackCache` of a module as it is."""
+
+    _names: Callable[[], list[str]]  # those of the flat list of parameters
+    _cell: Callable[[], str]  # what it is called in `CELLS`
+    _new_kind: Callable[[str], Kind]
+
+    def _weights(self, cache: PackCache) -> tuple[Tensor, ...]:
+        """The flat list of parameters, as they are now: parametrized, or swapped by a caller."""
+        if cache.select is None:
+            cache.select = operator.itemgetter(*self._names())
+        try:
+            return cache.select(self.__dict__["_parameters"])
+        except KeyError:
+            return tuple(getattr(self, name) for name in self._names())
+
+    def _parameter(self, index: int) -> Tensor:
+        return getattr(self, self._names()[index])
+
+    def _kind(self, cache: PackCache) -> Kind:
+        cell = self._cell()
+        kind = cache.kinds.get(cell)
+        if kind is None:
+            kind = cache.kinds[cell] = self._new_kind(cell)
+        return kind
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the cache, of which `torch.load(weights_only=True)` would have to be told."""
@@ -139,37 +175,16 @@ class Layer(_Own, torch_rnn.RNNBase):
         return self._TORCH.forward(self, input, hx)
 
     def _states(self, hx: Any) -> Any:
-        """`hx` as (h,) or (h, c); None: zeros; `_OTHER`: something else."""
-        if self.mode not in _CELL_OF_MODE:  # torch's to refuse
-            return _OTHER
-        if hx is None:
-            return None
-        if self.mode != "LSTM":
-            return (hx,) if isinstance(hx, Tensor) else _OTHER
-        return tuple(hx) if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
+        known = self.mode in _CELL_OF_MODE  # others are torch's to refuse
+        return _given(hx, self.mode == "LSTM") if known else _OTHER
 
-    def _weights(self, cache: PackCache) -> tuple[Tensor, ...]:
-        """The flat list of parameters, as they are now: parametrized, or swapped by a caller."""
-        names = self.__dict__["_flat_weights_names"]
-        if cache.select is None:
-            cache.select = operator.itemgetter(*names)
-        try:
-            return cache.select(self.__dict__["_parameters"])
-        except KeyError:
-            return tuple(getattr(self, name) for name in names)
+    def _names(self) -> list[str]:
+        return self.__dict__["_flat_weights_names"]
 
-    def _parameter(self, index: int) -> Tensor:
-        return getattr(self, self._flat_weights_names[index])
-
-    def _kind(self, cache: PackCache) -> Kind:
-        name = self._cell()
-        kind = cache.kinds.get(name)
-        if kind is None:
-            sizes = Sizes(self.input_size, self.hidden_size, self.proj_size)
-            directions = 2 if self.bidirectional else 1
-            kind = Kind(name, sizes, self.num_layers, directions, self.bias)
-            cache.kinds[name] = kind
-        return kind
+    def _new_kind(self, cell: str) -> Kind:
+        sizes = Sizes(self.input_size, self.hidden_size, self.proj_size)
+        directions = 2 if self.bidirectional else 1
+        return Kind(cell, sizes, self.num_layers, directions, self.bias)
 
     def _cell(self) -> str:
         return _CELL_OF_MODE[self.mode]
@@ -178,10 +193,6 @@ class Layer(_Own, torch_rnn.RNNBase):
 def _empty(layer: type[torch_rnn.RNNBase]) -> type[torch_rnn.RNNBase]:
     """The class of a layer of torch's whose constructor leaves its parameters as memory is."""
     return type(layer.__name__, (layer,), {"reset_parameters": lambda self: None})
-
-
-# What `Layer._states` says of a state in no form that it knows.
-_OTHER: Any = object()
 
 
 class RNN(Layer):
@@ -246,31 +257,14 @@ class Cell(_Own, torch_rnn.RNNCellBase):
         return self._torch_forward(input, hx)
 
     def _states(self, hx: Any) -> Any:
-        if hx is None:
-            return None
-        if not isinstance(self, LSTMCell):
-            return (hx,) if isinstance(hx, Tensor) else _OTHER
-        return tuple(hx) if isinstance(hx, (tuple, list)) and len(hx) == 2 else _OTHER
+        return _given(hx, isinstance(self, LSTMCell))
 
-    def _weights(self, cache: PackCache) -> tuple[Tensor, ...]:
-        names = _CELL_NAMES if self.bias else _CELL_NAMES[:2]
-        if cache.select is None:
-            cache.select = operator.itemgetter(*names)
-        try:
-            return cache.select(self.__dict__["_parameters"])
-        except KeyError:
-            return tuple(getattr(self, name) for name in names)
+    def _names(self) -> list[str]:
+        return _CELL_NAMES if self.bias else _CELL_NAMES[:2]
 
-    def _parameter(self, index: int) -> Tensor:
-        return getattr(self, _CELL_NAMES[index])
-
-    def _kind(self, cache: PackCache) -> Kind:
-        name = self._cell()
-        kind = cache.kinds.get(name)
-        if kind is None:
-            sizes = Sizes(self.input_size, self.hidden_size, 0)
-            kind = cache.kinds[name] = Kind(name, sizes, bias=self.bias, one_step=True)
-        return kind
+    def _new_kind(self, cell: str) -> Kind:
+        sizes = Sizes(self.input_size, self.hidden_size, 0)
+        return Kind(cell, sizes, bias=self.bias, one_step=True)
 
     def _cell(self) -> str:
         return self._CELL
