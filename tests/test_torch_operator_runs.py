@@ -80,6 +80,10 @@ def test_what_a_stack_does_not_take_is_copied_for_it(kind, monkeypatch):
     assert all(map(torch.equal, passes(kind, x, weights, states, dy), want))
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 5),
+    reason="torch 2.4 asks by itself whether outputs lie where weights do",
+)
 def test_weights_that_get_other_memory_meanwhile():
     """As by `module.to`, in another thread: what is being read stays until it has been."""
     code = """
@@ -102,7 +106,7 @@ def move():
         for weight in weights:
             weight.data = weight.clone()
 
-mover = threading.Thread(target=move)
+mover = threading.Thread(target=move, daemon=True)
 mover.start()
 end = time.monotonic() + 2
 same = [torch.equal(run(), want) for _ in iter(lambda: time.monotonic() < end, False)]
