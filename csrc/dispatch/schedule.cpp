@@ -21,14 +21,14 @@ constexpr double kMeetingNs = 250, kMeetingPerThreadNs = 50;
 constexpr double kMovedBytesPerNs = 3;
 // Gathering a team, meeting its end, and the caches that it starts with.
 constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;
-// The same of threads that spin: 1 us, or 4 where the two cores are far apart. There a meeting takes
-// three times as long as above, which only long passes may find out to their cost.
-constexpr double kNearTeamNs = 4000, kNearTeamPerThreadNs = 200, kFarMeetingNs = 800;
+// The same of threads that spin. Two cores that are far apart take 4 us, and three times as long for a
+// meeting as above: `way_of` finds that out.
+constexpr double kNearTeamNs = 1500, kNearTeamPerThreadNs = 200;
 // What takes less is left alone: by one row of packed weights, estimates may be three times too long.
-constexpr double kLeastForNearNs = 25'000;
+constexpr double kLeastForNearNs = 15'000;
 // More threads must be predicted to take less than this share of the time; of a short one, less, as
 // the workers may be asleep.
-constexpr double kGain = 0.85, kGainOfShort = 0.6, kGainOfNear = 0.75, kShortNs = 250000;
+constexpr double kGain = 0.85, kGainOfShort = 0.6, kGainOfNear = 0.85, kShortNs = 250000;
 
 double gain(double alone_ns, Workers workers) {
     if (workers == Workers::near) return kGainOfNear;
@@ -61,12 +61,8 @@ double split_ns(const JobWork& w, const Split& split, int threads) {
 }
 
 double best_ns(const JobWork& w, int threads, Workers workers) {
-    const Split split = best_split(w, threads);
-    const bool meets = split.units > 1 && workers == Workers::near;
-    const double meetings = meets ? double(w.steps) * w.meetings : 0;
     const double phases = workers == Workers::near ? double(w.phases) : 0;
-    return split_ns(w, split, threads) + meetings * (kFarMeetingNs - kMeetingNs) +
-           phases * kFarMeetingNs;
+    return split_ns(w, best_split(w, threads), threads) + phases * kMeetingNs;
 }
 
 template <class T>

@@ -1,11 +1,14 @@
 // The schedule of a stack's jobs, and the threads that came to run it.
 #pragma once
 
+#include <chrono>
+#include <cstring>
 #include <optional>
 #include <vector>
 
 #include "dispatch/schedule.h"
 #include "dispatch/threads.h"
+#include "dispatch/trials.h"
 
 namespace rnnfast {
 
@@ -22,22 +25,62 @@ public:
         schedule_ = best(most, workers);
         if (schedule_.threads == 1) schedule_ = best(most, workers = Workers::near);
         if (schedule_.threads == 1) return;
+        Way way = Way::team;
+        if (alone_ns < kTriedNs && !is_forced) {
+            start_ = Clock::now();
+            kind_ = hash_of(work, most);
+            way = way_of(kind_);
+        }
+        if (way == Way::alone) {
+            schedule_ = {};
+            return;
+        }
         team_.emplace(schedule_.threads, alone_ns,
                       is_forced                  ? Team::Wait::for_all
                       : workers == Workers::near ? Team::Wait::for_none
-                                                 : Team::Wait::for_a_part);
+                                                 : Team::Wait::for_a_part,
+                      way == Way::waking_team);
         if (team_->size() < schedule_.threads) schedule_ = best(team_->size(), workers);
         if (schedule_.threads == 1) team_.reset();  // its workers wait, and so may other callers
     }
+    ~ScheduledTeam() {
+        if (!kind_) return;
+        const std::chrono::duration<double, std::nano> took = Clock::now() - start_;
+        note_time(kind_, bool(team_), took.count());
+    }
+    ScheduledTeam(const ScheduledTeam&) = delete;
+    ScheduledTeam& operator=(const ScheduledTeam&) = delete;
 
     const Schedule& schedule() const { return schedule_; }
     // Null: the caller is to run alone.
     Team* team() { return team_ ? &*team_ : nullptr; }
 
 private:
+    using Clock = std::chrono::steady_clock;
+    // A trial of more takes too long, and the estimates of such passes are near enough.
+    static constexpr double kTriedNs = 10e6;
+
+    // Of all that the time of short passes depends on; not 0.
+    static uint64_t hash_of(const std::vector<JobWork>& work, int threads) {
+        uint64_t hash = uint64_t(threads);
+        const auto add = [&hash](double number) {
+            uint64_t bits;
+            std::memcpy(&bits, &number, sizeof bits);
+            hash = (hash ^ bits) * 0x9E3779B97F4A7C15u;
+            hash ^= hash >> 32;
+        };
+        for (const JobWork& w : work)
+            for (const double number : {double(w.steps), w.rows, w.row_step, w.rest,
+                                        double(w.panels), double(w.meetings), double(w.phases)})
+                add(number);
+        return hash | 1;
+    }
+
     const Busy busy_;
     Schedule schedule_;
     std::optional<Team> team_;
+    Clock::time_point start_;
+    uint64_t kind_ = 0;  // of a short pass
 };
 
 }  // namespace rnnfast

@@ -264,14 +264,15 @@ void Signal::wait(uint64_t least, std::chrono::microseconds most_spin) {
     sleepers_.fetch_sub(1, std::memory_order_seq_cst);
 }
 
-Team::Team(int most, double alone_ns, Wait wait) {
+Team::Team(int most, double alone_ns, Wait wait, bool wakes) {
     most = std::min(most, allowed_threads());
     if (most < 2 || !state().in_use.try_lock()) return;
     has_pool_ = true;
     const bool is_short = wait == Wait::for_none, is_for_torch = thread_limit < kMostThreads;
     ShortCalls& short_calls = state().short_calls;
-    bool wakes = false;
-    if (is_short && !short_calls.may_share(alone_ns, wakes)) return;
+    bool is_last_of_some = false;
+    if (is_short && !short_calls.may_share(alone_ns, is_last_of_some)) return;
+    wakes = is_short && (wakes || is_last_of_some);
     const bool wakes_openmp = is_short ? wakes : alone_ns >= kWorthWakingNs;
     if (is_for_torch && openmp_runs(wakes_openmp, thread_limit, most)) {
         by_openmp_ = true;

@@ -109,8 +109,8 @@ public:
         for_all      // until they come
     };
 
-    // `alone_ns`: what the work takes one thread.
-    Team(int most, double alone_ns, Wait wait);
+    // `alone_ns`: what the work takes one thread. `wakes`: those that are not waited for, for the next call.
+    Team(int most, double alone_ns, Wait wait, bool wakes = false);
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;

@@ -94,10 +94,10 @@ void check_near() {
         Held held;
         Forced near;
     } cases[] = {
-        {1, 1, 256, Held::packed, Forced::none},    {1, 1, 128, Held::borrowed, Forced::none},
-        {1, 1, 256, Held::borrowed, Forced::units}, {1, 1, 320, Held::packed, Forced::units},
+        {1, 1, 192, Held::packed, Forced::none},    {1, 1, 128, Held::borrowed, Forced::none},
+        {1, 1, 256, Held::borrowed, Forced::units}, {1, 1, 256, Held::packed, Forced::units},
         {10, 8, 64, Held::packed, Forced::shards},  {1, 8, 64, Held::packed, Forced::none},
-        {100, 1, 64, Held::packed, Forced::none},  // as meetings may be slow
+        {100, 1, 64, Held::packed, Forced::none},  // as threads meet in each step
     };
     for (const auto& c : cases) {
         const RowPlan rows(c.steps, c.batch, false, nullptr);
