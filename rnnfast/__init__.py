@@ -1,4 +1,11 @@
-"""rnnfast: fused recurrent layers (Elman RNN, LSTM, GRU) for CPUs."""
+"""rnnfast: fused recurrent layers (Elman RNN, LSTM, GRU) for CPUs.
+
+`RNN`, `GRU` and `LSTM` are layers for NumPy arrays, and `RNNCell`, `GRUCell` and `LSTMCell` single
+steps of them. Call a layer for inference; its `record` returns a `Tape` for training, and its
+`stream` runs it step by step. `load` reads a layer from the file that its `save` wrote.
+`show_config` prints the backend, instruction set and threads in use. `rnnfast.functional` has
+single layers in one direction with weights of your own, and `rnnfast.torch` the modules for torch.
+"""
 
 from __future__ import annotations
 

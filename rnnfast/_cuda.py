@@ -1,8 +1,8 @@
-"""The library of the CUDA kernels: where it is, and its functions, by ctypes.
+"""Finds the library of the CUDA kernels, and calls its functions by ctypes.
 
-It is a file of its own, in this package or in the distribution `rnnfast-cuda13`, and is opened
-when it is first needed. That there is none, or no device, is never an error here.
-`include/rnnfast_cuda.h` says what the functions do.
+The library is a separate file, in this package or in the distribution `rnnfast-cuda13`. It is
+opened when it is first needed. If there is no library or no device, nothing here raises an error.
+`csrc/include/rnnfast_cuda.h` documents the functions.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FILE = "librnnfast_cuda.so"
-PACKAGES = ("rnnfast", "rnnfast_cuda13")  # that may carry it, under lib/
+PACKAGES = ("rnnfast", "rnnfast_cuda13")  # the packages that may have it, in their folder lib
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 
 
 class Pass(ctypes.Structure):
-    """`rnnfast_cuda_pass`: sizes, and what forward and backward both read."""
+    """`rnnfast_cuda_pass`: the sizes, and the arrays that both forward and backward read."""
 
     _fields_ = (
         ("cell", ctypes.c_char_p),
@@ -48,11 +48,12 @@ class Gradients(ctypes.Structure):
 
 
 class Library:
-    """The functions of an opened library.
+    """An opened library and its functions.
 
     Raises
     ------
-    OSError : it cannot be opened.
+    OSError : the library cannot be opened.
+    AttributeError : it lacks a function, so it belongs to another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,27 +71,27 @@ class Library:
 
     @property
     def version(self) -> str:
-        """Of the package that it was built with."""
+        """The version of the package with which the library was built."""
         return self._dll.rnnfast_cuda_version().decode()
 
     def devices(self) -> int:
-        """How many CUDA devices there are; -1: `error()` says why that is not known."""
+        """The number of CUDA devices; -1 if it is not known, and then `error()` says why."""
         return self._dll.rnnfast_cuda_devices()
 
     def error(self) -> str:
-        """Why the last call of this thread failed."""
+        """The reason for which the last failed call of this thread failed."""
         return self._dll.rnnfast_cuda_error().decode(errors="replace")
 
     def lacks(self) -> str:
-        """Why passes do not run on the current device, such as no code for it; empty: they do."""
+        """The reason why passes cannot run on the current device; empty if they can."""
         return self.error() if self._dll.rnnfast_cuda_runs() else ""
 
     def saved(self, cell: str) -> int:
-        """The numbers that a forward pass saves of a unit and step; 0: a cell it does not run."""
+        """How many numbers a forward pass saves for each unit and step; 0 for an unknown cell."""
         return self._dll.rnnfast_cuda_saved(cell.encode())
 
     def workspace(self, of: Pass, backward: bool) -> int:
-        """Bytes of memory that a pass of such sizes needs while it runs."""
+        """The bytes of memory that a pass of these sizes needs while it runs."""
         size = ctypes.c_size_t()
         self._check(
             self._dll.rnnfast_cuda_workspace(ctypes.byref(of), backward, ctypes.byref(size))
@@ -121,12 +122,12 @@ def _files() -> Iterator[Path]:
 
 @functools.cache
 def _found(version: str) -> tuple[Library | None, str]:
-    """The library that runs here, if there is one; and what there is to say of it."""
+    """The library, or None if it cannot run here; and a text that `describe` returns."""
     why = f"not built: no {' or '.join(PACKAGES)} has {FILE} (RNNFAST_CUDA in CMake)"
     for file in _files():
         try:
             library = Library(file)
-        except (OSError, AttributeError) as error:  # or has not all functions: of another version
+        except (OSError, AttributeError) as error:  # an AttributeError: of another version
             why = f"cannot be opened: {error}"
             continue
         if library.version != version:
@@ -140,10 +141,10 @@ def _found(version: str) -> tuple[Library | None, str]:
 
 
 def library(version: str) -> Library | None:
-    """The library, of this version of the package; None where it cannot run."""
+    """The library, if it belongs to this version of the package and can run; else None."""
     return _found(version)[0]
 
 
 def describe(version: str) -> str:
-    """Whether it was found, was not built, or has no device, and why."""
+    """Whether the library was found, and if not, why: it was not built, or has no device."""
     return _found(version)[1]

@@ -1,11 +1,12 @@
-"""Layers on CUDA arrays, for `rnnfast.functional`: products by CuPy, the recurrence by our kernels.
+"""The backend of `rnnfast.functional` for CUDA arrays.
 
-Arrays are CuPy's, or any others with a `__cuda_array_interface__`, such as Numba's: CuPy makes
-arrays of its own on the same memory of them, and waits for the stream that the interface names, if
-it names one; that of torch's tensors does not. Work is put on the current stream of CuPy, and
-nothing waits for it. Only `lengths` are read back, to be checked, where they lie on the device.
+CuPy computes the products, and rnnfast's kernels the recurrence. Arrays are CuPy's, or any others
+with a `__cuda_array_interface__`, such as Numba's. From these CuPy makes its own arrays on the same
+memory. It waits for the stream that the interface names; the interface of torch's tensors names
+none. Work is put on CuPy's current stream, and nothing waits for it. Only `lengths` on the device
+are copied back to the host, to be checked.
 
-CuPy is imported once such an array is met, and needed then.
+CuPy is imported, and has to be installed, only when such an array is given.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ Array = Any  # CuPy's
 
 
 def library() -> _cuda.Library | None:
-    """The library of the kernels, if it and a device are there."""
+    """The library of the CUDA kernels; None if it or a device is missing."""
     return _cuda.library(_config.version())
 
 
 def backend_for(arrays: Mapping[str, Any]) -> CudaBackend | None:
-    """What runs layers with such weights; None: none of them lies on a device.
+    """The backend for the CUDA device on which weights lie; None if none of them lies on one.
 
     Raises
     ------
-    MissingBackendError : there is no CuPy, no library, or that has no code for the device.
-    TypeError : one that CuPy cannot take.
+    MissingBackendError : CuPy or the library is missing, or the library has no code for the device.
+    TypeError : CuPy cannot take one of the arrays.
     """
     name = next((n for n, value in arrays.items() if cuda_interface(n, value) is not None), None)
     if name is None:
@@ -63,7 +64,7 @@ def backend_for(arrays: Mapping[str, Any]) -> CudaBackend | None:
 
 
 def _taken(name: str, value: Any) -> tuple[Array, int]:
-    """An array on a device as CuPy's, and the number of the device."""
+    """An array on a device as a CuPy array, and the number of the device."""
     import cupy
 
     if isinstance(value, cupy.ndarray):
@@ -73,15 +74,15 @@ def _taken(name: str, value: Any) -> tuple[Array, int]:
     try:
         pointer = interface["data"][0]  # 0 where there are no elements
         device = cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else 0
-        with cupy.cuda.Device(device):  # or CuPy would copy it to the current one
+        with cupy.cuda.Device(device):  # else CuPy would copy it to the current device
             return cupy.asarray(value), device
-    except Exception as error:  # whatever is wrong with the interface, such as a mask
+    except Exception as error:  # anything may be wrong with the interface, such as a mask
         got = type(value).__name__
         raise TypeError(f"{name}: expected an array, got {got}: {error}") from error
 
 
 class Device(Memory):
-    """A CUDA device as the memory of arrays, which are CuPy's and contiguous."""
+    """A CUDA device as the place of arrays, which are contiguous CuPy arrays."""
 
     dtypes: Mapping[str, np.dtype] = {"float32": DTYPES["float32"]}
 
@@ -92,11 +93,11 @@ class Device(Memory):
         self._cupy = cupy
 
     def current(self) -> contextlib.AbstractContextManager[Any]:
-        """Makes it the current device."""
+        """A context manager that makes this the current device."""
         return self._cupy.cuda.Device(self.index)
 
     def array(self, name: str, value: Any) -> Array:
-        """`value` as an array of whatever dtype and shape it has, if it lies here."""
+        """`value` as a CuPy array of its own dtype and shape; it has to lie on this device."""
         expected = f"{name}: expected an array on CUDA device {self.index}"
         if cuda_interface(name, value) is None:
             is_host = isinstance(value, np.ndarray)
@@ -113,25 +114,25 @@ class Device(Memory):
             return self._cupy.ascontiguousarray(given)
 
     def row_major(self, given: Array, dtype: np.dtype) -> Array:
-        """The same, as the kernels take all arrays."""
+        """The same as `contiguous`: the kernels need contiguous arrays."""
         return self.contiguous(given)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A new array, here."""
+        """A new array on this device."""
         with self.current():
             return self._cupy.empty(shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A new array of zeros, here."""
+        """A new array of zeros on this device."""
         with self.current():
             return self._cupy.zeros(shape, dtype)
 
     def arange(self, first: int, last: int) -> Array:
-        """The integers from `first` to below `last`, where this is the current device."""
+        """The integers from `first` to below `last`, on the current device."""
         return self._cupy.arange(first, last)
 
     def lengths(self, value: Any, batch: int, steps: int) -> Array | None:
-        """`lengths` from here or the host as int32 (B,) here, each in 0..T; None stays None."""
+        """`lengths`, from this device or the host, as int32 (B,) here, in 0..T; None stays None."""
         if cuda_interface("lengths", value) is not None:
             with self.current():
                 value = self._cupy.asnumpy(self.array("lengths", value))
@@ -139,7 +140,7 @@ class Device(Memory):
         return None if checked is None else self._copy(checked.astype(np.int32))
 
     def reset(self, value: Any, shape: tuple[int, ...], letters: str = "(T, B)") -> Array | None:
-        """`reset` from here or the host as contiguous bool of `shape` here; None stays None."""
+        """`reset`, from this device or the host, as contiguous bool here; None stays None."""
         if cuda_interface("reset", value) is None:
             value = _validate.reset(value, shape, letters)
         else:
@@ -159,13 +160,13 @@ class Device(Memory):
 
     @staticmethod
     def is_writable(given: Any, taken: Array) -> bool:
-        """Whether what is written to `taken`, which a check made of `given`, gets there."""
+        """Whether writing to `taken`, the array that a check made of `given`, changes `given`."""
         pointer, is_read_only = given.__cuda_array_interface__["data"]
         return not is_read_only and (not taken.size or pointer == taken.data.ptr)
 
 
 class _Saved(NamedTuple):
-    """What backward reads: (T*B, S*H); None: there are no steps or no rows."""
+    """The numbers that backward reads, (T*B, S*H); None if there are no steps or no rows."""
 
     numbers: Array | None
 
@@ -184,7 +185,7 @@ class CudaBackend:
         self._cupy = cupy
 
     def check(self, cell: Cell, sizes: Sizes, format_name: str | None) -> None:
-        """Raises ValueError, naming the argument of `functional.pack`, where there is no kernel."""
+        """Raises ValueError, naming the argument of `functional.pack`, if there is no kernel."""
         if not self._library.saved(cell.name):
             raise ValueError(f"cell: expected one that runs on a CUDA device, got {cell.name}")
         if sizes.projection:
@@ -193,7 +194,7 @@ class CudaBackend:
             raise ValueError(f"precision: expected float32 on a CUDA device, got {format_name}")
 
     def pack(self, cell: Cell, weights: Weights, format_name: str | None = None) -> Weights:
-        """Copies: the kernels take weights as they are."""
+        """Copies of the weights, which the kernels read in torch's layout."""
         with self._device.current():
             copies: list[Any] = [None if w is None else w.copy() for w in weights]
             return Weights(*copies)
@@ -238,7 +239,7 @@ class CudaBackend:
             self._run(cell, packed, args, _cuda.Gradients(*pointers))
             if grads.dx is not None:
                 grads.dx[...] = (da @ packed.weight_ih).reshape(args.x.shape)
-            # At R h + b_r: those at W x + b_w, but for a gate where the two are apart.
+            # The gradients at R h + b_r are those at W x + b_w, except for the GRU's last gate.
             at_hidden = da
             if da_hidden is not None:
                 at_hidden = self._cupy.concatenate((da[:, :-hidden], da_hidden), 1)
@@ -280,7 +281,7 @@ class CudaBackend:
             self._library.forward(own, arrays)
 
     def _before(self, args: Forward) -> Array:
-        """h before each step, (T, B, H): what R was multiplied with."""
+        """The h before each step, (T, B, H), with which R was multiplied."""
         y, h0, lengths = args.y, args.h0, args.lengths
         before = self._cupy.zeros(y.shape, y.dtype)
         if not args.reverse:
@@ -292,12 +293,12 @@ class CudaBackend:
             if h0 is not None and lengths is None:
                 before[-1] = h0
             elif h0 is not None and lengths is not None:
-                # The first step that runs of a shorter row has nothing after it but h0.
+                # In a shorter row the step that runs first, its last one, starts from h0.
                 last = self._cupy.maximum(lengths - 1, 0)
                 before[last, self._cupy.arange(len(last))] = h0
         if args.reset is None:
             return before
-        # Not by indexing with booleans, which are counted on the host.
+        # Indexing with booleans would count them on the host.
         return self._cupy.where(args.reset[..., None], 0, before)
 
 

@@ -1,4 +1,4 @@
-"""Layers and cells from the files that `save` writes."""
+"""Loading layers and cells from the files that `save` writes."""
 
 from __future__ import annotations
 
@@ -22,34 +22,42 @@ _CLASSES: dict[str, type[Loaded]] = {
     found.__name__: found for found in (RNN, GRU, LSTM, RNNCell, GRUCell, LSTMCell)
 }
 
-# Arrays that are wrong, of those that an error names.
+# The most arrays that one error names.
 _MOST_NAMED = 20
 
-# Options that `save` leaves out where they are None.
+# Options that `save` leaves out if they are None.
 _MAY_BE_ABSENT = {"precision"}
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
-    """The layer or cell that `save` wrote: its class, options, dtype and parameters, bit for bit.
-
-    Dropout begins anew, as with `seed=None`. Nothing in the file is run, and no more memory is
-    allocated than a few times the file's size, whatever is in it.
+    """Loads a layer or cell from a file that its method `save` wrote.
 
     Parameters
     ----------
-    path : a file in the safetensors format, with the metadata that `save` describes.
+    path : the path of a file in the safetensors format, with the metadata that `save` describes.
+
+    Returns
+    -------
+    layer : an object of the same class of rnnfast, with the same options, dtype and parameters, bit
+        for bit. The random numbers for dropout are new, as with `seed=None`.
 
     Raises
     ------
-    ValueError : the file is none of these, is damaged, or its parameters are not those of its
-        options; the message names the file and what is wrong.
+    TypeError : `path` is not a path.
+    ValueError : the file has another format, is damaged, or has parameters that do not fit its
+        options. The message names the file and what is wrong.
     OSError : the file cannot be read.
+
+    Notes
+    -----
+    Nothing in the file is executed. Whatever it contains, this allocates no more memory than a few
+    times its size.
     """
     name = _validate.path("path", path)
     with open(name, "rb") as file:
         try:
             return _rebuilt(_safetensors.Reader(file))
-        # A TypeError: an option in the file has the wrong type.
+        # An option of the wrong type in the file raises a TypeError.
         except (TypeError, ValueError) as error:
             raise ValueError(f"{os.fsdecode(name)}: {error}") from error
 
@@ -72,7 +80,7 @@ def _rebuilt(reader: _safetensors.Reader) -> Loaded:
 
 
 def _options(found: type[Loaded], texts: Mapping[str, str]) -> dict[str, Any]:
-    """The options of a class from their texts: all that `save` writes, and no others."""
+    """The options of a class from their texts, which must be exactly those that `save` writes."""
     names = inspect.signature(found).parameters.keys() - {"seed", *_MAY_BE_ABSENT}
     if texts.keys() - _MAY_BE_ABSENT != names:
         raise ValueError(
@@ -85,8 +93,8 @@ def _options(found: type[Loaded], texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> int | float | str:
-    """A number or bool, if that is how `save` writes one; else the text itself."""
-    if len(text) <= 32:  # no number is longer; what nests deeper than Python can is
+    """The number or bool that `save` writes as this text; else the text itself."""
+    if len(text) <= 32:  # no number is longer, and JSON nested too deeply for Python is
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
@@ -99,7 +107,7 @@ def _value(text: str) -> int | float | str:
 def _check_tensors(
     tensors: Mapping[str, _safetensors.Tensor], shapes: Mapping[str, tuple[int, ...]], dtype: str
 ) -> None:
-    """That the arrays of a file are the parameters of its options, before any is allocated."""
+    """Raises ValueError unless a file has the arrays that its options need; allocates none."""
     wrong = [f"{name}: expected an array, got none" for name in shapes if name not in tensors]
     for name, tensor in tensors.items():
         if len(wrong) > _MOST_NAMED:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from rnnfast.stream import Stream as CompiledStream
 
 
-# The names and arrays alone of so many take Python seconds and hundreds of MB.
+# With this many layers the names and arrays alone take Python seconds and hundreds of MB.
 _MOST_LAYERS = 1 << 16
 
 
 class Layer(Module, Generic[StateT]):
-    """What the three layers share."""
+    """The base class of RNN, GRU and LSTM."""
 
     _DEFAULTS: ClassVar = {
         "num_layers": 1,
@@ -44,9 +44,9 @@ class Layer(Module, Generic[StateT]):
     }
 
     num_layers: int = option("num_layers", "L, the number of layers.")
-    batch_first: bool = option("batch_first", "Whether x and output are (B, T, ·).")
-    dropout: float = option("dropout", "The probability of dropout between layers, in `record`.")
-    bidirectional: bool = option("bidirectional", "Whether D is 2.")
+    batch_first: bool = option("batch_first", "Whether x and the output are (B, T, ·).")
+    dropout: float = option("dropout", "The probability of dropout between layers in `record`.")
+    bidirectional: bool = option("bidirectional", "Whether the layer has two directions (D = 2).")
 
     def __init__(self, cell: str, options: Options, seed: int | None) -> None:
         num_layers = _validate.integer("num_layers", options.num_layers, 1)
@@ -61,7 +61,7 @@ class Layer(Module, Generic[StateT]):
         directions = ("", "_reverse") if options.bidirectional else ("",)
         suffixes = [f"_l{layer}{d}" for layer in range(num_layers) for d in directions]
         super().__init__(cell, options, suffixes, seed)
-        # Of a layer that is loaded, its maker was warned.
+        # A layer from a file gives no warning: its maker was warned.
         if options.dropout and num_layers == 1 and self._source is None:
             warnings.warn(
                 "dropout: expected num_layers above 1 for dropout between layers to have an "
@@ -73,30 +73,35 @@ class Layer(Module, Generic[StateT]):
     def __call__(
         self, x: Any, state: Any = None, *, lengths: Any = None, reset: Any = None
     ) -> tuple[NDArray, StateT]:
-        """Runs inference: no dropout, nothing kept.
+        """Runs the layer over sequences for inference, without dropout, and keeps nothing.
 
         Parameters
         ----------
-        x : (T, B, I), (B, T, I) with `batch_first`, or (T, I) unbatched; the layer's dtype.
-        state : h (L*D, B, W), or for LSTM a pair (h, c) with c (L*D, B, H); the layer's dtype;
-            without B where x is unbatched. None: zeros.
-        lengths : (B,) integers in 0..T, in any order; unbatched: one integer. None: all T.
-            Past its length a sequence's output is zero, and its last state is the one after its
-            last real step; the reverse direction starts at its own end.
-        reset : (T, B) booleans, also with `batch_first`; (T,) unbatched. Where true, that row's
-            sequence is cut before that step, in both directions: the pieces are run as sequences
-            of their own, but for the initial state, which the first piece (reversed: the last)
-            starts from.
+        x : (T, B, I), (B, T, I) with `batch_first`, or (T, I) for one unbatched sequence; in the
+            layer's dtype.
+        state : the initial state: h (L*D, B, W), or for LSTM a pair (h, c) with c (L*D, B, H);
+            without the axis B if x is unbatched. The layer's dtype. None: zeros.
+        lengths : the number of real steps of each sequence: (B,) integers in 0..T, in any order;
+            one integer if x is unbatched. None: all T. Past its length the output of a sequence
+            is zero. Its last state is the one after its last real step, or its initial state if
+            its length is 0. The reverse direction starts at the last real step.
+        reset : (T, B) booleans, also with `batch_first`; (T,) if x is unbatched. True at (t, b)
+            cuts sequence b before step t, in both directions. Each piece is run as an independent
+            sequence that starts from zeros; only the first piece (the last one in the reverse
+            direction) starts from `state`. So a cut before step 0 discards `state` in the forward
+            direction.
 
         Returns
         -------
-        output : (T, B, D*W), or (B, T, D*W), or (T, D*W): h of the last layer after each step.
+        output : h of the last layer after each step: (T, B, D*W), or (B, T, D*W) with
+            `batch_first`, or (T, D*W) if x is unbatched. W is P with a projection, else H.
         state : the last state of every layer and direction, in the form and shape of `state`.
 
         Raises
         ------
-        TypeError : an argument of the wrong dtype or form.
-        ValueError : an argument of the wrong shape or value. In either case nothing is computed.
+        TypeError : an argument has the wrong dtype, or `state` is not of the form above.
+        ValueError : an argument has the wrong shape or value.
+            In both cases nothing is computed.
         """
         native = self._native() if reset is None or not self._options.bidirectional else None
         if native is not None:
@@ -118,24 +123,29 @@ class Layer(Module, Generic[StateT]):
         reset: Any = None,
         recompute: bool = False,
     ) -> Tape[StateT]:
-        """Runs for training: with dropout, and keeping what the backward pass needs.
+        """Runs the layer for training, with dropout, and keeps what the backward pass needs.
 
         Parameters
         ----------
-        x, state, lengths, reset : as when calling the layer; copied.
-        recompute : keep states at the borders of about sqrt(T) chunks of steps only, and run each
-            chunk again in `backward`: less memory for a second forward pass. An RNN keeps no more
-            than its output anyway, and on compiled kernels runs once.
+        x, state, lengths, reset : as for a call of the layer. They are copied.
+        recompute : whether to save memory at the cost of a second forward pass. The tape then
+            keeps the states only at the borders of about sqrt(T) chunks of steps, and `backward`
+            runs each chunk again. On the compiled kernels it has no effect for an RNN, which
+            keeps nothing but its output.
 
         Returns
         -------
-        tape : with `output`, `state`, and `backward(d_output, d_state)`.
+        tape : a `Tape` with `output`, `state` and `backward(d_output, d_state)`.
 
         Raises
         ------
-        TypeError, ValueError : as when calling the layer; nothing is computed, and the state of
-            the random generator for dropout stays.
-        ValueError : the layer's precision is int8, which has no backward pass.
+        TypeError, ValueError : as for a call of the layer. Nothing is computed, and the random
+            numbers for dropout go on as if the call had not been made.
+        ValueError : the layer's precision is "int8", which has no backward pass.
+
+        References
+        ----------
+        `recompute`: Chen et al. 2016, "Training deep nets with sublinear memory cost".
         """
         self._check_trains()
         _validate.flag("recompute", recompute)
@@ -152,25 +162,28 @@ class Layer(Module, Generic[StateT]):
         return Tape(*stack.record(inputs, dropout, recompute), self._signature)
 
     def stream(self, batch_size: int = 1, weights: str | None = None) -> Stream | CompiledStream:
-        """Runs the layer step by step, for inference, with the state inside, zero at first.
+        """Makes a stream, which runs the layer step by step for inference and holds its state.
 
-        A stream has a copy of the parameters: later changes do not show in it. On the native
-        backend its steps have the same bits as a layer of its precision over the whole sequence.
+        The state is zero at first. The stream has its own copy of the parameters, so later changes
+        to the layer do not affect it. On the native backend its steps give the same bits as a
+        layer with the stream's precision gives over the whole sequence.
 
         Parameters
         ----------
-        batch_size : B.
-        weights : a precision, as the constructor takes one: the layer's dtype, or, of a float32
-            layer, "bfloat16", in half the memory, or "int8", in a quarter. None: the layer's own.
+        batch_size : B, at least 1.
+        weights : the precision of the stream, with the meaning of the constructor's `precision`:
+            the layer's dtype or, for a float32 layer, "bfloat16" or "int8". On the native backend
+            these two keep the weights in about a half and a quarter of the memory. None: the
+            layer's precision.
 
         Returns
         -------
-        stream : with `step`, `run`, `state` and `reset`; see `rnnfast.stream.Stream`.
+        stream : an object with `step`, `run`, `state` and `reset`; see `rnnfast.stream.Stream`.
 
         Raises
         ------
-        TypeError, ValueError : an argument of the wrong type or value; or the layer is
-            bidirectional, so that its first output needs the last input.
+        TypeError, ValueError : an argument has the wrong type or value; the message names it.
+        ValueError : the layer is bidirectional: its first output depends on the last input.
         """
         options = self._options
         batch_size = _validate.integer("batch_size", batch_size, 1)

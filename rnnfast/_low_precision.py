@@ -1,7 +1,7 @@
 """Matrices in low precision, and products with them in NumPy.
 
-`csrc/kernels/bfloat16.h` and `int8.h` are the same in C++: the same rounded operands, of int8 the
-same integers; what is summed in float32 may differ in its last bits.
+`csrc/kernels/bfloat16.h` and `int8.h` do the same in C++. They round operands to the same values
+(int8: to the same integers); sums in float32 may differ in the last bits.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from rnnfast import _validate
 from rnnfast._cells import Weights
 
-# Sums of as many products of 8 bits fit in 32, as in `csrc/core/format.h`.
+# The sum of this many products of 8-bit integers fits in 32 bits, as in `csrc/core/format.h`.
 _MOST_OF_INT8 = 131072
 
-# Rows that are smaller are zeros: their unit would be no normal number.
+# A row whose largest element is smaller counts as zeros: its unit would not be a normal number.
 _LEAST = 127 * np.finfo(np.float32).tiny
 
 
 class Bfloat16:
-    """A matrix (N, K) rounded to bfloat16: the upper halves of float32."""
+    """A matrix (N, K) rounded to bfloat16, which is the upper half of float32."""
 
     trains: ClassVar = True
 
@@ -31,16 +31,16 @@ class Bfloat16:
         self._halves = (_rounded(array).view(np.uint32) >> 16).astype(np.uint16)
 
     def floats(self) -> NDArray:
-        """In float32: numbers that are kept as they are."""
+        """The matrix in float32; converting it again gives the same matrix."""
         return (self._halves.astype(np.uint32) << 16).view(np.float32)
 
     def operand(self) -> Any:
-        """What takes the matrix's place in the reference."""
+        """The object that replaces the matrix in products of the reference backend."""
         return _Rounded(self.floats())
 
 
 class Int8:
-    """A matrix (N, K), each row in units of its max|.| / 127, to nearest even."""
+    """A matrix (N, K) of integers: each row is rounded, to even, in units of its max|.| / 127."""
 
     trains: ClassVar = False
 
@@ -49,8 +49,8 @@ class Int8:
         self._integers = _integers(array, _unit(self._largest))
 
     def floats(self) -> NDArray:
-        """In float32: numbers that are kept as they are."""
-        # The largest as it was, since 127 units may be another number.
+        """The matrix in float32; converting it again gives the same matrix."""
+        # The largest element as it was, since 127 times the unit may be another number.
         with np.errstate(all="ignore"):
             whole = self._integers * _unit(self._largest)
             signs = np.sign(self._integers, dtype=np.float32)
@@ -58,19 +58,19 @@ class Int8:
             return np.where(is_largest, signs * self._largest, whole).astype(np.float32)
 
     def operand(self) -> Any:
-        """What takes the matrix's place in the reference."""
+        """The object that replaces the matrix in products of the reference backend."""
         return _Quantised(self._integers, _unit(self._largest))
 
 
-# How the weights of a float32 layer may be kept, other than as they are: `csrc/core/formats.inc`.
+# The low-precision formats of the weights of a float32 layer, as in `csrc/core/formats.inc`.
 FORMATS: dict[str, type[Bfloat16] | type[Int8]] = {"bfloat16": Bfloat16, "int8": Int8}
 
-# Those without a backward pass.
+# The formats that have no backward pass.
 INFERENCE_ONLY = tuple(name for name, matrix in FORMATS.items() if not matrix.trains)
 
 
 def checked_format(name: str, value: Any, dtype: str) -> str | None:
-    """The format that `value` names; None if it is None or the dtype: matrices as they are."""
+    """The format that `value` names; None if `value` is None or the dtype: no rounding."""
     if value is None:
         return None
     formats = FORMATS if dtype == "float32" else ()
@@ -79,7 +79,7 @@ def checked_format(name: str, value: Any, dtype: str) -> str | None:
 
 
 def check_sums(format_name: str | None, sizes: Mapping[str, int]) -> None:
-    """That sums over so many products fit; `sizes` are given under the names that users know."""
+    """Raises ValueError if sums over these numbers of products, by users' names, do not fit."""
     for name, size in sizes.items():
         if format_name == "int8" and size > _MOST_OF_INT8:
             raise ValueError(
@@ -88,7 +88,7 @@ def check_sums(format_name: str | None, sizes: Mapping[str, int]) -> None:
 
 
 def check_trains(format_name: str | None, dtype: str) -> None:
-    """That there is a backward pass in that precision."""
+    """Raises ValueError if the precision has no backward pass."""
     if format_name in INFERENCE_ONLY:
         trained = [dtype, *(name for name in FORMATS if name not in INFERENCE_ONLY)]
         raise ValueError(
@@ -97,20 +97,20 @@ def check_trains(format_name: str | None, dtype: str) -> None:
 
 
 def keep(weights: Weights, format_name: str) -> Weights:
-    """The parameters with their matrices kept in one of FORMATS."""
+    """The parameters with their matrices converted to one of FORMATS."""
     matrix, given = FORMATS[format_name], weights._asdict()
     kept: dict[str, Any] = {n: matrix(w) for n, w in given.items() if w is not None and w.ndim == 2}
     return Weights(**{**given, **kept})
 
 
 def floats(weights: Weights) -> Weights:
-    """The parameters as arrays, from what `keep` gave or from arrays."""
+    """The parameters as arrays, from the result of `keep` or from arrays."""
     given: tuple[Any, ...] = weights
     return Weights(*(w.floats() if _is_kept(w) else w for w in given))
 
 
 def operands(weights: Weights, format_name: str) -> Weights:
-    """The parameters with what takes the place of their matrices in the reference."""
+    """The parameters with their matrices replaced by the operands of the reference backend."""
     given: tuple[Any, ...] = keep(weights, format_name)
     return Weights(*(w.operand() if _is_kept(w) else w for w in given))
 
@@ -120,7 +120,7 @@ def _is_kept(value: Any) -> bool:
 
 
 def _rounded(array: NDArray) -> NDArray:
-    """As processors do: NaN stays one, and denormals are zeros."""
+    """Rounded to bfloat16 as processors do it: NaN stays NaN, and denormals become zero."""
     bits = np.asarray(array, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     halves = np.where(np.isnan(array), bits >> 16 | 0x40, rounded)
@@ -129,7 +129,7 @@ def _rounded(array: NDArray) -> NDArray:
 
 
 def _largest(array: NDArray) -> NDArray:
-    """(N, 1): the largest size in each row; NaN where one is not finite."""
+    """The largest |element| of each row, (N, 1); NaN for a row with an element not finite."""
     largest = np.abs(array).max(axis=-1, keepdims=True, initial=0)
     return np.where(np.isfinite(largest), largest, np.nan).astype(np.float32)
 
@@ -171,12 +171,12 @@ class _Rounded:
         return _rounded(rows) @ self._matrix
 
     def gradient(self, da: NDArray, rows: NDArray) -> NDArray:
-        """At the matrix as it was before rounding: da^T rows, both rounded."""
+        """The gradient with respect to the matrix before rounding: da^T rows, both rounded."""
         return _rounded(da).T @ _rounded(rows)
 
 
 class _Quantised:
-    """The right operand of `rows @ operand.T`, which rounds each of the rows in its own unit."""
+    """The right operand of `rows @ operand.T`, which rounds each of `rows` in its own unit."""
 
     __array_ufunc__ = None
 
@@ -189,7 +189,7 @@ class _Quantised:
 
     @property
     def T(self) -> _Quantised:
-        return self  # of which only the transpose is ever multiplied
+        return self  # only the transpose is ever multiplied
 
     def __getitem__(self, rows: slice) -> _Quantised:
         return _Quantised(self._integers[rows], self._units[rows])

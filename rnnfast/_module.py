@@ -1,4 +1,4 @@
-"""What layers and cells share: options, parameters, and their packed weights."""
+"""The base class of layers and cells: their options, parameters and packed weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from rnnfast.functional import pack_checked
 if TYPE_CHECKING:
     from rnnfast._native import Stack
 
-# The metadata that every file of `save` has; another version is another form of what follows.
+# The metadata that every file of `save` has. Another version means another form of the file.
 FILE_FORMAT = {"format": "rnnfast", "format_version": "1"}
 
-# Arrays for the shapes of parameters, by name.
+# Makes the arrays of parameters from their shapes, both by name.
 Source = Callable[[Mapping[str, tuple[int, ...]]], dict[str, NDArray]]
 Made = TypeVar("Made", bound="Module")
 
@@ -35,9 +35,9 @@ NONLINEARITIES = tuple(n.removeprefix("rnn_") for n in CELLS if n.startswith("rn
 
 
 class Options(NamedTuple):
-    """What a layer or cell was constructed with, checked; `None`: it has no such option.
+    """The checked options of a layer or cell; None for an option that its class does not have.
 
-    In the order in which torch prints them, then rnnfast's own.
+    They are in the order in which torch prints them, followed by rnnfast's own.
     """
 
     input_size: int
@@ -61,26 +61,26 @@ class _PackedCache(NamedTuple):
 
 
 def option(name: str, doc: str) -> Any:
-    """A read-only attribute: the parameters have been made for its value."""
+    """A property that reads an option; it cannot be set, since the parameters fit its value."""
     return property(attrgetter(f"_options.{name}"), doc=doc)
 
 
 class Module:
-    """The base of layers and cells."""
+    """The base class of layers and cells."""
 
-    # How `repr` knows which options to leave out.
+    # The options that `repr` leaves out, because they have these values.
     _DEFAULTS: ClassVar[Mapping[str, Any]] = {}
-    # Where the first parameters come from; None: from chance.
+    # Where the initial parameters come from; None: they are drawn at random.
     _source: Source | None = None
 
     input_size: int = option("input_size", "I, the size of the input.")
     hidden_size: int = option("hidden_size", "H, the size of the hidden state.")
-    bias: bool = option("bias", "Whether there are biases.")
+    bias: bool = option("bias", "Whether there are biases b_w and b_r.")
     dtype: str = option("dtype", '"float32" or "float64".')
 
     def __init__(self, cell: str, options: Options, suffixes: list[str], seed: Any) -> None:
-        # options: those that layers and cells share are checked here, others are
-        # suffixes: of the parameters' names, for each layer and direction, layer by layer
+        # options: those that only layers or only some classes have are already checked
+        # suffixes: the end of the parameters' names for each layer and direction, layer by layer
         self._options = options._replace(
             input_size=_validate.integer("input_size", options.input_size, 0),
             hidden_size=_validate.integer("hidden_size", options.hidden_size, 1),
@@ -104,7 +104,7 @@ class Module:
         for_parameters, for_dropout = np.random.SeedSequence(seed).spawn(2)
         self._rng = np.random.default_rng(for_dropout)
         own = [self._shapes(k) for k in range(len(suffixes))]
-        # Of each layer and direction, in the order of `Weights`.
+        # The parameters' names of each layer and direction, in the order of `Weights`.
         self._names = [
             tuple([name + suffix if name in shapes else None for name in Weights._fields])
             for suffix, shapes in zip(suffixes, own, strict=True)
@@ -119,7 +119,7 @@ class Module:
 
     @classmethod
     def _from_source(cls: type[Made], source: Source, options: Mapping[str, Any]) -> Made:
-        """A module with parameters from `source`, none of which are drawn first."""
+        """A module whose parameters come from `source`, without any being drawn at random."""
         module = cls.__new__(cls)
         module._source = source
         cls.__init__(module, **options)
@@ -128,49 +128,59 @@ class Module:
 
     @property
     def parameters(self) -> Parameters:
-        """The parameters by torch's names, as read-only views; see `Parameters` for updates."""
+        """The parameters: read-only arrays by torch's names; `Parameters` tells how to change them.
+
+        Shapes, with G gates (RNN 1, GRU 3, LSTM 4), and W = P with a projection, else H:
+        `weight_ih_l0` (G*H, I), in layers above the first (G*H, D*W); `weight_hh_l0` (G*H, W);
+        `bias_ih_l0` and `bias_hh_l0` (G*H,); `weight_hr_l0` (P, H). Names in the reverse direction
+        end in `_reverse`; those of a cell have no `_l0`. Gates are in the order i f g o or r z n.
+        """
         return self._parameters
 
     @property
     def precision(self) -> str:
-        """That of the products with weights: the dtype, "bfloat16" or "int8"; may be changed.
+        """The number format in which products with weights are computed.
 
-        The parameters stay as they are, so that any trained layer can be given any of them, and
-        its own back; tapes and streams that there are keep theirs. None: the dtype.
+        It is the layer's dtype, "bfloat16" or "int8", as the constructor describes them. It can be
+        changed at any time; the parameters themselves keep full precision. Existing tapes and
+        streams keep the format they were made with. Assigning None selects the dtype.
 
         Raises
         ------
-        ValueError : no precision of such a layer.
+        ValueError : the assigned value is no precision that a layer of this dtype has, or is
+            "int8" and the layer is wider than "int8" allows.
         """
         return self._options.precision or self._options.dtype
 
     @precision.setter
     def precision(self, value: str | None) -> None:
         options = self._in_precision(value)
-        with self._parameters.lock:  # weights that are being packed are those of before
+        with self._parameters.lock:  # so that no pack in the old precision is stored afterwards
             self._options = options
             self._cache = None
 
     def state_dict(self) -> dict[str, NDArray]:
-        """A copy of every parameter, by name."""
+        """A copy of every parameter: a dict of arrays in the names and order of `parameters`."""
         return self._parameters.copies()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Copies parameters in, from arrays or torch tensors.
+        """Copies parameters into the layer or cell, from arrays or torch tensors.
 
-        Floating-point entries of another precision are cast to the layer's, as torch does. Returns
-        nothing, where torch returns the missing and unexpected names.
+        Entries of another floating-point dtype are cast to the layer's, as in torch. Unlike
+        torch's method, this one does not return the missing and unexpected names.
 
         Parameters
         ----------
-        state_dict : entries by name, each in the parameter's shape.
-        strict : whether missing and unexpected entries are errors; otherwise they are ignored.
+        state_dict : a mapping of names to entries, each of which has its parameter's shape.
+        strict : True: missing and unexpected entries are errors. False: they are ignored.
 
         Raises
         ------
-        ValueError : entries are missing, unexpected or misshapen; the message names all of them.
-        TypeError : entries are not floating-point arrays, and nothing else is wrong.
-            In either case no parameter has changed.
+        ValueError : entries are missing, unexpected or misshapen. The message names all of them,
+            and all that are not floating-point arrays.
+        TypeError : `state_dict` is not a mapping, or the only thing wrong is that entries are not
+            floating-point arrays.
+            In both cases no parameter has changed.
         """
         _validate.flag("strict", strict)
         self._parameters.update(loadable(self._parameters, state_dict, strict))
@@ -178,20 +188,24 @@ class Module:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes class, options and parameters to a file, from which `rnnfast.load` makes a copy.
 
-        The file is in the safetensors format: every parameter under its own name, so that
-        `safetensors.torch.load_file` gives what `load_state_dict` of torch's module takes. Its
-        metadata, strings by name, are `format` "rnnfast"; `format_version` "1"; `class`, that of
-        rnnfast, also where `self` is of a class made from it; and each option of the constructor
-        but `seed`: `hidden_size` "128", `bias` "true", `dropout` "0.5", `dtype` "float32";
-        `precision` only where it is not the dtype.
-
         Parameters
         ----------
-        path : of the file, which is replaced if there is one, and only once the new one is whole.
+        path : the path of the file. An existing file is replaced, and only when the new one is
+            complete.
 
         Raises
         ------
-        OSError : the file cannot be written; what was there before is still there.
+        TypeError : `path` is not a path.
+        OSError : the file cannot be written. A file that was there before is still there.
+
+        Notes
+        -----
+        The file is in the safetensors format. It has every parameter under its own name, so that
+        `safetensors.torch.load_file` returns what torch's `load_state_dict` takes. Its metadata
+        are strings: `format` is "rnnfast" and `format_version` "1"; `class` is the name of
+        rnnfast's class, also if `self` is an instance of a subclass; and each option of the
+        constructor except `seed` has an entry, such as `hidden_size` "128", `bias` "true",
+        `dropout` "0.5" or `dtype` "float32". `precision` is there only if it is not the dtype.
         """
         own = next(c for c in type(self).__mro__ if c.__module__.split(".")[0] == __package__)
         metadata = {**FILE_FORMAT, "class": own.__name__}
@@ -204,7 +218,7 @@ class Module:
         return self._text()
 
     def _text(self, without: str = "") -> str:
-        """How the module prints; `without` : the name of an option that is told beside it."""
+        """The text that `repr` gives; `without` : the name of an option to leave out."""
         shown = [str(self._options.input_size), str(self._options.hidden_size)]
         for name, value in self._options._asdict().items():
             if name != without and value is not None and value != self._DEFAULTS.get(name, value):
@@ -215,7 +229,7 @@ class Module:
         return {**self.__dict__, "_cache": None}
 
     def _in_precision(self, precision: Any) -> Options:
-        """The options with another precision, once it is known to be one."""
+        """The options with another precision, which is checked first."""
         options = self._options
         format_name = checked_format("precision", precision, options.dtype)
         sizes = {"input_size": options.input_size, "hidden_size": options.hidden_size}
@@ -226,12 +240,12 @@ class Module:
         return options._replace(precision=format_name)
 
     def _check_trains(self) -> None:
-        """That there is a backward pass in the layer's precision."""
+        """Raises ValueError if there is no backward pass in the layer's precision."""
         options = self._options
         check_trains(options.precision, options.dtype)
 
     def _sizes(self, k: int) -> Sizes:
-        """The sizes of layer and direction `k`; layers above the first read D*W."""
+        """The sizes of layer and direction `k`; the input of layers above the first has D*W."""
         options = self._options
         hidden, projection = options.hidden_size, options.proj_size or 0
         directions = 2 if options.bidirectional else 1
@@ -244,14 +258,14 @@ class Module:
     def _drawn(
         self, rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, NDArray]:
-        """Uniform in ±1/sqrt(H), as torch's."""
+        """Initial parameters, uniform in ±1/sqrt(H), as in torch."""
         dtype = np.dtype(self._options.dtype)
         for name, shape in shapes.items():
             if math.prod(shape) * dtype.itemsize > np.iinfo(np.intp).max:
                 raise ValueError(
                     f"{name}: expected a size that fits in memory, got {_validate.shown(shape)}"
                 )
-        # All are allocated before any is filled, so that what can't fit fails at once.
+        # All are allocated before any is filled, so that sizes that cannot fit fail at once.
         arrays = {name: np.empty(shape, dtype) for name, shape in shapes.items()}
         bound = 1 / math.sqrt(self._options.hidden_size)
         for array in arrays.values():
@@ -261,7 +275,7 @@ class Module:
         return arrays
 
     def _weights(self, arrays: Mapping[str, NDArray]) -> list[Weights]:
-        """Of each layer and direction, from the parameters by name."""
+        """The `Weights` of each layer and direction, from the parameters by name."""
 
         def of(name: str | None) -> Any:
             return None if name is None else arrays[name]
@@ -269,17 +283,17 @@ class Module:
         return [Weights(*map(of, names)) for names in self._names]
 
     def _native(self) -> Stack | None:
-        """The native stack, with the current weights, which it packs if there was one of others.
+        """The native stack with the current weights, which are packed again if they have changed.
 
-        None without one, or where its backend is not in use.
+        None if no stack has been made yet, or if the native backend is not in use.
 
-        It takes arrays that lie in memory as it needs them. To everything else, right or wrong,
-        it answers NotImplemented: that must be checked, and goes the long way, by `_packs`.
+        The stack takes arrays whose memory layout is the one that it needs. For everything else,
+        right or wrong, it returns NotImplemented: then `_packs` and its checks are the way.
         """
-        # Reads what `_backend.current` and `Parameters.version` would: those two calls took 5 % of
-        # a small layer's step.
+        # This reads what `_backend.current` and `Parameters.version` would return: those two calls
+        # took 5 % of a small layer's step.
         cache, parameters = self._cache, self._parameters
-        # In an edit block each reading would pack once more.
+        # Within an edit block each read would pack once more.
         if cache is None or cache.backend is not _backend._current or parameters._draft is not None:
             return None
         if cache.version == parameters._version:
@@ -290,7 +304,7 @@ class Module:
         """The current weights of every layer and direction, packed for the backend in use."""
         backend = _backend.current()
         parameters = self._parameters
-        version = parameters.version  # always, so that an edit block's changes are taken over
+        version = parameters.version  # reading it takes over the changes of an edit block
         cache = self._cache
         if cache and cache.version == version and cache.backend is backend:
             return cache.stack

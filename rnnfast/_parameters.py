@@ -1,4 +1,4 @@
-"""The parameters of a layer: a mapping that knows when packed weights are out of date."""
+"""The parameters of a layer: a mapping whose version tells when packed weights are stale."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rnnfast._locks import Lock
 
 
 class _UnknownNameError(KeyError, ValueError):
-    """A wrong key of a mapping and a wrong value: no parameter has that name."""
+    """No parameter has that name: both a wrong key and a wrong value."""
 
-    __str__ = ValueError.__str__  # KeyError's shows the sentence in quotes
+    __str__ = ValueError.__str__  # that of KeyError puts the sentence in quotes
 
 
 class _Arrays(MutableMapping[str, NDArray]):
-    """A mapping with fixed names and shapes, into which values are copied after a check."""
+    """A mapping with fixed names and shapes; assigned values are checked and copied in."""
 
-    # Identity: arrays don't compare to one truth value.
+    # By identity, since comparing arrays does not give one truth value.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -53,7 +53,7 @@ class _Arrays(MutableMapping[str, NDArray]):
         return f"{type(self).__name__.lstrip('_')}({names})"
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """As `dict.update`, but all or nothing: every value is checked before any is stored."""
+        """Works like `dict.update`, but checks every value before it stores any."""
         given = dict(*args, **kwargs)
         self._store({n: self._checked(n, value).copy() for n, value in given.items()})
 
@@ -75,16 +75,16 @@ class _Arrays(MutableMapping[str, NDArray]):
 
 
 class _Draft(_Arrays):
-    """What `Parameters.edit` hands out: writable copies."""
+    """The writable copies that a block of `Parameters.edit` works on."""
 
     def __setitem__(self, name: str, value: Any) -> None:
-        # `p[name] -= ...` writes into the array, and then assigns it to itself.
+        # `p[name] -= ...` changes the array in place, and then assigns it to its own name.
         if value is not self[name]:
             super().__setitem__(name, value)
 
 
 class _Block:
-    """What `Parameters.edit` returns, for `with`."""
+    """The context manager that `Parameters.edit` returns."""
 
     __slots__ = ("__weakref__", "_parameters", "is_over")
 
@@ -96,21 +96,22 @@ class _Block:
         return self._parameters._open(self)
 
     def __exit__(self, *exception: object) -> None:
-        self.is_over = True  # whatever interrupts the rest
+        self.is_over = True  # first, in case the rest is interrupted
         self._parameters._close(self)
 
 
 class Parameters(_Arrays):
-    """The parameters of a layer, under torch's names and in torch's order.
+    """The parameters of a layer: a mapping of torch's names, in torch's order, to arrays.
 
-    `parameters[name]` is a read-only view that follows later changes; `parameters[name] = array`
-    checks dtype and shape and copies in. Names are fixed: nothing can be added or deleted.
+    `parameters[name]` is a read-only view, which shows later changes too. `parameters[name] =
+    array` checks dtype and shape, and copies the array. `edit` gives arrays that can be changed in
+    place. The names are fixed: none can be added or deleted.
 
     Raises
     ------
-    KeyError : an unknown name; also a ValueError.
-    TypeError : assigning an array of another dtype; deleting.
-    ValueError : assigning an array of another shape.
+    KeyError : no parameter has that name. The error is a ValueError too.
+    TypeError : an assigned array has another dtype, or a parameter is to be deleted.
+    ValueError : an assigned array has another shape.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray]) -> None:
@@ -118,12 +119,12 @@ class Parameters(_Arrays):
         self._prepare()
 
     def _prepare(self) -> None:
-        # Unlike a view of a writable array, a view of a read-only buffer can't be made writable.
+        # A view of a read-only buffer cannot be made writable, unlike a view of a writable array.
         self._views = {n: read_only(array) for n, array in self._arrays.items()}
         self._lock = Lock()
         self._version = 0
         self._draft: _Draft | None = None
-        self._block: weakref.ref[_Block] | None = None  # whose draft that is
+        self._block: weakref.ref[_Block] | None = None  # the block of that draft
 
     def __getitem__(self, name: str) -> NDArray:
         self._follow_draft(self._known(name))
@@ -131,12 +132,12 @@ class Parameters(_Arrays):
 
     @property
     def lock(self) -> Lock:
-        """Held while parameters change, and by who reads several that must belong together."""
+        """The lock that is held while parameters change, or while several are read together."""
         return self._lock
 
     @property
     def version(self) -> int:
-        """A number that grows with every change, and within an edit block with every reading."""
+        """A number that grows with every change, and with every read within an edit block."""
         if self._draft is not None:
             self._follow_draft(*self._arrays)
         return self._version
@@ -144,12 +145,12 @@ class Parameters(_Arrays):
     def settled(self) -> tuple[int, Mapping[str, NDArray]]:
         """The version and its arrays, to be read under `lock`.
 
-        Of an edit block that is open they have what was there when `version` was read last.
+        If an edit block is open, they are those of the last read of `version`.
         """
         return self._version, self._views
 
     def edit(self) -> AbstractContextManager[MutableMapping[str, NDArray]]:
-        """Gives writable arrays for updates in place.
+        """Opens a block in which the parameters are writable arrays, for updates in place.
 
         ::
 
@@ -157,19 +158,23 @@ class Parameters(_Arrays):
                 for name, gradient in grads.parameters.items():
                     p[name] -= rate * gradient
 
-        The layer follows the changes within the block already, and keeps those made before an
-        exception. After the block the arrays are no longer connected to the layer, and read-only.
+        Changes take effect at once, already within the block. An exception does not undo them.
+        After the block the arrays are read-only and no longer connected to the layer.
+
+        Returns
+        -------
+        block : a context manager for `with`, which gives a mapping of names to writable arrays.
 
         Raises
         ------
-        RuntimeError : at the start of the block, where another one of these parameters is open.
+        RuntimeError : at the start of the block, if another block of the same parameters is open.
         """
         return _Block(self)
 
     def _open(self, block: _Block) -> _Draft:
-        # Working copies cost two passes over the parameters, little beside the gradients that
-        # an update needs. Handing out the arrays themselves would let a view taken in the block
-        # change them afterwards, unseen, under weights that are packed already.
+        # The block works on copies. They cost two passes over the parameters, which is little
+        # beside the gradients that an update needs. With the arrays themselves, a view taken in
+        # the block could change them later, unseen, after the weights have been packed.
         with self._lock:
             self._follow_draft()
             if self._draft is not None:
@@ -192,7 +197,7 @@ class Parameters(_Arrays):
         except Exception:  # an array has got another shape
             self._seal(draft)
             raise
-        self._seal(draft)  # where that was interrupted, whoever comes next ends it
+        self._seal(draft)  # if this is interrupted, `_follow_draft` does it later
 
     def _seal(self, draft: _Draft) -> None:
         self._draft = None
@@ -211,15 +216,15 @@ class Parameters(_Arrays):
 
     def _store(self, values: Mapping[str, NDArray]) -> None:
         with self._lock:
-            self._version += 1  # first: what is interrupted has changed something
+            self._version += 1  # first: an interrupted copy has changed something too
             super()._store(values)
             if self._draft is not None:
                 self._draft._store(values)
 
     def _follow_draft(self, *names: str) -> None:
-        """Takes over parameters as they stand in the edit block, if one is open.
+        """Takes over the named parameters as they now are in the edit block, if one is open.
 
-        Or all of them, where an interrupt ended the block before its end could: that closes it.
+        If an interrupt kept a block from being closed, this takes over all of them and closes it.
         """
         if self._draft is None:
             return
@@ -241,7 +246,7 @@ class Parameters(_Arrays):
 
 
 def _own(array: NDArray) -> NDArray:
-    """As parameters lie: a copy of what another library has unpickled onto a file, say."""
+    """`array` itself, or a plain contiguous copy of one that, say, was unpickled onto a file."""
     flags, native = array.flags, array.dtype.newbyteorder("=")
     if type(array) is np.ndarray and flags.carray and array.dtype == native:
         return array
@@ -254,14 +259,14 @@ def read_only(array: NDArray) -> NDArray:
 
 
 def loadable(own: Mapping[str, NDArray], given: Any, strict: bool) -> dict[str, NDArray]:
-    """The entries of `given` as arrays that fit `own`; one error names all that do not.
+    """The entries of `given` as arrays that fit `own`; one error names all that do not fit.
 
-    Floating-point entries of another precision are cast, as torch does. A mapping's values may be
-    arrays or torch tensors.
+    Entries may be arrays or torch tensors. Those of another floating-point dtype are cast, as in
+    torch.
 
     Raises
     ------
-    TypeError : `given` is no mapping, or the dtype of an entry is all that is wrong.
+    TypeError : `given` is not a mapping, or only dtypes of entries are wrong.
     ValueError : an entry is missing or unexpected (only with `strict`), or has a wrong shape.
     """
     if not isinstance(given, Mapping):
@@ -282,7 +287,7 @@ def loadable(own: Mapping[str, NDArray], given: Any, strict: bool) -> dict[str, 
         except RuntimeError as error:  # torch's, of a tensor that has no values
             types.append(f"{name}: expected an array, got a tensor: {error}")
             continue
-        # That of another library's dtypes is "V".
+        # The kind of dtypes of other libraries, such as bfloat16, is "V".
         if array.dtype.kind != "f" and not array.dtype.name.startswith(("float", "bfloat")):
             types.append(f"{name}: expected floating point, got {array.dtype}")
         elif array.shape != own[name].shape:
@@ -302,7 +307,7 @@ def _named(key: Any) -> str:
 
 
 def _on_the_host(value: Any) -> Any:
-    """A torch tensor off its graph and device, whatever else as it is."""
+    """A torch tensor detached and in the host's memory; any other value as it is."""
     if not hasattr(value, "detach"):
         return value
     tensor = value.detach().cpu()

@@ -21,19 +21,21 @@ if TYPE_CHECKING:
     from rnnfast._native import Stack
 
 States = dict[str, NDArray]
-# Of one layer and direction, the names of its parameters in the order of `Weights`.
+# The names of the parameters of one layer and direction, in the order of `Weights`.
 Names = tuple[str | None, ...]
-# What a backward pass gives, in the user's layout: at x, at the state, and at the parameters.
+# The gradients with respect to x, the state and the parameters, in the user's layout.
 PassGradients = tuple[NDArray, State, dict[str, NDArray]]
 
 
 @dataclass
 class Inputs:
-    """The arguments of a pass through a stack, checked.
+    """The checked arguments of a pass through a stack.
 
-    x : (T, B, I), unit stride in the last axis; layout : the user's, of which it is a view.
-    states : contiguous.
-    lengths : (B,) int64 or None; reset : (T, B) bool or None; contiguous.
+    x : (T, B, I), with unit stride in the last axis.
+    states : contiguous arrays, by name.
+    layout : the layout of the user's arrays, of which x is a view.
+    lengths : (B,) int64, contiguous, or None.
+    reset : (T, B) bool, contiguous, or None.
     """
 
     x: NDArray
@@ -43,7 +45,7 @@ class Inputs:
     reset: NDArray | None = None
 
     def snapshot(self) -> Inputs:
-        """With copies of what may belong to the caller, who may reuse it before backward."""
+        """The same with copies of x and states, which the caller may reuse before backward."""
         states = {name: None if s is None else s.copy() for name, s in self.states.items()}
         return Inputs(self.x.copy(), states, self.layout, self.lengths, self.reset)
 
@@ -57,20 +59,20 @@ class Inputs:
 
 @dataclass
 class Dropout:
-    """Inverted dropout of the outputs of all layers but the last; keeps its masks for backward."""
+    """Inverted dropout of the outputs of all layers but the last; keeps the masks for backward."""
 
     p: float
     rng: np.random.Generator
     masks: list[NDArray] = field(default_factory=list)
 
     def forward(self, y: NDArray) -> NDArray:
-        """`y` with a new mask: zero with probability p, else divided by 1 - p."""
+        """`y` under a new mask: each element is 0 with probability p, else divided by 1 - p."""
         keep = self.rng.random(y.shape, dtype=np.float32) >= self.p
         self.masks.append(keep)
         return self._apply(y, keep)
 
     def backward(self, dy: NDArray, layer: int) -> NDArray:
-        """The gradient of `forward` after `layer`."""
+        """The gradient with respect to the y of `forward` after `layer`."""
         return self._apply(dy, self.masks[layer])
 
     def _apply(self, array: NDArray, keep: NDArray) -> NDArray:
@@ -82,19 +84,20 @@ class Dropout:
 
 
 class TapeRun(Protocol):
-    """A pass that has run, and can run backward any number of times, from several threads."""
+    """A forward pass that has run. Several threads may call `backward`, any number of times."""
 
     def backward(self, d_output: Any, d_state: Any, /) -> Any:
-        """The `PassGradients` from those at the output and at the state, in the user's layout.
+        """The `PassGradients`, from the gradients with respect to the output and the state.
 
-        NotImplemented: the arguments must be checked first, and converted.
+        All are in the user's layout. NotImplemented: the arguments must be checked and converted
+        first.
         """
 
 
 class PackedStack:
-    """The weights of all layers and directions, packed: layer by layer, direction by direction.
+    """The packed weights of all layers and directions, layer by layer, direction by direction.
 
-    native : the same for the native backend, which runs a whole stack in one call; else None.
+    native : the native backend's stack, which runs all layers in one call; None on other backends.
     """
 
     __slots__ = ("names", "native", "packs", "signature")
@@ -114,7 +117,7 @@ class PackedStack:
             )
 
     def infer(self, inputs: Inputs) -> tuple[NDArray, State]:
-        """The output (a cell's: of no use) and the last state, in the user's layout."""
+        """The output and the last state, in the user's layout; a cell's output is of no use."""
         if self.native is not None:
             output, state = self.native.infer(*inputs.native())
             return output, state
@@ -125,11 +128,11 @@ class PackedStack:
     def record(
         self, inputs: Inputs, dropout: Dropout | None = None, recompute: bool = False
     ) -> tuple[TapeRun, NDArray, State]:
-        """A run to be taken back, and its output and last state, read-only, as `infer` gives them.
+        """A run for backward, and its output and last state, read-only, as `infer` gives them.
 
-        Copies the inputs.
+        The inputs are copied.
         """
-        # Of a layer whose precision another thread has changed since its arguments were checked.
+        # Another thread may have changed the layer's precision since the arguments were checked.
         check_trains(self.packs[0].format_name, self.signature.dtype.name)
         recompute = recompute and self._saves()
         if self.native is not None and dropout is None and not recompute:
@@ -142,7 +145,7 @@ class PackedStack:
         return training, training.output, layout.states_outward(views)
 
     def _saves(self) -> bool:
-        """Whether anything is kept for backward but inputs and outputs."""
+        """Whether a pass keeps more for backward than its inputs and outputs."""
         first = self.packs[0]
         if self.signature.one_step or not isinstance(first.backend, NativeBackend):
             return True
@@ -150,7 +153,7 @@ class PackedStack:
         return first.backend.tape_row(first.cell.name, dtype, *first.sizes, 1, 1) > 0
 
     def _output(self, inputs: Inputs) -> NDArray:
-        """A new output as a view (T, B, D*W), contiguous in the user's layout."""
+        """A view (T, B, D*W) of a new output array, which is contiguous in the user's layout."""
         steps, batch = inputs.x.shape[:2]
         signature, batch_first = self.signature, inputs.layout.batch_first
         leading = (batch, steps) if batch_first else (steps, batch)
@@ -160,7 +163,7 @@ class PackedStack:
 
 
 class TrainingRun:
-    """A `TapeRun` layer by layer: on every backend, with dropout, or to be recomputed."""
+    """A `TapeRun` that runs layer by layer: for all backends, dropout and recomputation."""
 
     def __init__(
         self,
@@ -170,7 +173,7 @@ class TrainingRun:
         dropout: Dropout | None,
         recompute: bool,
     ) -> None:
-        # output: (T, B, D*W), written
+        # output: (T, B, D*W); this writes it
         self._stack = stack
         self._dropout = dropout
         self._runs: list[Run | RecomputedRun] = []
@@ -183,7 +186,7 @@ class TrainingRun:
         self.output = inputs.layout.outward(read_only(output))
 
     def backward(self, d_output: Any, d_state: Any) -> PassGradients:
-        """As `TapeRun.backward`; checks its arguments."""
+        """`TapeRun.backward`, which checks its arguments here."""
         packs, signature = self._stack.packs, self._stack.signature
         dy, dstates, layout = signature.gradients(d_output, d_state, self.output)
         weights = [zero_weights(packed) for packed in packs]
@@ -259,7 +262,7 @@ def _forward(
 
 
 def _half(y: NDArray, packed: Packed, direction: int) -> NDArray:
-    """What one direction writes of the (T, B, D*W) output of a layer."""
+    """The part of a layer's output (T, B, D*W) that one direction writes."""
     width = packed.sizes.output
     return y[..., direction * width : (direction + 1) * width]
 

@@ -1,7 +1,7 @@
-"""Streams: a layer one step at a time, with its state inside.
+"""Streams, which run a layer one step at a time and hold its state.
 
-`Form` says what a stream computes and checks what it is given. Two classes run one, with the same
-interface: `rnnfast.stream.Stream`, compiled, on the native backend, and `Stream` on the others.
+`Form` says what a stream computes, and checks its arguments. Two classes with the same interface
+run it: the compiled `rnnfast.stream.Stream` on the native backend, and `Stream` on the others.
 
 Letters: T steps, B batch, I input size, H hidden size, P projection size, W the width of h (P, or
 H without projection), L layers.
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """What a stream computes, and the checks of what it takes.
+    """What a stream computes, and the checks of its arguments.
 
-    layer : how the layer prints, but for its precision.
-    signature : the layer's, in one direction.
-    layers : the parameters of each layer, contiguous, their matrices in the format `weights`;
-        nobody changes them.
-    weights : how they are kept: as the layer's dtype, or in one of `_low_precision.FORMATS`.
+    layer : the text that the layer prints as, without its precision.
+    signature : that of the layer, which has one direction.
+    layers : the parameters of each layer, contiguous, with their matrices in the format `weights`.
+        They never change.
+    weights : the layer's dtype, or the name of one of `_low_precision.FORMATS`.
     batch_size : B.
 
     Raises
     ------
-    ValueError : a state would not fit in memory, or a sum of int8 in 32 bits.
+    ValueError : a state would not fit in memory, or a sum of int8 products in 32 bits.
     """
 
     layer: str
@@ -71,17 +71,17 @@ class Form:
         weights: str,
         batch_size: int,
     ) -> Form:
-        """The form of a stream with the parameters in `layers` kept as `weights` says."""
+        """The form of a stream that keeps the parameters in `layers` in the format `weights`."""
         kept = tuple(keep(own, weights) if weights in FORMATS else own for own in layers)
         return cls(layer, signature, kept, weights, batch_size)
 
     @property
     def _format(self) -> str | None:
-        """The one in FORMATS; None: as the dtype."""
+        """The name in FORMATS; None: the weights are kept in the dtype."""
         return self.weights if self.weights in FORMATS else None
 
     def open(self, state: State | None = None) -> Stream | CompiledStream:
-        """A new stream on the backend in use, with a state that another stream had."""
+        """A new stream on the backend in use; `state` : that of another stream; None: zeros."""
         stream: Stream | CompiledStream
         backend = _backend.current()
         if isinstance(backend, NativeBackend):
@@ -95,7 +95,7 @@ class Form:
         return stream
 
     def text(self) -> str:
-        """How a stream prints."""
+        """The text that a stream prints as."""
         weights = f', weights="{self.weights}"' if self.weights in FORMATS else ""
         return f"Stream({self.layer}, batch_size={self.batch_size}{weights})"
 
@@ -108,8 +108,8 @@ class Form:
 
         Returns
         -------
-        x : (T, B, I) contiguous, with memory apart from that of `out`.
-        out : `out` itself; or a new array, where it is None.
+        x : (T, B, I), contiguous, which shares no memory with `out`.
+        out : `out` itself, or a new array if it is None.
         """
         sizes, dtype, batch = self.signature.sizes, self.signature.dtype, self.batch_size
         given = _validate.of_dtype("x", x, dtype)
@@ -160,7 +160,7 @@ class Form:
         return [array for array in states.values() if array is not None] or None
 
     def rows(self, value: Any) -> NDArray | None:
-        """Rows, as a mask or by their numbers, as a mask (B,) of bytes; None: all."""
+        """A mask (B,) of bytes, from a mask of booleans or the numbers of rows; None: all rows."""
         if value is None:
             return None
         batch = self.batch_size
@@ -182,24 +182,35 @@ class Form:
 
 
 class Stream:
-    """A stream on a backend without one of its own; see `rnnfast.stream.Stream`."""
+    """A layer that runs one step at a time and holds its state; `layer.stream()` makes one.
+
+    This class runs on the backends "numba" and "numpy"; the compiled `rnnfast.stream.Stream`, with
+    the same interface, runs on "native". A stream has its own copy of the weights. A copy of a
+    stream (`copy.copy`) shares them, starts from the same state and goes on independently. A pickle
+    contains weights and state, and opens on the backend that is then in use. Only one thread at a
+    time may call a stream: a call during another call raises RuntimeError.
+    """
 
     __slots__ = ("__weakref__", "_form", "_lock", "_stack", "_states")
 
-    batch_size = property(attrgetter("_form.batch_size"), doc="B.")
-    input_size = property(attrgetter("_form.signature.sizes.input"), doc="I.")
-    output_size = property(attrgetter("_form.signature.sizes.output"), doc="W.")
+    batch_size = property(attrgetter("_form.batch_size"), doc="B, the number of rows.")
+    input_size = property(attrgetter("_form.signature.sizes.input"), doc="I, the width of x.")
+    output_size = property(
+        attrgetter("_form.signature.sizes.output"), doc="W, the width of h: P or H."
+    )
     dtype = property(attrgetter("_form.signature.dtype.name"), doc='"float32" or "float64".')
-    weights = property(attrgetter("_form.weights"), doc="How the weights are kept.")
+    weights = property(
+        attrgetter("_form.weights"), doc='The format of weights: the dtype, "bfloat16" or "int8".'
+    )
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the parameters, here in the dtype, whatever they were rounded to."""
+        """The bytes of the weights. Here they are kept in the dtype, even if they were rounded."""
         arrays = (array for layer in self._form.arrays() for array in layer if array is not None)
         return sum(array.nbytes for array in arrays)
 
     def __init__(self, form: Form, given: _backend.Backend | Stream) -> None:
-        # given: the backend; or the stream that this is to be a copy of
+        # given: the backend to run on, or the stream of which this is a copy
         self._form = form
         self._lock = threading.Lock()
         self._stack: PackedStack
@@ -210,16 +221,52 @@ class Stream:
             self._stack, self._states = form.packed(given), form.new_states()
 
     def step(self, x: Any, out: Any = None) -> NDArray:
-        """See `rnnfast.stream.Stream.step`."""
+        """Runs one step.
+
+        Parameters
+        ----------
+        x : (B, I), or (I,) if B is 1; in the layer's dtype.
+        out : the array in which the result is written: (B, W), or (W,) if x is (I,); C-contiguous.
+            It may share memory with x. None: a new array.
+
+        Returns
+        -------
+        out : h of the last layer.
+
+        Raises
+        ------
+        TypeError : an argument has the wrong dtype or form.
+        ValueError : an argument has the wrong shape or layout.
+        RuntimeError : another call of this stream is running.
+            In each case the state stays as it is.
+        """
         return self._advance(x, out, steps=False)
 
     def run(self, x: Any, out: Any = None) -> NDArray:
-        """See `rnnfast.stream.Stream.run`."""
+        """Runs T steps, one after the other.
+
+        Parameters
+        ----------
+        x : (T, B, I), or (T, I) if B is 1, also with `batch_first`; in the layer's dtype.
+        out : (T, B, W), or (T, W) if x is (T, I); as for `step`.
+
+        Returns
+        -------
+        out : h of the last layer after each step.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError : as for `step`.
+        """
         return self._advance(x, out, steps=True)
 
     @property
     def state(self) -> State:
-        """See `rnnfast.stream.Stream.state`."""
+        """A copy of the state: h (L, B, W), or for LSTM a pair (h, c) with c (L, B, H).
+
+        It can be assigned in the form that the layer takes, also without the axis B if B is 1. None
+        sets it to zeros.
+        """
         states = self._copies()
         return states[0] if len(states) == 1 else (states[0], states[1])
 
@@ -235,7 +282,18 @@ class Stream:
         raise AttributeError("state: cannot be deleted; None sets zeros")
 
     def reset(self, rows: Any = None) -> None:
-        """See `rnnfast.stream.Stream.reset`."""
+        """Sets the state of some or all rows to zero.
+
+        Parameters
+        ----------
+        rows : (B,) booleans, or the numbers of rows in 0..B-1. None: all rows.
+
+        Raises
+        ------
+        TypeError : `rows` has neither booleans nor integers.
+        ValueError : `rows` is a mask of the wrong shape, or has a number out of range.
+        RuntimeError : another call of this stream is running.
+        """
         mask = self._form.rows(rows)
         chosen = slice(None) if mask is None else mask.astype(bool)
         with self._alone():
@@ -279,8 +337,8 @@ class Stream:
 
 
 def _ndim(value: Any) -> int | None:
-    """The dimensions of an array, or of what is taken as one; None where it can't be one."""
+    """The number of axes of an array-like value; None if it cannot be made an array."""
     try:
         return np.ndim(value)
-    except Exception:  # whatever the `__array__` of a user's class raises
+    except Exception:  # the `__array__` of a user's class may raise anything
         return None

@@ -1,4 +1,4 @@
-"""What `record` returns: an output, and the way back to the gradients."""
+"""Tapes: what `record` returns, with the output and the backward pass."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from rnnfast._stack import TapeRun
 
 
 class Gradients(NamedTuple):
-    """The gradients of a loss with respect to everything that went into `record`.
+    """The gradients of a loss with respect to the arguments of `record` and to the parameters.
 
-    input : the shape of x.
-    state : the form and shapes of `state`: h, or (h, c) for LSTM. Also where it was None.
-    parameters : by name, the keys and order of `layer.parameters`.
+    All are arrays of the layer's dtype.
+
+    input : the gradient with respect to x, in the shape of x.
+    state : the gradient with respect to the initial state, in its form and shapes: h, or (h, c)
+        for LSTM. It is there even if `record` was given no state.
+    parameters : the gradient with respect to each parameter, in the names and order of
+        `layer.parameters`.
     """
 
     input: NDArray
@@ -26,19 +30,19 @@ class Gradients(NamedTuple):
 
 
 class Tape(Generic[StateT]):
-    """A forward pass that has run, from `record`, with all that its backward pass needs.
+    """A forward pass that `record` has run, with all that its backward pass needs.
 
-    A tape holds its own copy of the weights and inputs, so that neither updates of
-    `layer.parameters` nor other tapes change what `backward` gives. Several threads may use it.
+    A tape keeps the weights and inputs as they were, so neither updates of `layer.parameters` nor
+    other tapes change what `backward` returns. Several threads may use a tape.
     """
 
     __slots__ = ("_output", "_run", "_signature", "_state")
 
-    # Of all tapes, since it is held for an instant: to make one for each takes as long as a step.
+    # One for all tapes, held only for an instant: making one for each would take as long as a step.
     _lock: ClassVar = Lock()
 
     def __init__(self, run: TapeRun, output: NDArray, state: Any, signature: Signature) -> None:
-        # output, state: read-only, in the user's layout
+        # output, state: read-only arrays in the user's layout
         self._run: TapeRun | None = run
         self._output = output
         self._state: StateT = state
@@ -46,12 +50,12 @@ class Tape(Generic[StateT]):
 
     @property
     def output(self) -> NDArray:
-        """The output, as the layer returns it; read-only, because `backward` reads it."""
+        """The output, as a call of the layer returns it. Read-only, because `backward` reads it."""
         return self._output
 
     @property
     def state(self) -> StateT:
-        """The last state, as the layer returns it; read-only."""
+        """The last state, as a call of the layer returns it. Read-only."""
         return self._state
 
     def __repr__(self) -> str:
@@ -61,20 +65,27 @@ class Tape(Generic[StateT]):
     def backward(
         self, d_output: Any = None, d_state: Any = None, *, retain: bool = False
     ) -> Gradients:
-        """The gradients of a loss, from its gradients with respect to output and state.
+        """Computes the gradients of a loss from its gradients with respect to output and state.
 
         Parameters
         ----------
-        d_output : the shape and dtype of `output`; None: zeros. What lies past a sequence's
-            length has no effect.
-        d_state : the form, shapes and dtype of `state`; None, or None for one of a pair: zeros.
-        retain : keep what another call needs; otherwise its memory is released.
+        d_output : the gradient with respect to `output`, in its shape and dtype. None: zeros.
+            Entries past a sequence's length have no effect.
+        d_state : the gradient with respect to `state`, in its form, shapes and dtype. None, or
+            None for one array of a pair: zeros.
+        retain : True: the tape keeps what another call of `backward` needs. False: it releases
+            that memory.
+
+        Returns
+        -------
+        gradients : the `Gradients` with respect to the input, the initial state and the
+            parameters.
 
         Raises
         ------
-        RuntimeError : `backward` was called before, without `retain`.
-        TypeError, ValueError : a gradient of the wrong dtype, form or shape; the tape stays as
-            it was.
+        RuntimeError : an earlier call of `backward` was made without `retain`.
+        TypeError, ValueError : a gradient has the wrong dtype, form or shape. The tape can still
+            be used.
         """
         _validate.flag("retain", retain)
         run = self._run
@@ -99,6 +110,6 @@ class Tape(Generic[StateT]):
         )
 
     def _checked(self, d_output: Any, d_state: Any) -> tuple[Any, Any]:
-        """The arguments of `backward` checked and converted, still in the user's layout."""
+        """The arguments of `backward`, checked and converted, in the user's layout."""
         dy, states, layout = self._signature.gradients(d_output, d_state, self._output)
         return None if dy is None else layout.outward(dy), layout.states_outward(states)

@@ -1,4 +1,4 @@
-"""The cells RNNCell, GRUCell and LSTMCell: one step, after those of torch.nn.
+"""The cells RNNCell, GRUCell and LSTMCell: single steps, with the meaning of torch.nn's cells.
 
 Letters: B batch, I input size, H hidden size.
 """
@@ -17,7 +17,7 @@ from rnnfast._tape import Tape
 
 
 class _Cell(Module, Generic[StateT]):
-    """What the three cells share."""
+    """The base class of RNNCell, GRUCell and LSTMCell."""
 
     _DEFAULTS: ClassVar = {
         "bias": True,
@@ -31,21 +31,23 @@ class _Cell(Module, Generic[StateT]):
         super().__init__(cell, options, [""], seed)
 
     def __call__(self, x: Any, state: Any = None) -> StateT:
-        """Runs one step, for inference.
+        """Runs one step for inference and keeps nothing.
 
         Parameters
         ----------
-        x : (B, I) or (I,), the cell's dtype.
-        state : h (B, H), or for LSTMCell a pair (h, c); without B where x has none. None: zeros.
+        x : (B, I), or (I,) for one row; in the cell's dtype.
+        state : h (B, H), or for LSTMCell a pair (h, c) of such arrays; (H,) if x is (I,). The
+            cell's dtype. None: zeros.
 
         Returns
         -------
-        state : the next one, h or (h, c), in the same form.
+        state : the next state, h or (h, c), in the same form.
 
         Raises
         ------
-        TypeError : an argument of the wrong dtype or form.
-        ValueError : an argument of the wrong shape. In either case nothing is computed.
+        TypeError : an argument has the wrong dtype, or `state` is not of the form above.
+        ValueError : an argument has the wrong shape.
+            In both cases nothing is computed.
         """
         native = self._native()
         if native is not None:
@@ -57,21 +59,22 @@ class _Cell(Module, Generic[StateT]):
         return cast("StateT", self._packs().infer(inputs)[1])
 
     def record(self, x: Any, state: Any = None) -> Tape[StateT]:
-        """Runs one step, keeping what the backward pass needs.
+        """Runs one step for training and keeps what the backward pass needs.
 
         Parameters
         ----------
-        x, state : as when calling the cell; copied.
+        x, state : as for a call of the cell. They are copied.
 
         Returns
         -------
-        tape : `state` is the next state, `output` its h. `backward(d_output, d_state)` takes
-            gradients with respect to either, and adds those at h.
+        tape : a `Tape` whose `state` is the next state and whose `output` is the h in it.
+            `tape.backward(d_output, d_state)` takes gradients with respect to both; where both
+            are given, h gets their sum.
 
         Raises
         ------
-        TypeError, ValueError : as when calling the cell.
-        ValueError : the cell's precision is int8, which has no backward pass.
+        TypeError, ValueError : as for a call of the cell.
+        ValueError : the cell's precision is "int8", which has no backward pass.
         """
         self._check_trains()
         native = self._native()
@@ -88,20 +91,27 @@ class _Cell(Module, Generic[StateT]):
 
 
 class RNNCell(_Cell[NDArray]):
-    """One step of `RNN`: h' = tanh(W x + b_w + R h + b_r), or relu.
+    """One step of the Elman RNN: h' = tanh(W x + b_w + R h + b_r), or relu in place of tanh.
+
+    Call the cell for inference, and `record` for training.
 
     Parameters
     ----------
-    input_size, hidden_size : I and H.
-    bias : whether there are b_w and b_r.
+    input_size, hidden_size : I, at least 0, and H, at least 1.
+    bias : whether the cell has the biases b_w and b_r.
     nonlinearity : "tanh" or "relu".
-    dtype : "float32" or "float64".
+    dtype : "float32" or "float64", for the parameters and for all arrays.
     precision : as for `RNN`.
-    seed : of the initial parameters, uniform in ±1/sqrt(H); None: fresh entropy.
+    seed : an integer of at least 0, which determines the initial parameters, uniform in
+        ±1/sqrt(H). None: fresh entropy from the operating system.
 
     Raises
     ------
-    TypeError, ValueError : an argument of the wrong type or value.
+    TypeError, ValueError : an argument has the wrong type or value; the message names it.
+
+    References
+    ----------
+    As for `RNN`.
     """
 
     nonlinearity: str = option("nonlinearity", '"tanh" or "relu".')
@@ -130,7 +140,9 @@ class RNNCell(_Cell[NDArray]):
 
 
 class GRUCell(_Cell[NDArray]):
-    """One step of `GRU`, which has the equations.
+    """One step of the gated recurrent unit; `GRU` gives its equations and reference.
+
+    Call the cell for inference, and `record` for training.
 
     Parameters
     ----------
@@ -139,10 +151,12 @@ class GRUCell(_Cell[NDArray]):
 
     Raises
     ------
-    TypeError, ValueError : an argument of the wrong type or value.
+    TypeError, ValueError : an argument has the wrong type or value; the message names it.
     """
 
-    reset_after: bool = option("reset_after", "Whether r multiplies the product with R_n, not h.")
+    reset_after: bool = option(
+        "reset_after", "Whether r multiplies R_n h + b_rn (True) or h itself (False)."
+    )
 
     def __init__(
         self,
@@ -168,7 +182,9 @@ class GRUCell(_Cell[NDArray]):
 
 
 class LSTMCell(_Cell[tuple[NDArray, NDArray]]):
-    """One step of `LSTM`, which has the equations; its state is the pair (h, c).
+    """One step of the long short-term memory; `LSTM` gives its equations and references.
+
+    The state is the pair (h, c). Call the cell for inference, and `record` for training.
 
     Parameters
     ----------
@@ -176,7 +192,7 @@ class LSTMCell(_Cell[tuple[NDArray, NDArray]]):
 
     Raises
     ------
-    TypeError, ValueError : an argument of the wrong type or value.
+    TypeError, ValueError : an argument has the wrong type or value; the message names it.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
-"""One recurrent layer in one direction: forward and backward.
+"""Functions that run one recurrent layer in one direction, forward and backward.
 
-The layers of `rnnfast.layers` are made of these; use them directly for weights of your own.
+The layers of `rnnfast.layers` are built from them. Use them directly with weights of your own:
+`pack` the weights, run `forward`, and call `backward` on the `Run` that it returns.
 
-Arrays are NumPy's, or lie on one CUDA device: CuPy's, or any others with a
-`__cuda_array_interface__`, as `rnnfast._cupy` tells. Then results are CuPy's, on the current stream
-of CuPy; arrays of both kinds don't mix, but for `lengths` and `reset`.
+Arrays are NumPy's, or all lie on one CUDA device: CuPy's, or others with a
+`__cuda_array_interface__`. Results on a device are CuPy's, computed on CuPy's current stream.
+`lengths` and `reset` may lie in the host's memory in either case.
 
 Letters: T steps, B batch, I input size, H hidden size, P projection size, W the width of h (P, or
 H without projection), G gates. Weights have torch's names, shapes and gate order.
@@ -27,9 +28,9 @@ from rnnfast._low_precision import INFERENCE_ONLY, check_sums, checked_format
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A snapshot of one layer's weights in the layout of the backend that made it.
+    """A copy of one layer's weights in the layout of the backend that made it; see `pack`.
 
-    format_name : of `_low_precision.FORMATS`; None: the matrices are in `dtype`.
+    format_name : "bfloat16" or "int8"; None: the weight matrices are in `dtype`.
     """
 
     cell: Cell
@@ -42,17 +43,17 @@ class Packed:
 
     @property
     def memory(self) -> _validate.Memory:
-        """Where the arrays of its passes lie."""
+        """The memory in which the arrays of its passes lie."""
         return self.backend.memory
 
 
 class Gradients(NamedTuple):
-    """What `Run.backward` gives.
+    """The gradients that `Run.backward` returns, in the dtype of the weights.
 
-    x : (T, B, I), or None where it was not wanted.
+    x : (T, B, I), or None with `want_dx=False`.
     h0 : (B, W).
     c0 : (B, H), or None for a cell without c.
-    weights : a `Weights` of gradients in torch's shapes.
+    weights : a named tuple of the weights' gradients, in torch's names and shapes.
     """
 
     x: NDArray | None
@@ -71,28 +72,31 @@ def pack(
     *,
     precision: str | None = None,
 ) -> Packed:
-    """Copies the weights of one layer into the layout of the backend in use.
+    """Copies the weights of one layer into the layout of the backend in use, as a `Packed`.
 
     Parameters
     ----------
     cell : "rnn_tanh", "rnn_relu", "lstm", "gru" or "gru_reset_before".
-    weight_ih : (G*H, I), float32 or float64. Gates in the order i f g o (LSTM) or r z n (GRU).
-    weight_hh : (G*H, W), the same dtype.
+    weight_ih : (G*H, I), float32 or float64. Gates are in the order i f g o (LSTM) or r z n (GRU).
+    weight_hh : (G*H, W), the same dtype as all others.
     bias_ih, bias_hh : (G*H,), both or neither.
-    weight_hr : (P, H), LSTM only: the projection h = weight_hr (o tanh(c)). Unlike a layer's, P may
-        be H or more.
-    precision : of the matrices and what they are multiplied with: the dtype, which None means too;
-        of float32 weights also "bfloat16", or for inference "int8". See `rnnfast.RNN`.
-
-    On a CUDA device there is float32 alone, no projection, no "gru_reset_before", and no other
-    precision.
+    weight_hr : (P, H), LSTM only: the projection h = weight_hr (o tanh(c)). Unlike in a layer, P
+        may be H or more.
+    precision : the format in which products are computed, as for `rnnfast.RNN`: the weights' dtype
+        or None; for float32 weights also "bfloat16" or, for inference only, "int8".
 
     Raises
     ------
-    TypeError : a dtype other than the two, or not the same for all; arrays on a device and others.
-    ValueError : a shape that does not fit, an unknown cell, or a precision that is none; several
-        devices.
-    RuntimeError : on a device, without CuPy or the library of the CUDA kernels.
+    TypeError : a dtype is not float32 or float64, or not that of `weight_ih`; some arrays lie on a
+        CUDA device and others do not.
+    ValueError : a shape that does not fit; an unknown cell; an unknown precision; arrays on more
+        than one device.
+    RuntimeError : the arrays lie on a CUDA device, and CuPy or rnnfast's CUDA kernels are missing.
+
+    Notes
+    -----
+    On a CUDA device the dtype and the precision are float32, and there is neither a projection
+    nor "gru_reset_before".
     """
     kind = CELLS[_validate.one_of("cell", cell, CELLS)]
     given = Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)._asdict()
@@ -137,7 +141,7 @@ def pack_checked(
 ) -> Packed:
     """`pack` without its checks, for arrays that are known to be right.
 
-    backend : None: the one in use.
+    backend : None selects the backend in use.
     """
     backend = backend or _backend.current()
     dtype, bias = weights.weight_ih.dtype, weights.bias_ih is not None
@@ -147,26 +151,25 @@ def pack_checked(
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A forward pass that has run. `backward` may be called any number of times.
-
-    y : (T, B, W), h after each step; zero past a row's length.
-    h : (B, W), c : (B, H) or None: the states after each row's last step.
-    """
+    """A forward pass that has run. `backward` may be called any number of times."""
 
     packed: Packed
     args: _backend.Forward = field(repr=False)
     saved: Any = field(repr=False)
 
     @property
-    def y(self) -> NDArray:  # noqa: D102
+    def y(self) -> NDArray:
+        """The output (T, B, W): h after each step; zero past a row's length."""
         return self.args.y
 
     @property
-    def h(self) -> NDArray:  # noqa: D102
+    def h(self) -> NDArray:
+        """The state h (B, W) after each row's last step."""
         return self.args.hn
 
     @property
-    def c(self) -> NDArray | None:  # noqa: D102
+    def c(self) -> NDArray | None:
+        """The state c (B, H) after each row's last step; None for a cell without c."""
         return self.args.cn
 
     def backward(
@@ -178,16 +181,19 @@ class Run:
         want_dx: bool = True,
         into: Weights | None = None,
     ) -> Gradients:
-        """The gradients of a loss, from its gradients with respect to y, h and c (None: zero).
+        """Computes the `Gradients` of a loss from its gradients with respect to y, h and c.
 
-        dy : (T, B, W), dh : (B, W), dc : (B, H); same dtype as the weights.
-        into : gradients to add to, contiguous arrays in the weights' shapes, with memory apart from
-            one another and from what is read; None: new zeros.
+        Parameters
+        ----------
+        dy, dh, dc : (T, B, W), (B, W) and (B, H), in the weights' dtype. None: zeros.
+        want_dx : whether to compute the gradient with respect to x.
+        into : a `Weights` of contiguous arrays to which the weights' gradients are added. They
+            share no memory with one another or with arrays that are read. None: new zeros.
 
         Raises
         ------
-        RuntimeError : the pass was not run with `training=True`.
-        TypeError, ValueError : a gradient of the wrong dtype, shape or layout; nothing is computed.
+        RuntimeError : the pass was run without `training=True`.
+        TypeError, ValueError : an array of the wrong dtype, shape or layout; nothing is computed.
         """
         if self.saved is None:
             raise RuntimeError("backward: expected a pass run with training=True")
@@ -243,25 +249,27 @@ def forward(
     training: bool = False,
     out: NDArray | None = None,
 ) -> Run:
-    """Runs the layer over a batch of sequences.
+    """Runs the layer over a batch of sequences, and returns the `Run` with the results.
 
     Parameters
     ----------
     packed : the weights, from `pack`.
-    x : (T, B, I), the weights' dtype.
-    h0 : (B, W), c0 : (B, H), LSTM only; None: zeros.
-    lengths : (B,) integers in 0..T, in any order; None: all T.
-    reset : (T, B) booleans; where true, the row's sequence is cut before that step: its state
-        becomes zero and no gradient crosses. Reversed, the state that comes back from that step
-        does not reach the step before it.
-    reverse : run from each row's last step to its first.
-    training : keep what `Run.backward` needs. x, h0, c0 and y must stay as they are until then.
-    out : (T, B, W) writable, unit stride in the last axis and no negative one, with memory apart
-        from x, h0 and c0 and one row after the other: where y is to go; None: a new array.
+    x : (T, B, I), in the weights' dtype.
+    h0, c0 : (B, W) and, for LSTM only, (B, H), in the weights' dtype. None: zeros.
+    lengths : the number of steps of each row: (B,) integers in 0..T, in any order. None: all T.
+    reset : (T, B) booleans. True at (t, b) cuts row b before step t: neither a state nor a
+        gradient crosses from one side to the other, and the next step to run, t (with `reverse`
+        t - 1), starts from zeros.
+    reverse : whether to run from each row's last step to its first.
+    training : whether to keep what `Run.backward` needs. Then x, h0, c0 and y must not change
+        before `backward` is called.
+    out : the array (T, B, W) in which y is written. It is writable, with unit stride in the last
+        axis, no negative stride and rows that do not overlap, and shares no memory with x, h0 and
+        c0. On a CUDA device it is contiguous. None: a new array.
 
     Raises
     ------
-    TypeError, ValueError : an argument of the wrong dtype, shape or value; nothing is computed.
+    TypeError, ValueError : an argument has the wrong dtype, shape or value; nothing is computed.
     """
     if not isinstance(packed, Packed):
         raise TypeError(f"packed: expected what pack returns, got {type(packed).__name__}")
@@ -306,14 +314,14 @@ def run_checked(packed: Packed, args: _backend.Forward, training: bool) -> Run:
 
 
 def zero_weights(packed: Packed) -> Weights:
-    """Zeros in the shapes of the weights: what gradients are accumulated into."""
+    """Zeros in the shapes of the weights, to which their gradients are added."""
     shapes = weight_shapes(packed.cell, packed.sizes, packed.bias)
     zeros = packed.memory.zeros
     return Weights(**{name: zeros(shape, packed.dtype) for name, shape in shapes.items()})
 
 
 def _checked_into(packed: Packed, into: Weights, read: dict[str, NDArray | None]) -> Weights:
-    """`into`, if gradients can be added to it; `read` is what the backward pass reads, by name."""
+    """`into`, if gradients can be added to it; `read` has the arrays that backward reads."""
     if not isinstance(into, Weights):
         raise TypeError(f"into: expected Weights, got {type(into).__name__}")
     shapes = weight_shapes(packed.cell, packed.sizes, packed.bias)

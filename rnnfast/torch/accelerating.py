@@ -1,4 +1,4 @@
-"""Switching whole models over, and back."""
+"""Switching whole models to rnnfast's modules, and back."""
 
 from __future__ import annotations
 
@@ -28,24 +28,40 @@ _RECURRENT = (torch_rnn.RNNBase, torch_rnn.RNNCellBase)
 def accelerate(model: Model, *, by_subclass: bool = False) -> Model:
     """Switches every recurrent module in a model to rnnfast, in place, and returns the model.
 
-    A module stays the object that it is, with its parameters, hooks and parametrizations: only its
-    class changes. So optimisers made before, and references from several places, stay right.
+    Only the class of a module changes. The module stays the same object, with its parameters,
+    hooks and parametrizations, so optimisers made before and other references to it stay valid.
 
     Parameters
     ----------
-    model : any module; it may itself be a recurrent one. What is left alone, such as subclasses of
-        torch's modules, `report` tells.
-    by_subclass : gives each module a class that derives from its own, in place of rnnfast's. So
-        layers stay instances of `torch.nn.LSTM`, as some libraries ask, and subclasses of torch's
-        modules are switched too: what they do themselves stays, and their `super().forward` is
-        rnnfast's. `torch.compile` leaves such layers out of its graphs, as it does torch's. Modules
-        that are rnnfast's already stay as they are.
+    model : any `torch.nn.Module`; it may itself be a recurrent one. Some modules in it are left as
+        they are, such as subclasses of torch's modules; `report` lists them.
+    by_subclass : False: a module gets rnnfast's class. True: it gets a class that derives from its
+        own. Then layers stay instances of `torch.nn.LSTM`, which some libraries need, and
+        subclasses of torch's modules are switched too: they keep their own methods, and their
+        `super().forward` is rnnfast's. In exchange `torch.compile` leaves such layers out of its
+        graphs, as it does torch's layers. Modules that are rnnfast's already do not change.
+
+    Returns
+    -------
+    model : the same object.
+
+    Raises
+    ------
+    TypeError : `model` is not a `torch.nn.Module`.
     """
     return _switched(model, partial(_of_ours, by_subclass=by_subclass))
 
 
 def restore(model: Model) -> Model:
-    """The inverse of `accelerate`: every module of rnnfast becomes torch's, in place."""
+    """Reverses `accelerate`: gives every module of rnnfast in a model its class of torch back.
+
+    It works in place and returns the model. It also switches modules that were made as rnnfast's,
+    but not those of a class of your own that derives from one of rnnfast's.
+
+    Raises
+    ------
+    TypeError : `model` is not a `torch.nn.Module`.
+    """
     for module in _switched(model, _of_torch).modules():
         if not isinstance(module, (Layer, Cell)):
             module.__dict__.pop("_rnnfast", None)
@@ -53,26 +69,48 @@ def restore(model: Model) -> Model:
 
 
 def freeze(model: Model) -> Model:
-    """Promises that the parameters of the model's recurrent modules stay as they are.
+    """Promises that the parameters of a model's recurrent modules do not change from now on.
 
-    Calls then use the packed weights without looking whether the parameters have changed, which
-    takes reading them once. It holds for parameters at the same place in memory; copies of the
-    module start without the promise. Returns the model.
+    The kernels use packed copies of the parameters. Each call first reads the parameters once to
+    see whether they have changed. After `freeze`, plain calls omit this check until `unfreeze`, so
+    later changes may go unnoticed; compiled, exported and transformed calls still check. Returns
+    the model.
+
+    Raises
+    ------
+    TypeError : `model` is not a `torch.nn.Module`.
+
+    Notes
+    -----
+    The promise is about the memory in which the parameters lie now: a module whose parameters get
+    other memory checks again. Copies of a module do not take it over. It has no effect on torch's
+    own modules, on parameters outside of the CPU's memory, or on ones that are computed for each
+    call.
     """
     return _frozen(model, True)
 
 
 def unfreeze(model: Model) -> Model:
-    """Takes the promise of `freeze` back. Returns the model."""
+    """Takes the promise of `freeze` back, so that calls check the parameters again.
+
+    Returns the model.
+
+    Raises
+    ------
+    TypeError : `model` is not a `torch.nn.Module`.
+    """
     return _frozen(model, False)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What `report` tells of one recurrent module.
+    """One recurrent module in a `Report`.
 
-    name : in the model; of the first of several places. accelerated : whether it is rnnfast's.
-    reason : why not; or, of one that is, what of it runs by torch's own implementation.
+    name : the module's name in the model, the first if it has several; "" for the model itself.
+    module : the name of its class.
+    accelerated : whether it is one of rnnfast's modules.
+    reason : why it is not accelerated. For an accelerated module: what runs by torch's own
+        implementation, and why, if anything does.
     """
 
     name: str
@@ -88,14 +126,23 @@ class Entry:
 
 
 class Report(list[Entry]):
-    """The recurrent modules of a model, a line for each when printed."""
+    """A list with an `Entry` for each recurrent module of a model. It prints as a line for each."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self)) or "no recurrent modules"
 
 
 def report(model: Module) -> Report:
-    """What of a model is accelerated, what is not, and why."""
+    """Lists the recurrent modules of a model, and says which are accelerated, or why they are not.
+
+    Returns
+    -------
+    report : a list of `Entry`, which prints as a line for each module.
+
+    Raises
+    ------
+    TypeError : `model` is not a `torch.nn.Module`.
+    """
     found = Report()
     for name, module in _checked(model).named_modules():
         kind = type(module).__name__
@@ -109,19 +156,31 @@ def report(model: Module) -> Report:
 
 
 _patched = 0  # how many blocks of `patch` are open
-_found: dict[tuple[Any, str], Any] = {}  # what the first of them found there
+_found: dict[tuple[Any, str], Any] = {}  # the classes that the first of them replaced
 _lock = Lock()
 
 
 @contextmanager
 def patch() -> Iterator[None]:
-    """Within it, `torch.nn.LSTM(…)` and the others make rnnfast's modules.
+    """Opens a block, or decorates a function, in which torch.nn's names make rnnfast's modules.
 
-    It replaces the names in `torch.nn` and `torch.nn.modules` for the whole process; names
-    imported from there before stay torch's. Within it, `isinstance(module, torch.nn.LSTM)` holds
-    for rnnfast's LSTM, and for torch's own does not. A class that derives from `torch.nn.LSTM`
-    within it is rnnfast's, and one from before is torch's, also where it names that base to call
-    its methods; but the first is then to be made within it.
+    ::
+
+        with rnnfast.torch.patch():
+            model = torch.nn.LSTM(40, 128)  # an rnnfast.torch.LSTM
+
+    The block replaces RNN, GRU, LSTM, RNNCell, GRUCell and LSTMCell in `torch.nn` and
+    `torch.nn.modules`, for the whole process. Names that were imported from there before stay
+    torch's. Blocks may be nested, and may overlap in several threads: the last to end puts
+    torch's classes back.
+
+    Notes
+    -----
+    Within the block `isinstance(module, torch.nn.LSTM)` is true for rnnfast's LSTM, and false for
+    torch's own. A class that derives from `torch.nn.LSTM` within the block derives from rnnfast's
+    LSTM; if its methods name `torch.nn.LSTM` to call those of their base, make its instances
+    within the block too. A class from before the block stays torch's, whether its methods name
+    that base or not.
     """
     _patch(1)
     try:
@@ -131,9 +190,9 @@ def patch() -> Iterator[None]:
 
 
 def _patch(more: int) -> None:
-    """Opens or closes a block: the first and the last change the names."""
+    """Opens (1) or closes (-1) a block. Only the first and the last change the names."""
     global _patched
-    places = (torch.nn, torch.nn.modules)  # and not where pickle looks for classes
+    places = (torch.nn, torch.nn.modules)  # not torch.nn.modules.rnn: pickle finds classes there
     names = {(place, t.__name__): ours for place in places for t, ours in TWINS.items()}
     with _lock:
         if _patched == 0:
@@ -155,8 +214,11 @@ def _checked(model: Model) -> Model:
 
 
 def _switched(model: Model, new_class: Callable[[Module, Any], Any]) -> Model:
-    """new_class : of a module and its class, or the base of one by torch; None: it stays."""
-    switched = []  # all classes are there before the first module changes
+    """Gives each module the class `new_class(module, own)`, unless that is None.
+
+    own : the module's class; its base, if torch has made the class to parametrize the module.
+    """
+    switched = []  # all new classes are made before the first module changes
     for module in _checked(model).modules():
         own = type(module)
         if not _is_made_by_parametrize(module):
@@ -175,7 +237,7 @@ def _switched(model: Model, new_class: Callable[[Module, Any], Any]) -> Model:
 
 
 def _is_made_by_parametrize(module: Module) -> bool:
-    """Whether torch has made its class for it, with a property for each parameter."""
+    """Whether torch has made the module's class, with a property for each parametrization."""
     return parametrize.is_parametrized(module) and len(type(module).__bases__) == 1
 
 
