@@ -9,7 +9,7 @@ import rnnfast
 torch = pytest.importorskip("torch")
 rt = pytest.importorskip("rnnfast.torch")
 
-from tolerances import assert_close  # noqa: E402
+from tolerances import BFLOAT16, assert_close  # noqa: E402
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence  # noqa: E402
 from torch_twins import (  # noqa: E402
     CELLS,
@@ -35,9 +35,8 @@ CASES = [
 
 # To float16 all is in float32: half an ULP of a result that is rounded once is 2**-12, and as much
 # again where h0 or a packed x is rounded on its way. To bfloat16 operands of products are rounded
-# too, by 2**-9 each: what the documentation promises for it.
+# too, by 2**-9 each: `BFLOAT16`.
 FLOAT16 = {torch.float16: 2.0**-11, torch.float32: 1e-5}
-BFLOAT16 = 2e-2
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
 

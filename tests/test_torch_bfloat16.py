@@ -7,7 +7,7 @@ import importlib
 import threading
 
 import pytest
-from tolerances import assert_close, relative_error
+from tolerances import BFLOAT16, assert_close, relative_error
 
 import rnnfast
 
@@ -38,8 +38,6 @@ OPTIONS = [
     *((kind, {**DEEP, "batch_first": True}) for kind in LAYERS),
 ]
 
-# What the documentation promises, of results and gradients.
-PROMISED = 2e-2
 # Half an ULP, by which a result is rounded that is right in every bit: errors as small as that are
 # no more than chance.
 ROUNDING = 2.0**-9
@@ -75,7 +73,7 @@ def assert_no_further(got, theirs, truth, what):
     """From `truth` than `theirs`, or, where these are exact, than rounding takes one."""
     own, other = (relative_error(t.detach().double(), truth.detach()) for t in (got, theirs))
     assert own <= max(1.1 * other, ROUNDING), f"{what}: {own:.1e}, torch's own {other:.1e}"
-    assert own <= PROMISED, f"{what}: {own:.1e}"
+    assert own <= BFLOAT16, f"{what}: {own:.1e}"
 
 
 def packed_arrange(lengths):
@@ -163,7 +161,7 @@ def test_gradients_of_gradients(kind):
         found.append(torch.autograd.grad(sum(g.double().pow(2).sum() for g in first), at))
     for a, b in zip(*found, strict=True):
         assert a.dtype is torch.bfloat16
-        assert_close(a.double(), b, PROMISED)
+        assert_close(a.double(), b, BFLOAT16)
 
 
 @pytest.mark.parametrize("mistake", ["x", "states", "h0", "width", "float32 module"])
@@ -232,7 +230,7 @@ def test_a_module_that_changes_its_dtype():
         again = run(ours.bfloat16(), given)
     assert all(map(torch.equal, first, again))
     assert wide[0].dtype is torch.float32
-    assert_close(first[0].double(), wide[0].double(), PROMISED)
+    assert_close(first[0].double(), wide[0].double(), BFLOAT16)
 
 
 def test_several_threads():

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tolerances import assert_close  # noqa: E402
+from tolerances import BFLOAT16, assert_close  # noqa: E402
 from torch.func import functional_call, grad, vmap  # noqa: E402
 from torch_graphs import BATCH, SHAPES, inputs  # noqa: E402
 from torch_twins import (  # noqa: E402
@@ -25,8 +25,6 @@ pytestmark = [
 ]
 
 LOWER = torch.bfloat16
-# What the documentation promises. Backward by the operators starts from y as it was rounded.
-PROMISED = 2e-2
 
 
 def pair(kind, **options):
@@ -48,7 +46,7 @@ def assert_near(got, want):
     got, want = flat(got), flat(want)
     for a, b in zip(got, want, strict=True):
         assert a.dtype is LOWER and a.shape == b.shape
-        assert_close(as_array(a), as_array(b), PROMISED)
+        assert_close(as_array(a), as_array(b), BFLOAT16)
 
 
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm", "lstm_projected"])
@@ -106,11 +104,11 @@ def test_compiled_under_autocast(kind):
     assert [t.dtype for t in flat(result)] == [t.dtype for t in flat(other)]
     want = flat(theirs.double()(x.double()))
     for a, b in zip(flat(result), want, strict=True):
-        assert_close(as_array(a), as_array(b), PROMISED)
+        assert_close(as_array(a), as_array(b), BFLOAT16)
     found = gradients(ours, [t.double() for t in flat(result)], [x])
     for a, b in zip(found, gradients(theirs, want, [x]), strict=True):
         assert a.dtype is torch.float32
-        assert_close(as_array(a), as_array(b), PROMISED)
+        assert_close(as_array(a), as_array(b), BFLOAT16)
 
 
 def test_export():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import pytest
+from tolerances import BFLOAT16, assert_close
 from torch_modules import SIZE, assert_same_gradients, flat, make, normal, twins
 
 torch = pytest.importorskip("torch")
@@ -197,7 +198,7 @@ def test_steps_in_bfloat16(kind):
         run_all().backward()
         found.append({name: p.grad.float() for name, p in layer.named_parameters()})
     for name, want in found[1].items():
-        torch.testing.assert_close(found[0][name], want, rtol=0.05, atol=0.05 * want.abs().max())
+        assert_close(found[0][name], want, BFLOAT16, name)
 
 
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
