@@ -17,6 +17,9 @@ bool is_trial(uint32_t call, uint32_t period) {
     return call < period ? (call & (call - 1)) == 0 : call % period == 0;
 }
 
+// The first so many calls go as estimated.
+constexpr uint32_t kEstimated = 4;
+
 // Several threads may be here at once: what gets lost is one time of many.
 struct Kind {
     std::atomic<uint64_t> hash{0};
@@ -46,7 +49,7 @@ Way way_of(uint64_t hash) {
     const float alone = kind.alone.load(std::memory_order_relaxed);
     const float team = kind.team.load(std::memory_order_relaxed);
     if (team == 0) return Way::team;  // whose workers may not come
-    if (alone == 0) return Way::alone;
+    if (alone == 0) return call < kEstimated ? Way::team : Way::alone;
     if (team < alone) return is_trial(call, kAlonePeriod) ? Way::alone : Way::team;
     const bool tries = is_trial(call, kTeamPeriod) || is_trial(call - 1, kTeamPeriod);
     return tries ? Way::waking_team : Way::alone;
