@@ -1,4 +1,5 @@
-// Cho et al. 2014, in the two forms that are in use; h_t = (1 - z) n + z h_{t-1} in both.
+// The GRU of Cho et al. 2014, in the two forms that are in use. In both,
+//   h_t = (1 - z) n + z h_{t-1}
 #pragma once
 
 #include "simd/functions.h"
@@ -6,16 +7,17 @@
 namespace rnnfast {
 namespace {
 
-// Reset after the product, as torch and cuDNN have it:
-//   r, z = sigmoid(W x_t + b_w + R h_{t-1} + b_r);  n = tanh(W_n x_t + b_wn + r (R_n h_{t-1} + b_rn))
-// The two parts of n stay apart: the slots NX, R, Z take W's rows and R, Z, NH take R's.
+// Reset after the product, as torch and cuDNN compute it:
+//   r, z = sigmoid(W x_t + b_w + R h_{t-1} + b_r)
+//   n = tanh(W_n x_t + b_wn + r (R_n h_{t-1} + b_rn))
+// The two terms of n have slots of their own: W feeds the slots NX, R, Z and R feeds R, Z, NH.
 struct Gru {
     enum Slot { NX, R, Z, NH, kSlots };
     enum Gate { kR, kZ, kN, kGates };  // the gate order; rows of W and R
     static constexpr int gate_of_x_slot(int slot) { return slot == NX ? kN : slot - R + kR; }
     static constexpr int gate_of_h_slot(int slot) { return slot - R + kR; }
     static constexpr bool kHasC = false, kTwoProducts = false, kProjects = false;
-    static constexpr bool kDirect = true;  // h_{t-1} reaches h_t through z too
+    static constexpr bool kDirect = true;  // h_{t-1} reaches h_t also through z
     enum Saved { kSavedR, kSavedZ, kSavedN, kSavedNH, kSaved };
     static constexpr bool kSavesY = false;
 
@@ -37,16 +39,17 @@ struct Gru {
     }
 };
 
-// Reset before the product, ONNX's default: n = tanh(W_n x_t + b_wn + R_n (r h_{t-1}) + b_rn).
-// r h must be whole before the product with R_n, so a step has two products, and so has its
-// backward: forward_reset, R_n, forward; backward_candidate, R_n^T, backward_reset, R_{r,z}^T.
+// Reset before the product, ONNX's default: n = tanh(W_n x_t + b_wn + R_n (r h_{t-1}) + b_rn). All
+// of r h must be there before it is multiplied by R_n, so a step has two products, forward and
+// backward. Forward, the order is forward_reset, R_n, forward; backward, it is backward_candidate,
+// R_n^T, backward_reset, R_{r,z}^T.
 struct GruResetBefore {
     enum Slot { R, Z, N, kSlots };  // the gate order; rows of W and R
     static constexpr int kGates = 3;
     static constexpr int gate_of_x_slot(int slot) { return slot; }
     static constexpr int gate_of_h_slot(int slot) { return slot; }
     static constexpr bool kHasC = false, kTwoProducts = true, kProjects = false;
-    static constexpr bool kDirect = true;  // h_{t-1} reaches h_t through z and r too
+    static constexpr bool kDirect = true;  // h_{t-1} reaches h_t also through z and r
     enum Saved { kSavedR, kSavedZ, kSavedN, kSaved };
     static constexpr bool kSavesY = false;
 

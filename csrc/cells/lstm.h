@@ -1,4 +1,4 @@
-// Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000:
+// The LSTM of Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000:
 //   a = W x_t + b_w + R h_{t-1} + b_r;  i, f, o = sigmoid(a_i, a_f, a_o);  g = tanh(a_g)
 //   c_t = f c_{t-1} + i g;  h_t = o tanh(c_t)
 #pragma once
@@ -14,7 +14,7 @@ struct Lstm {
     static constexpr int gate_of_x_slot(int slot) { return slot; }
     static constexpr int gate_of_h_slot(int slot) { return slot; }
     static constexpr bool kHasC = true, kTwoProducts = false, kProjects = true;
-    static constexpr bool kDirect = false;  // h_{t-1} reaches h_t through R alone
+    static constexpr bool kDirect = false;  // h_{t-1} reaches h_t only through R
     enum Saved { kI, kF, kG, kO, kC, kSaved };
     static constexpr bool kSavesY = false;
 
@@ -26,13 +26,13 @@ struct Lstm {
         saved[kI] = i, saved[kF] = f, saved[kG] = g, saved[kO] = o, saved[kC] = c;
     }
 
-    // h before the projection, from what was saved.
+    // Returns h before the projection, from what training saved.
     template <class V>
     RNNFAST_INLINE static V hidden(const V* saved) {
         return saved[kO] * tanh(saved[kC]);
     }
 
-    // dc: in the gradient at c_t, out at c_{t-1}.
+    // `dc` is the gradient at c_t when the function is called, and the one at c_{t-1} afterwards.
     template <class V>
     RNNFAST_INLINE static void backward(const V* saved, V, V c_prev, V dh, V& dc, V* da, V&) {
         const V i = saved[kI], f = saved[kF], g = saved[kG], o = saved[kO];

@@ -1,4 +1,4 @@
-// Elman 1990: h_t = f(W x_t + b_w + R h_{t-1} + b_r), f = tanh or relu.
+// The RNN of Elman 1990: h_t = f(W x_t + b_w + R h_{t-1} + b_r), f = tanh or relu.
 #pragma once
 
 #include "simd/functions.h"
@@ -12,9 +12,9 @@ struct Rnn {
     static constexpr int gate_of_x_slot(int slot) { return slot; }
     static constexpr int gate_of_h_slot(int slot) { return slot; }
     static constexpr bool kHasC = false, kTwoProducts = false, kProjects = false;
-    static constexpr bool kDirect = false;  // h_{t-1} reaches h_t through R alone
+    static constexpr bool kDirect = false;  // h_{t-1} reaches h_t only through R
     enum Saved { kH, kSaved };
-    static constexpr bool kSavesY = true;  // and nothing else
+    static constexpr bool kSavesY = true;  // backward needs nothing but y
 };
 
 struct RnnTanh : Rnn {

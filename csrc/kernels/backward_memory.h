@@ -1,4 +1,4 @@
-// What a backward pass works in, and where it lies.
+// The memory that a backward pass works in, and where each array lies in it.
 #pragma once
 
 #include "kernels/columns.h"
@@ -19,19 +19,19 @@ struct BackwardMemory {
     const Shape<Cell, T> shape;
     const ptrdiff_t h_ld, unit_ld, x_ld;
     const bool dx_regular;
-    // Rows of the chunk, by columns:
+    // Arrays with a row for each row of the chunk, kept by columns:
     Columns<T> da;       // gate gradients, vectors [slot][block]
     Columns<T> h_prev;   // h before the step
-    Columns<T> x;        // x, so that its columns too are read in order
+    Columns<T> x;        // a copy of x, so that its columns, too, are read in order
     Columns<T> reset_h;  // r h, for the cell with two products
-    Columns<T> dp;       // with a projection: gradient at the projected h,
-    Columns<T> hidden;   //                    and h before it
-    T* dx;               // [row of the chunk][x_ld]  where the caller's rows are not regular
-    // Rows of the batch, by place:
-    T* dh;       // [place][h_ld]     gradient at h, of the step to come
+    Columns<T> dp;       // with a projection: the gradient at the projected h,
+    Columns<T> hidden;   //                    and h before the projection
+    T* dx;               // [row of the chunk][x_ld]  dx, if the caller's rows are not regular
+    // Arrays with a row for each row of the batch, by place:
+    T* dh;       // [place][h_ld]     the gradient at h that the next step to run reads
     T* dc;       // [place][unit_ld]  the same for c
     T* c0;       // [place][unit_ld]  the initial c, padded
-    T* through;  // [place][unit_ld]  gradient at r h, or at h before the projection
+    T* through;  // [place][unit_ld]  the gradient at r h, or at h before the projection
     T* zeros;    // [unit_ld]
     Prepared prepared{};
 
@@ -48,8 +48,8 @@ struct BackwardMemory {
         place(rows, scratch);
     }
 
-    // Gives every array its place in the scratch; returns the elements that it takes.
-    // `rows`: the most rows that a chunk has.
+    // Gives every array its place in the scratch and returns how many elements they take. `rows`:
+    // the most rows that a chunk has.
     ptrdiff_t place(ptrdiff_t rows, T* memory) {
         Scratch<T> scratch{memory};
         const bool projects = Cell::kProjects && shape.projection;
@@ -57,7 +57,7 @@ struct BackwardMemory {
         const auto columns = [&](ptrdiff_t n) {
             return Columns<T>{scratch.take(n * stride), stride};
         };
-        // Columns that are left operands of products too.
+        // Columns that are also left operands of products.
         const auto operands = [&](ptrdiff_t n) {
             Columns<T> made = columns(n);
             if constexpr (kHasFormats<T>)

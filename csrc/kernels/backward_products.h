@@ -1,5 +1,5 @@
-// The products of a backward pass: of some rows with transposed weights, and its phase `products`, of
-// all rows of a chunk.
+// The products of a backward pass: those of some rows with transposed weights, and the phase
+// `products`, which takes all rows of a chunk.
 #pragma once
 
 #include "kernels/backward_memory.h"
@@ -27,13 +27,13 @@ protected:
         : Memory(a, g, p, rows, scratch), at(shape, a.format), weights(shape, a.weights) {}
 
 public:
-    // What a thread takes for a panel of W's transpose, where that is not kept.
+    // The elements that a thread needs for a panel of W's transpose, if the transpose is not kept.
     static ptrdiff_t panel_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads) {
         if (!grads.dx || !args.packed || grads.transposed_w) return 0;
         return smaller(Shape<Cell, T>(args.sizes).pre_row(), 2 * kPieceOfK) * panel_width(1) * L;
     }
 
-    // Part `part` of `parts` of the parameters' gradients, and of the chunk's dx.
+    // Computes part `part` of `parts` of the parameters' gradients and of the chunk's dx.
     void products(const Chunk& chunk, ptrdiff_t part, ptrdiff_t parts, bool assign, T* room) {
         const ptrdiff_t rows = chunk_row(chunk.end, chunk);
         const ParameterGradients<Cell, T> sums{
@@ -65,8 +65,9 @@ protected:
         return grads.transposed ? grads.transposed + offset : nullptr;
     }
 
-    // A product of `count` vectors of a step's rows, from v on, with the transpose of `matrix`, whose
-    // panels lie at `transposed`, unless it is borrowed.
+    // Multiplies `count` vectors of a step's rows, from v on, by the transpose of `matrix`. The
+    // transpose's panels lie at `transposed`; if the weights are borrowed, the product reads
+    // `matrix` itself.
     template <class Epilogue>
     void times(const Columns<T>& of, const Step& step, ptrdiff_t v, ptrdiff_t count,
                const Matrix<T>& matrix, const T* transposed, const Shard& columns,
@@ -89,7 +90,7 @@ protected:
     }
 
 private:
-    // dx = W^T da for some of the chunk's rows.
+    // Computes dx = W^T da for some of the chunk's rows.
     void input_gradient(const Chunk& chunk, const Shard& rows) {
         const ptrdiff_t ld = dx_ld();
         Step all{{}, rows.begin, nullptr};
@@ -100,8 +101,8 @@ private:
         give_dx(chunk, rows, {0, shape.input});
     }
 
-    // The same for some of W's columns and all rows, with pieces of the transpose that are made in
-    // `room`, one after the other.
+    // Computes dx for some of W's columns and all rows. It makes the transpose piece by piece in
+    // `room`.
     void input_gradient_by_panels(const Chunk& chunk, ptrdiff_t rows, ptrdiff_t part,
                                   ptrdiff_t parts, T* room) {
         constexpr int width = panel_width(1);
@@ -124,13 +125,15 @@ private:
                 {panels.begin * width * L, smaller(panels.end * width * L, shape.input)});
     }
 
-    // Where the chunk's dx goes first.
+    // The place where a product writes the chunk's dx: the caller's array if its rows are regular,
+    // else scratch.
     ptrdiff_t dx_ld() const {
         return dx_regular ? regular_stride(plan, grads.dx_step, grads.dx_row) : x_ld;
     }
     T* dx_base(const Chunk& chunk) const { return dx_regular ? dx_of(chunk.begin, 0) : dx; }
 
-    // From there to the caller, if it is not there: some of the rows and their elements.
+    // Copies dx from scratch, if it is there, to the caller: some of the rows, and some of their
+    // elements.
     void give_dx(const Chunk& chunk, const Shard& rows, const Shard& elements) {
         if (dx_regular || elements.begin >= elements.end) return;
         for (ptrdiff_t t = chunk.begin; t < chunk.end; ++t)

@@ -6,17 +6,17 @@
 namespace rnnfast {
 namespace {
 
-// The places of a step, the first of them the chunk's row `row`.
+// The places of a step that a thread has. The first of them is the chunk's row `row`.
 template <class T>
 struct BackwardStep : StepRows {
     ptrdiff_t row;
-    const T* dy;  // the step's part of BackwardArgs::dy; null: zeros
+    const T* dy;  // where the step starts in BackwardArgs::dy; null: zeros
 
     ptrdiff_t row_of(ptrdiff_t i) const { return row + i * stride; }
-    bool is_other() const { return t % 2 != 0; }  // of steps, every other one
+    bool is_other() const { return t % 2 != 0; }  // true for every other step
 };
 
-// The vectors of h, of c and the gates, and of x that are a thread's own.
+// The vectors that are a thread's own: of h; of c and the gates (`blocks`); of x.
 struct BackwardUnits {
     Shard h, blocks, x;
 };

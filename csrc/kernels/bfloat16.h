@@ -1,7 +1,8 @@
-// bfloat16: operands rounded to nearest even, sums in float32. VDPBF16PS adds the odd one of each pair
-// of products, then the even one, each by a fused multiply-add, with denormals as zero (all of 6
-// million random cases on Zen 4); others do the same in two instructions, to the same bits, but for tile
-// registers: kernels/tiles.h.
+// bfloat16: operands are rounded to nearest even and products are summed in float32. Of each pair
+// of products VDPBF16PS adds the odd one first, then the even one, each by a fused multiply-add
+// that takes denormals as zero (all of 6 million random cases on Zen 4). ISAs without it do the
+// same in two instructions, to the same bits. Only tile registers sum in another order:
+// kernels/tiles.h.
 #pragma once
 
 #include "kernels/format_functions.h"
@@ -13,13 +14,15 @@ struct Bfloat16 {
     static constexpr ptrdiff_t kOfWord = 2;
     static constexpr bool kHasUnits = false;
     static constexpr bool kTrains = true;
-    // Whether this ISA does it otherwise than the one whose kernels of float32 it has.
+    // Whether this ISA has code of its own for the format. If not, the code would be the same as
+    // that of the ISA whose float32 kernels it shares, which is used instead.
 #if defined(RNNFAST_SHARES_FLOATS) && !defined(__AVX512BF16__)
     static constexpr bool kOwn = false;
 #else
     static constexpr bool kOwn = true;
 #endif
-    // Without VDPBF16PS whole layers, LSTM 20 32 256 256, take these parts of float32's speed.
+    // The speed of products in units of float32's. Without VDPBF16PS it is that of whole layers,
+    // LSTM 20 32 256 256.
 #if defined(__AVX512BF16__)
     static constexpr float kSpeed = 2;
 #elif defined(__AVX512F__)
@@ -28,18 +31,19 @@ struct Bfloat16 {
     static constexpr float kSpeed = 0.7f;
 #endif
 
-    static constexpr ptrdiff_t kWaits = 6;  // VDPBF16PS; two `fma`s 8, which makes no difference
-    static constexpr float kTileSpeed = 4;  // LSTM 100 32 256 256: 3.7; 25 64 1024 1024: 4.4
+    static constexpr ptrdiff_t kWaits = 6;  // VDPBF16PS; with 8, as two `fma`s take, no different
+    // Measured: LSTM 100 32 256 256 3.7, 25 64 1024 1024 4.4.
+    static constexpr float kTileSpeed = 4;
 
     static float unit(const float*, ptrdiff_t) { return 1; }
     RNNFAST_INLINE static Words right(Words words) { return words; }
     RNNFAST_INLINE static Words start(Words) { return Words{}; }
-    // Of what was rounded: 3.4e38 became infinity.
+    // Adds the products with zero of the values as rounded: 3.4e38 has become infinity.
     RNNFAST_INLINE static Floats times_0(Words words, Floats sum) {
         return sum + (Floats)(words & 0xffff0000) * 0 + (Floats)(words << 16) * 0;
     }
 
-    // n elements from `row`, to whole vectors of them with zeros at the end.
+    // Encodes n elements from `row`, padded with zeros to whole vectors.
     static void encode(const float* row, ptrdiff_t n, float, unsigned char* to) {
         typedef uint16_t Halves __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 2)));
         constexpr ptrdiff_t L = kLanes<float>;
@@ -91,7 +95,7 @@ struct Bfloat16 {
         }
     }
 
-    // Of two k, which are the halves of words.
+    // Adds the products of two k, which are the halves of each word.
     RNNFAST_INLINE static Floats add(Floats a, Floats b, Floats sum) {
 #if defined(__AVX512BF16__)
         return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
@@ -108,7 +112,7 @@ struct Bfloat16 {
     }
 
 private:
-    // Words of even ones and odd ones.
+    // Returns words with `even` rounded in the lower halves and `odd` in the upper ones.
     RNNFAST_INLINE static Words joined(Floats even, Floats odd) {
 #if defined(__AVX512BF16__)
         typedef uint16_t Halves __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
@@ -123,11 +127,13 @@ private:
     }
 
 #if !defined(__AVX512BF16__)
-    // In the lower half, as the instruction does it: denormals are zeros.
+    // Rounds as the instruction does, with denormals as zeros; the result is in the lower half of
+    // each word.
     RNNFAST_INLINE static Words round(Floats value) {
         const Words bits = (Words)value;
         const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        // A NaN stays one: the carry might make it zero, and the lower half may be all of it.
+        // A NaN needs care: the carry might turn it into a zero, and the lower half, which is
+        // dropped, may hold all of its mantissa.
         const Words nan = bits >> 16 | 0x40, zero = bits >> 16 & 0x8000;
         const Words size = bits & 0x7fffffff;
         return size > 0x7f800000 ? nan : size < 0x00800000 ? zero : rounded;

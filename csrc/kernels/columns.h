@@ -1,5 +1,6 @@
-// Matrices with a row for each row of a chunk, kept by columns: [vector][row][lane]. What walks down
-// the rows, as the sums over rows of the parameters' gradients do, then reads memory in order.
+// Matrices with a row for each row of a chunk, kept by columns: [vector][row][lane]. Code that
+// walks down the rows, as the sums over rows of the parameters' gradients do, then reads memory in
+// order.
 #pragma once
 
 #include "core/format.h"
@@ -11,35 +12,38 @@ namespace {
 template <class T>
 struct Columns {
     T* base;
-    ptrdiff_t stride;  // between vectors of a row
-    LowRows low{};     // the same in a format, if a product takes them as its left operand
+    ptrdiff_t stride;  // the distance between two vectors of a row
+    LowRows low{};     // the same rows in a format, if they are a product's left operand
 
     RNNFAST_INLINE T* at(ptrdiff_t row, ptrdiff_t v) const {
         return base + v * stride + row * kLanes<T>;
     }
 
-    // As a product's left operand: from `row` on, the lanes of `count` vectors from v on.
+    // Returns a product's left operand: the lanes of `count` vectors from v on, of the rows from
+    // `row` on.
     Operand<T> operand(ptrdiff_t row, ptrdiff_t v, ptrdiff_t count) const {
         return {at(row, v), kLanes<T>, kLanes<T>, count, stride};
     }
 
-    // The same in a format.
+    // Returns the same operand in a format.
     LowRows low_operand(const Format& format, ptrdiff_t row, ptrdiff_t v,
                         Prepared* prepared = nullptr) const {
         const ptrdiff_t vector = kVectorBytes / format.of_word;
         return {low.base + row * low.ld + v * vector, low.ld, nullptr, prepared};
     }
-    // Brings `count` vectors of a row, from v on, into it.
+    // Encodes `count` vectors of a row, from v on, into `low`.
     void encode(const Format& format, ptrdiff_t row, ptrdiff_t v, ptrdiff_t count) const {
         format.encode({at(row, v), kLanes<T>, count, stride}, low_operand(format, row, v).base);
     }
 
-    // The stride for so many rows: odd, so that the vectors of a row spread over the L1 cache.
+    // The stride for this number of rows. It is odd in vectors, so that the vectors of a row spread
+    // over the L1 cache.
     static ptrdiff_t stride_for(ptrdiff_t rows) { return (rows | 1) * kLanes<T>; }
 };
 
-// n elements of a row from `from`, or zeros where it is null, into vectors of `to`; the rest of the
-// last vector becomes zeros. `ahead`, a row as long, is fetched; null: there is none.
+// Stores some vectors of a row: n elements from `from`, or zeros if it is null, and then zeros to
+// the end of the last vector. Meanwhile it fetches `ahead`, a row of the same length; null: there
+// is none.
 template <class T>
 RNNFAST_INLINE void put_row(const Columns<T>& to, ptrdiff_t row, const T* from, ptrdiff_t n,
                             const Shard& of_vectors, const T* ahead = nullptr) {
@@ -50,11 +54,11 @@ RNNFAST_INLINE void put_row(const Columns<T>& to, ptrdiff_t row, const T* from, 
     }
 }
 
-// Rows are summed by blocks of so many, and the blocks' sums added up: in one long sum a float32
-// would lose 1e-5 over 400,000 rows.
+// Rows are summed in blocks of this many, and then the blocks' sums are added up: in one long sum a
+// float32 would lose 1e-5 over 400,000 rows.
 constexpr ptrdiff_t kSumRows = 256;
 
-// A term of such a sum: one row, `of_word` of them where elements are words of a format.
+// A term of such a sum. It takes one row, or `kOfWord` rows if the elements are words of a format.
 template <class T>
 struct Term {
     static constexpr ptrdiff_t kOfWord = 1;
@@ -62,21 +66,22 @@ struct Term {
     RNNFAST_INLINE static Vec<T> add(Vec<T> a, Vec<T> b, Vec<T> sum) { return fma(a, b, sum); }
 };
 
-// C[m][v] += sum over the rows k of a[k][m] * b[v][k]: M lanes by W vectors. The last vector of C
-// has `last` elements. With `assign`, = instead of +=.
+// C[m][v] += sum over the rows k of a[k][m] * b[v][k], for M lanes by W vectors. The last vector of
+// C has `last` elements. With `assign` it is = instead of +=.
 template <int M, int W, class Term, class T>
 RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t b_stride, T* c,
                                ptrdiff_t ldc, ptrdiff_t last, bool assign) {
     constexpr ptrdiff_t L = kLanes<T>, kBlock = kSumRows / Term::kOfWord;
-    // Block sums meet here in L1: C, which may be in memory, is touched once. The first block writes
-    // them, which GCC 12 does not see where they are few.
+    // The blocks' sums are added up here, in L1, so that C, which may be in memory, is touched
+    // once. The first block writes all of them. GCC 12 does not see that if they are few, hence the
+    // empty asm, which claims to write them.
     alignas(kVectorBytes) T total[M][W * L];
     __asm__("" : "=m"(total));
     Vec<T> acc[M][W];
     ptrdiff_t first = 0;
     do {
         const ptrdiff_t end = smaller(rows, first + kBlock);
-        if (end == rows)  // by the time that the sums are there, so is C
+        if (end == rows)  // C arrives by the time that the sums are complete
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
@@ -111,8 +116,8 @@ RNNFAST_INLINE void outer_tile(ptrdiff_t rows, const T* a, const T* b, ptrdiff_t
         }
 }
 
-// One row of C of n elements, from K rows, in the order of outer_tile: with so few, C itself is what
-// takes the time, and is written in order.
+// One row of C of n elements, summed over K rows in the same order as in outer_tile. With so few
+// rows most of the time goes into C itself, so this writes C in order.
 template <int K, class Term, class T>
 RNNFAST_OUTLINE void outer_row(const T* a, const Columns<T>& b, ptrdiff_t n, T* c, bool assign) {
     constexpr ptrdiff_t L = kLanes<T>;
@@ -129,7 +134,7 @@ RNNFAST_OUTLINE void outer_row(const T* a, const Columns<T>& b, ptrdiff_t n, T* 
     }
 }
 
-// The same for each of `lanes` rows of C; false where there are too many rows for it.
+// Does the same for each of `lanes` rows of C; returns false if there are too many rows to sum.
 template <class Term, class T>
 RNNFAST_INLINE bool outer_few(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const Columns<T>& b,
                               ptrdiff_t n, T* c, bool assign) {
@@ -143,7 +148,7 @@ RNNFAST_INLINE bool outer_few(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const
     return true;
 }
 
-// `lanes` rows of C, as many at a time as registers hold.
+// Computes `lanes` rows of C, as many at a time as the registers hold.
 template <int W, class Term, class T>
 RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t rows, const T* a, const T* b,
                                  ptrdiff_t b_stride, T* c, ptrdiff_t ldc, ptrdiff_t last,
@@ -163,11 +168,11 @@ RNNFAST_OUTLINE void outer_lanes(ptrdiff_t lanes, ptrdiff_t rows, const T* a, co
     if (m < lanes) outer_tile<1, W, Term>(rows, a + m, b, b_stride, c + m * ldc, ldc, last, assign);
 }
 
-// Vectors of C that are summed at a time.
+// The number of vectors of C that are summed at a time.
 constexpr ptrdiff_t kOuterVectors = 3;
 
-// The same for columns of C from vector v on: so many vectors, or as many as are left of its n
-// elements. Returns the vectors taken.
+// Does the same for kOuterVectors vectors of C from vector v on, or as many as are left of its n
+// elements. Returns how many that were.
 template <class Term, class T>
 RNNFAST_INLINE ptrdiff_t outer_panel(ptrdiff_t lanes, ptrdiff_t rows, const T* a,
                                      const Columns<T>& b, ptrdiff_t v, T* c, ptrdiff_t ldc,

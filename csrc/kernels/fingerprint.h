@@ -1,4 +1,5 @@
-// A fingerprint of memory, to notice that its content has changed; no defence against an attacker.
+// A fingerprint of memory, which shows whether its content has changed. It is no defence against an
+// attacker.
 #pragma once
 
 #include "simd/vec.h"
@@ -10,13 +11,15 @@ typedef uint64_t Words __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
 typedef uint64_t WordsAnywhere
     __attribute__((vector_size(RNNFAST_VECTOR_BYTES), aligned(1), may_alias));
 
-// Chains of dependent steps in flight: a step takes about 6 cycles.
+// The number of chains that run side by side: a step, which takes about 6 cycles, waits for the one
+// before it in its chain.
 constexpr int kFingerprintChains = 8;
-constexpr uint64_t kFingerprintFactor = 0x9e3779b97f4a7c15;  // odd: multiplying loses nothing
+constexpr uint64_t kFingerprintFactor = 0x9e3779b97f4a7c15;  // odd: no product loses bits
 
-// What was seen, and then `word`. Bijective in either: one word that changes always shows. The shift
-// brings the high bits down, which the product moves nowhere, so that it spreads them, too, before
-// another word could undo the change. Shifted by 32, the signs of both float32 in a word would meet.
+// The fingerprint of what was seen so far (`seen`) followed by `word`. It is a bijection in either,
+// so that a change of one word always shows. A product moves bits only upwards. So the shift brings
+// the high bits down first, and the product spreads them too, before another word could undo the
+// change. A shift by 32 would make the signs of the two float32 in a word meet.
 template <class W>
 RNNFAST_INLINE W fingerprint_step(W seen, W word) {
     const W both = seen ^ word;
@@ -39,8 +42,9 @@ RNNFAST_INLINE uint64_t fingerprint(const unsigned char* data, ptrdiff_t bytes) 
     }
     for (; at + kVectorBytes <= bytes; at += kVectorBytes)
         chain[0] = fingerprint_step(chain[0], word(at));
-    // A change of the last word's high bits is in high bits still. Spread, it meets that of another
-    // chain as two random numbers do.
+    // A change of the high bits of a chain's last word is still in the high bits. These two steps
+    // spread it, so that where chains are joined it meets another chain's change as one random
+    // number meets another.
     for (int i = 0; i < kFingerprintChains; ++i)
         chain[i] = fingerprint_step(fingerprint_step(chain[i], Words{}), Words{});
     for (int i = 1; i < kFingerprintChains; ++i) chain[0] = fingerprint_step(chain[0], chain[i]);

@@ -1,4 +1,4 @@
-// The functions of a format, from a struct like `Int8`; and words as vectors.
+// The functions of a format (core/format.h), made from a struct like `Int8`; and words as vectors.
 #pragma once
 
 #include "core/format.h"
@@ -23,8 +23,9 @@ RNNFAST_INLINE Words broadcast_word(const unsigned char* p) {
 
 constexpr ptrdiff_t kWordBytes = 4;
 
-// Rows are encoded by as many k as make a square of words, so that memory is written in order: a word
-// at a time, each in a cache line of its own, took 2 to 4 times as long.
+// Format::pack_columns. Of each row it encodes as many k at a time as make a square of words, and
+// transposes that, so that it writes memory in order. To write a word at a time, each to a cache
+// line of its own, took 2 to 4 times as long.
 template <class F>
 void pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t step, float* to,
                   float* units, uint32_t* starts, float* of_zeros) {
@@ -60,7 +61,7 @@ void pack_columns(const float* rows, ptrdiff_t lanes, ptrdiff_t n, ptrdiff_t ste
     if (of_zeros) store(of_zeros, times_0);
 }
 
-// A format with units takes rows of one run.
+// Format::encode. Rows in a format with units have one run.
 template <class F>
 float encode(const LowSource& row, unsigned char* to) {
     const float unit = F::unit(row.base, row.run);
@@ -88,11 +89,11 @@ RNNFAST_INLINE void store_sums(const LowSums& sums, ptrdiff_t first, const Float
             store(sums.to + (first + m) * sums.to_ld + v * kLanes<float>, acc[m][v]);
 }
 
-// The words of panels that a product has reached.
+// The words that a product has reached in each of P panels of W vectors.
 template <int W, int P>
 struct PanelWords {
     const unsigned char* base;
-    ptrdiff_t apart;  // bytes
+    ptrdiff_t apart;  // the distance between panels in bytes
 
     RNNFAST_INLINE explicit PanelWords(const LowPanel& b)
         : base(b.base), apart(b.words * W * kVectorBytes) {}
@@ -111,7 +112,7 @@ RNNFAST_OUTLINE void multiply_panel(ptrdiff_t rows, const LowRows& a, const LowP
     });
 }
 
-// Of one row.
+// Multiplies one row by two panels.
 template <int W, class F>
 RNNFAST_OUTLINE void multiply_two_panels(const LowRows& a, const LowPanel& b, const LowSums& sums) {
     F::template multiply<1, W, kPanelsOfRow>(a, 0, b, sums);
@@ -131,7 +132,7 @@ void multiply(ptrdiff_t rows, const LowRows& a, const LowPanel& b, const LowSums
 template <class F>
 void outer(ptrdiff_t lanes, ptrdiff_t rows, const float* a, const float* b, ptrdiff_t b_stride,
            float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign, Prepared*) {
-    const Columns<float> right{const_cast<float*>(b), b_stride};  // which is only read
+    const Columns<float> right{const_cast<float*>(b), b_stride};  // only read
     if (ldc == n && outer_few<F>(lanes, rows, a, right, n, c, assign)) return;
     for (ptrdiff_t v = 0; v < vectors<float>(n);)
         v += outer_panel<F>(lanes, rows, a, right, v, c, ldc, n, assign);

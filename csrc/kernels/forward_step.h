@@ -1,4 +1,4 @@
-// Epilogues of the forward pass's products: what becomes of a tile's sums.
+// Epilogues of the forward pass's products: what is done with a tile's sums.
 #pragma once
 
 #include "kernels/pack.h"
@@ -7,13 +7,15 @@
 namespace rnnfast {
 namespace {
 
-// Sums over h start from zeros, and what W x gave is added to them. As their start it would be larger
-// than most of what comes, and each term be rounded to its last place: layers of 1024 units were twice
-// as far from float64's results. Of a cell with one gate, beside whose short equations the addition
-// shows, only sums of more terms than so many.
+// Sums over h start from zeros, and the pre-activation W x + b is added at the end. If the sums
+// started from it, it would be larger than most terms, and each term would be rounded to its last
+// place: layers of 1024 units were twice as far from float64's results. The addition takes time
+// that shows beside the short equations of a cell with one gate. So in such a cell only sums of
+// more terms than this start from zeros.
 constexpr ptrdiff_t kLongSum = 256;
 
-// What every tile of a step needs: the gates of its product, and the slot of the first of them.
+// What every tile of a step needs. The product has `kGatesHere` gates, the first of which has the
+// slot `kFirst`.
 template <class Pass, int kGatesHere, int kFirst>
 struct ForwardStep {
     using Cell = typename Pass::CellType;
@@ -23,9 +25,9 @@ struct ForwardStep {
 
     Pass* pass;
     const T* pre;  // the step's first row
-    T* saved;      // the step's first row; null: nothing is kept
+    T* saved;      // the step's first row; null: nothing is saved
     T* y;          // the step's first row in the caller's order
-    bool is_long;  // its sums
+    bool is_long;  // whether the sums have more than kLongSum terms
 
     RNNFAST_INLINE bool from_zeros() const { return Cell::kGates > 1 || is_long; }
 
@@ -40,7 +42,8 @@ struct ForwardStep {
                 acc[m][v] = before<V>(first + m, block + v / kGatesHere, v % kGatesHere);
     }
 
-    // What the sums over h of a gate of this product add to, or start from.
+    // The value to which a gate's sum over h is added, or from which it starts: a pre-activation,
+    // or the bias if only R feeds the gate's slot.
     template <class Values>
     RNNFAST_INLINE Values before(ptrdiff_t p, ptrdiff_t b, int gate) const {
         const int slot = kFirst + gate;
@@ -48,7 +51,8 @@ struct ForwardStep {
         return load(pass->bias_h + (b * kApart<Cell> + slot - Cell::kGates) * L);
     }
 
-    // Where the sums start from: of a cell with one gate that lies side by side.
+    // Where the sums start from, in memory. Sums that do not start from zeros are those of a cell
+    // with one gate, whose pre-activations lie side by side.
     RNNFAST_INLINE LowStart starts_at(ptrdiff_t first, ptrdiff_t column) const {
         if (from_zeros()) return {kLowZeros};
         return {pre + first * pass->pre_ld + column * L, pass->pre_ld};
@@ -56,32 +60,32 @@ struct ForwardStep {
 
     template <int M, int W>
     RNNFAST_INLINE void finish(ptrdiff_t first, ptrdiff_t column, Vec<T> (&acc)[M][W]) const {
-        constexpr int kFew = 4;  // blocks of units
+        constexpr int kFew = 4;  // with so few blocks of units, a single row stays in registers
         if constexpr (M == 1 && W / kGatesHere <= kFew) {
 #pragma GCC unroll 4
             for (int u = 0; u < W / kGatesHere; ++u)
                 units<V>(first, column / kGatesHere + u, &acc[0][u * kGatesHere]);
             return;
         }
-        // Through L1 to one function for all tiles: with the equations in each the code is six times
-        // larger.
+        // The sums go through L1 to one function for all tiles: with the equations in each tile the
+        // code is six times larger.
         const TileSums<T, M, W> tile(acc);
         finish_rows<W>(first, M, column, tile.sums);
     }
 
-    // Equations of n rows from their sums, (n, W vectors).
+    // Applies the equations to n rows, given their sums (n, W vectors).
     template <int W>
     RNNFAST_OUTLINE void finish_rows(ptrdiff_t first, ptrdiff_t n, ptrdiff_t column,
                                      const T* sums) const {
-        const ForwardStep own = *this;  // which no store can change
+        const ForwardStep own = *this;  // a copy, which no store can change
         ptrdiff_t r = 0;
-        if constexpr (kRegisters == 32)  // fewer do not hold what two rows need
+        if constexpr (kRegisters == 32)  // 16 do not hold what two rows need
             for (; r + 2 <= n; r += 2, sums += 2 * W * L)
                 own.template units_from<Pair<V>, W>(first + r, column, sums);
         for (; r < n; ++r, sums += W * L) own.template units_from<V, W>(first + r, column, sums);
     }
 
-    // Equations of one row, or of a pair of them.
+    // Applies the equations to one row, or to a pair of rows.
     template <class Values, int W>
     RNNFAST_INLINE void units_from(ptrdiff_t p, ptrdiff_t column, const T* sums) const {
         for (int u = 0; u < W / kGatesHere; ++u, sums += kGatesHere * L) {
@@ -91,7 +95,7 @@ struct ForwardStep {
         }
     }
 
-    // The same of a block of units, from the sums of this product's gates.
+    // Does the same for one block of units, given the sums of this product's gates.
     template <class Values>
     RNNFAST_INLINE void units(ptrdiff_t p, ptrdiff_t b, const Values* sums) const {
         Values a[Cell::kSlots], kept[Cell::kSaved] = {}, next{}, c{};
@@ -142,7 +146,7 @@ struct ForwardStep {
     }
 };
 
-// Epilogue of the projection.
+// The epilogue of the projection.
 template <class Pass>
 struct Projected {
     using T = typename Pass::Element;
@@ -160,7 +164,7 @@ struct Projected {
         finish_rows<W>(first, M, column, tile.sums);
     }
 
-    // Sums of n rows to the next step and the caller.
+    // Stores the sums of n rows for the next step and for the caller.
     template <int W>
     RNNFAST_OUTLINE void finish_rows(ptrdiff_t first, ptrdiff_t n, ptrdiff_t column,
                                      const T* sums) const {

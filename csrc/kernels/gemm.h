@@ -1,5 +1,5 @@
-// Register tiles. Every sum over k runs in the order of k, from whatever the tile starts with, one
-// fma a term: a result has the same bits whichever tile, batch or thread computes it.
+// Register tiles. Every sum over k runs in the order of k, from what the tile starts with, with one
+// fma for each term. So a result has the same bits whichever tile, batch or thread computes it.
 #pragma once
 
 #include "kernels/matrix.h"
@@ -8,8 +8,8 @@
 namespace rnnfast {
 namespace {
 
-// The left operand (M, K): row m's elements lie in `runs` runs of `run` elements, `stride` apart.
-// K = runs * run; an ordinary matrix is one run.
+// The left operand (M, K). The elements of each row lie in `runs` runs of `run` elements, which are
+// `stride` apart; K = runs * run. An ordinary matrix has one run.
 template <class T>
 struct Operand {
     const T* base;
@@ -24,12 +24,12 @@ struct Operand {
     }
 };
 
-// Tiles of so many rows fetch what comes next while they compute; in lower ones reading takes all of
-// the time.
+// Tiles of at least this many rows fetch ahead while they compute. In lower tiles all of the time
+// goes into reading.
 constexpr int kFetchingRows = 3;
 
-// acc[m][v] += sum over k of a[m*ld + k] * b[k][v], for P panels of W vectors, each `apart` from the
-// one before. A vector at `ahead` is fetched for each k.
+// acc[m][v] += sum over k of a[m*ld + k] * b[k][v], for P panels of W vectors, which start `apart`
+// elements from one another. For each k it fetches one vector at `ahead`.
 template <int M, int W, int P, class T>
 RNNFAST_INLINE void multiply(ptrdiff_t k, const T* a, ptrdiff_t ld, const T* b, ptrdiff_t apart,
                              const T* ahead, Vec<T> (&acc)[M][W * P]) {
@@ -48,33 +48,36 @@ RNNFAST_INLINE void multiply(ptrdiff_t k, const T* a, ptrdiff_t ld, const T* b, 
     }
 }
 
-// Rows of a tile `width` vectors wide: as many as leave registers for the right operand.
+// The rows of a tile that is `width` vectors wide: as many as leave registers for the right
+// operand.
 constexpr int tile_rows(int width) {
     return kRegisters == 32 ? (width >= 4 ? 6 : 8) : (width >= 4 ? 3 : 4);
 }
 
-// The right operand: some columns of a matrix in panels. Panel p is [k][its width][lane]; all are as
-// wide, but for the last of all, which may be narrower. Or, where there are none, the matrix itself.
+// The right operand: some columns of a matrix in panels. A panel lies [k][vector][lane]. All panels
+// are equally wide, except that the matrix's last one may be narrower. If there are no panels, the
+// product reads the matrix itself.
 template <class T>
 struct Right {
     const T* base;  // null: `matrix` is read
     ptrdiff_t k;
-    ptrdiff_t begin, end;  // in vectors: from the first of a panel to the end of one
+    ptrdiff_t begin, end;  // in vectors: from the start of a panel to the end of one
     Matrix<T> matrix;
-    // The last panel first, as in every other step: it then finds what the one before it read last,
-    // while a cache still has that.
+    // Whether the product takes the last panel first, as in every other step. It then starts with
+    // what the step before it read last, which a cache may still have.
     bool downwards = false;
-    ptrdiff_t beside = 0;  // bytes of weights that are read in turn with these
-    ptrdiff_t first = 0;   // the k of a panel where the left operand's begin
+    ptrdiff_t beside = 0;  // bytes of other weights that are read alternately with these
+    ptrdiff_t first = 0;   // the k of a panel at which the left operand starts
 
     RNNFAST_INLINE const T* panel(ptrdiff_t column, ptrdiff_t width) const {
         return base + (column * k + first * width) * kLanes<T>;
     }
     ptrdiff_t bytes() const { return (end - begin) * k * kVectorBytes + beside; }
-    // Whether the caches near the core cannot hold it beside the rest: else fetching early takes room.
+    // Whether the operand is too large for the caches near the core to hold it beside the rest. If
+    // it is not, fetching ahead only takes up room.
     RNNFAST_INLINE bool is_large() const { return bytes() >= ptrdiff_t(512) << 10; }
-    // The panel after one, to be fetched, of `most` vectors but for the last; null: there is none, or it
-    // is not worth it.
+    // The panel to fetch while the one at `column`, `width` vectors wide, is used. `most` is the
+    // width of all panels except perhaps the last. Null: there is none, or fetching does not pay.
     const T* next(ptrdiff_t column, ptrdiff_t width, ptrdiff_t most) const {
         const ptrdiff_t at = downwards ? column - most : column + width;
         if (!base || at < begin || at >= end || !is_large()) return nullptr;
@@ -82,13 +85,13 @@ struct Right {
     }
 };
 
-// The number of a tile's rows, as a type.
+// A number, such as that of a tile's rows, as a type.
 template <int M>
 struct Count {
     static constexpr int value = M;
 };
 
-// body(Count<rows>), of kLeast to kMost.
+// Calls body(Count<rows>); rows are kLeast to kMost.
 template <int kMost, int kLeast = 1, class Body>
 RNNFAST_INLINE void count_of(ptrdiff_t rows, const Body& body) {
     if constexpr (kMost > kLeast)
@@ -96,9 +99,9 @@ RNNFAST_INLINE void count_of(ptrdiff_t rows, const Body& body) {
     body(Count<kMost>());
 }
 
-// body(first row, their Count) for tiles as high as registers allow, and the last two of about the
-// same height: a tile of one or two rows takes as long as one of three. There are at least kLeast
-// rows, 1 or 2.
+// Calls body(first row, Count of rows) for tiles as high as the registers allow. The last two are
+// about equally high, because a tile of one or two rows takes as long as one of three. There are at
+// least kLeast rows, 1 or 2.
 template <int kMost, int kLeast = 1, class Body>
 RNNFAST_INLINE void cut_rows(ptrdiff_t rows, const Body& body) {
     ptrdiff_t r = 0;
@@ -111,8 +114,8 @@ RNNFAST_INLINE void cut_rows(ptrdiff_t rows, const Body& body) {
     if (r < rows) run(rows - r);
 }
 
-// One tile: rows first..first+M-1 by P panels of W vectors, which start at vector `column`. `ahead`:
-// what is fetched meanwhile; null: nothing.
+// Computes one tile: rows first..first+M-1 by P panels of W vectors, which start at vector
+// `column`. It fetches `ahead` meanwhile; null: nothing.
 template <int M, int W, int P, class T, class Epilogue>
 void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>& b,
           const Epilogue& epilogue, const T* ahead = nullptr) {
@@ -129,19 +132,20 @@ void tile(ptrdiff_t first, ptrdiff_t column, const Operand<T>& a, const Right<T>
             panel += a.run * W * L, ahead += a.run * L;
         }
     } else {
-        TileSums<T, M, kVectors> copy(acc);  // what has an address does not stay in registers
+        // A copy in memory: an array whose address is taken does not stay in registers.
+        TileSums<T, M, kVectors> copy(acc);
         multiply_columns<M>(left, a.ld, b.matrix, column, kVectors, copy.sums);
         copy.load_into(acc);
     }
     epilogue.finish(first, column, acc);
 }
 
-// Of panels that have kWidth vectors, one of W.
+// Multiplies all rows by one panel of W vectors. Panels are kWidth wide, except perhaps the last.
 template <int kWidth, int W, class T, class Epilogue>
 RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand<T>& a,
                                  const Right<T>& b, const Epilogue& epilogue) {
     const T* next = b.next(column, W, kWidth);
-    const ptrdiff_t fetched = a.k() * kLanes<T>;  // by each tile: a vector for each k
+    const ptrdiff_t fetched = a.k() * kLanes<T>;  // by each tile, a vector for each k
     const T* const end = next ? next + W * fetched : nullptr;
     cut_rows<tile_rows(kWidth), 2>(rows, [&](ptrdiff_t first, auto m) {
         tile<decltype(m)::value, W, 1>(first, column, a, b, epilogue, next);
@@ -149,8 +153,9 @@ RNNFAST_OUTLINE void tile_column(ptrdiff_t rows, ptrdiff_t column, const Operand
     });
 }
 
-// body(first vector, Count<vectors of a panel>, Count<panels>) for panels of kWidth vectors, `at_once`
-// of them, which is 1 or kMost, or what is left of them. Widths are multiples of kGroup.
+// Calls body(first vector, Count<vectors of a panel>, Count<panels>) for all panels of `b`. They
+// are kWidth vectors wide, except perhaps the last; widths are multiples of kGroup. A call gets
+// `at_once` panels, 1 or kMost; what is left at the end goes panel by panel.
 template <int kWidth, int kGroup, int kMost, class Columns, class Body>
 RNNFAST_INLINE void cut_columns(const Columns& b, int at_once, const Body& body) {
     const ptrdiff_t panels = (b.end - b.begin + kWidth - 1) / kWidth;
@@ -176,13 +181,15 @@ RNNFAST_INLINE void cut_columns(const Columns& b, int at_once, const Body& body)
     }
 }
 
-// Panels that one row takes at a time, where one alone has too few sums: an `fma` waits some cycles
-// for the one before it in its sum, in which no more than a row of a panel is read. L2 gives 64 bytes
-// a cycle, and of two places at a time less than of one; L1 gives twice as many, of any two.
+// The number of panels that one row takes at a time if one panel gives it too few sums. Each `fma`
+// waits some cycles for the one before it in its sum, and meanwhile no more than one row of the
+// panel is read. L2 gives 64 bytes a cycle, and less if read at two places at a time; L1 gives
+// twice as much, from any two places.
 constexpr int kPanelsOfRow = 2;
 constexpr ptrdiff_t kFmaWaits = 4;  // on most processors
 
-// How many; `bytes`: of all panels, of `ks` rows.
+// Returns how many panels one row takes at a time. `bytes`: the size of all panels; `ks`: the rows
+// of each.
 template <int kWidth>
 RNNFAST_INLINE int panels_of_row(ptrdiff_t bytes, ptrdiff_t ks, ptrdiff_t waits = kFmaWaits) {
     constexpr ptrdiff_t kOfL2 = 64, kMostOfL1 = 32768, kNearL1 = 81920;
@@ -191,7 +198,8 @@ RNNFAST_INLINE int panels_of_row(ptrdiff_t bytes, ptrdiff_t ks, ptrdiff_t waits 
     return kRow < kOfL2 * waits || in_l1 ? kPanelsOfRow : 1;
 }
 
-// A product of one row, with its tiles inlined: a step of few units takes no longer than a few calls.
+// A product of one row, whose tiles are inlined: a step of few units takes no longer than a few
+// calls.
 template <int kWidth, int kGroup, class T, class Epilogue>
 __attribute__((flatten)) void product_of_row(const Operand<T>& a, const Right<T>& b,
                                              const Epilogue& epilogue) {
@@ -202,8 +210,8 @@ __attribute__((flatten)) void product_of_row(const Operand<T>& a, const Right<T>
         });
 }
 
-// A (rows, K) times panels of kWidth vectors. `epilogue.start` fills a tile's accumulators and
-// `finish` takes them.
+// Multiplies A (rows, K) by panels of kWidth vectors. `epilogue.start` fills a tile's accumulators,
+// and `epilogue.finish` takes them.
 template <int kWidth, int kGroup, class T, class Epilogue>
 void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilogue& epilogue) {
     if (rows == 1) return product_of_row<kWidth, kGroup>(a, b, epilogue);
@@ -213,8 +221,8 @@ void product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b, const Epilo
         });
 }
 
-// The k of a product are cut into pieces of about so many, at the most: each for all panels before the
-// next, so that a panel's piece, the next one's, and the left operand's stay in L2.
+// A product's k may be cut into pieces of at most about this many. All panels take one piece before
+// any takes the next. A panel's piece, the next panel's, and the left operand's then stay in L2.
 constexpr ptrdiff_t kPieceOfK = 1024;
 
 inline ptrdiff_t pieces_of_k(ptrdiff_t k, ptrdiff_t rows) {
@@ -224,8 +232,8 @@ inline ptrdiff_t pieces_of_k(ptrdiff_t k, ptrdiff_t rows) {
     return k < 2 * piece ? 1 : (k + piece - 1) / piece;
 }
 
-// body(left operand, its runs, what becomes of the sums) for each piece. `store`: of the first one; the
-// others go on from there.
+// Calls body(left operand, its runs, store for the sums) for each piece. The first piece gets
+// `store`; the others go on from the sums that it stored.
 template <class T, class Store, class Body>
 RNNFAST_INLINE void each_piece(ptrdiff_t pieces, const Operand<T>& a, const Store& store,
                                const Body& body) {
@@ -238,11 +246,12 @@ RNNFAST_INLINE void each_piece(ptrdiff_t pieces, const Operand<T>& a, const Stor
     }
 }
 
-// The same, where `epilogue` is a store.
+// A product whose k are cut into pieces where that pays. `epilogue` is a store.
 template <int kWidth, int kGroup, class T, class Epilogue>
 void deep_product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b,
                   const Epilogue& epilogue) {
-    const bool once = rows == 1 || b.end - b.begin <= kWidth;  // one of both operands is read once
+    // In these cases one of the two operands is read only once.
+    const bool once = rows == 1 || b.end - b.begin <= kWidth;
     const ptrdiff_t pieces = once ? 1 : pieces_of_k(a.k(), rows);
     if (pieces == 1) return product<kWidth, kGroup>(rows, a, b, epilogue);
     each_piece(pieces, a, epilogue, [&](const Operand<T>& left, const Shard& runs, auto store) {
@@ -252,10 +261,12 @@ void deep_product(ptrdiff_t rows, const Operand<T>& a, const Right<T>& b,
     });
 }
 
-// Sums of so many bytes stay in L1: the more of a row of the matrix is read at a time, the better.
+// This many bytes of sums stay in L1. The more columns they take, the more of each row of the
+// matrix is read at a time.
 constexpr ptrdiff_t kSumsInL1 = 8192;
 
-// A (rows, K) times the rows of a matrix, for some of its columns, as from panels of the transpose.
+// Multiplies A (rows, K) by the rows of a matrix, for some of its columns. The result is the same
+// as from panels of the transpose.
 template <class T, class Epilogue>
 RNNFAST_OUTLINE void product_rows(ptrdiff_t rows, const Operand<T>& a, const Matrix<T>& b,
                                   const Shard& columns, const Epilogue& epilogue) {
@@ -280,7 +291,7 @@ RNNFAST_OUTLINE void product_rows(ptrdiff_t rows, const Operand<T>& a, const Mat
     });
 }
 
-// The width of panels whose columns come in groups of kGroup vectors.
+// The width of panels, in vectors, whose columns come in groups of kGroup vectors.
 constexpr int panel_width(int group) { return group == 3 ? 3 : 4; }
 
 }  // namespace

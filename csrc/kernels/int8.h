@@ -1,9 +1,10 @@
-// int8: rows of both operands in units of max|.| / 127, to nearest even. Their sums are integers,
-// hence exact; what they stand for is added in float32, product and sum rounded each on every ISA.
+// int8: each row of either operand is rounded to nearest even, in units of its max|.| / 127. The
+// sums of integers are exact. What they stand for is added in float32; on every ISA the products
+// and the sum are each rounded.
 //
-// The left operand has 128 added, since VPDPBUSD multiplies bytes without and with a sign; the sums of
-// a column start from -128 times the sum of its weights, or from 0 where both have signs. A sum over up
-// to 131,072 k fits in 32 bits.
+// The left operand has 128 added, since VPDPBUSD multiplies bytes without a sign by bytes with one.
+// So a column's sums start from -128 times the sum of its weights, or from 0 if the ISA multiplies
+// bytes that both have signs. A sum over up to 131,072 k fits in 32 bits.
 #pragma once
 
 #include "kernels/format_functions.h"
@@ -16,8 +17,8 @@ struct Int8 {
     static constexpr bool kHasUnits = true;
     static constexpr bool kTrains = false;
     static constexpr bool kOwn = true;
-    // Times float32's speed in whole layers, LSTM 20 32 256 256: of AVX512_VNNI on Zen 4, of NEON
-    // reckoned from the instructions.
+    // The speed of whole layers, LSTM 20 32 256 256, in units of float32's. That of AVX512_VNNI is
+    // of Zen 4; that of NEON was estimated from the instructions.
 #if defined(__AVX512VNNI__)
     static constexpr float kSpeed = 4;
 #elif defined(__AVXVNNI__)
@@ -34,16 +35,16 @@ struct Int8 {
     static constexpr float kSpeed = 1;
 #endif
 
-    // Without an instruction for all of it, sums wait for additions alone.
+    // If no single instruction multiplies and adds, a sum waits only for additions.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
     static constexpr ptrdiff_t kWaits = 4;
 #else
     static constexpr ptrdiff_t kWaits = 2;
 #endif
 
-    static constexpr float kTileSpeed = 5;  // LSTM 100 32 256 256: 4; 25 64 1024 1024: 6.9
+    static constexpr float kTileSpeed = 5;  // measured: LSTM 100 32 256 256 4, 25 64 1024 1024 6.9
 
-    // Into the first lane of each group of kGroup the most of them.
+    // Puts the largest of each group of kGroup lanes into the group's first lane.
     template <int kGroup>
     RNNFAST_INLINE static Words most_of(Words words) {
         const auto other = (Words)halves<float, kGroup, true>((Floats)words, (Floats)words);
@@ -52,24 +53,25 @@ struct Int8 {
         return words;
     }
 
-    // The unit of a row. NaN where it has a NaN or an infinity, which thus reaches all sums with the
-    // row and no others; 0 where all of it is less than what leaves the unit a normal number.
+    // Returns the unit of a row. If the row has a NaN or an infinity, the unit is NaN, which thus
+    // reaches all sums with this row and no others. It is 0 if all of the row is so small that the
+    // unit would be a denormal number.
     static float unit(const float* row, ptrdiff_t n) {
         constexpr float kLeast = 127 * 1.17549435e-38f;
         Words most{};
         for (ptrdiff_t k = 0; k < n; k += kLanes<float>) {
             const Words size = (Words)load_edge(row + k, n - k) & 0x7fffffff;
-            most = size > most ? size : most;  // the order of the bits is that of the numbers
+            most = size > most ? size : most;  // bits have the same order as the numbers
         }
         const float largest = ((Floats)most_of<kLanes<float>>(most))[0];
         if (!(largest <= 3.4028234e38f)) return __builtin_nanf("");
         return largest < kLeast ? 0 : largest / 127;
     }
 
-    // n elements from `row` in its unit, to whole vectors of them with zeros at the end.
+    // Encodes n elements from `row` in its unit, padded with zeros to whole vectors.
     static void encode(const float* row, ptrdiff_t n, float unit, unsigned char* to) {
         typedef uint8_t Bytes __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 4)));
-        constexpr float kRound = 12582912;  // 1.5 * 2^23: the sum's last bits are the integer
+        constexpr float kRound = 12582912;  // 1.5 * 2^23: the last bits of the sum are the integer
         const float inverse = unit > 0 ? 1 / unit : 0;
         for (ptrdiff_t k = 0; k < n; k += kLanes<float>, to += sizeof(Bytes)) {
             const Floats sum = load_edge(row + k, n - k) * inverse + kRound;
@@ -78,9 +80,9 @@ struct Int8 {
         }
     }
 
-    // Words of the right operand, whose bytes have signs, from those of the left.
+    // Makes words of the right operand, whose bytes have signs, from words of the left one.
     RNNFAST_INLINE static Words right(Words words) { return words ^ 0x80808080; }
-    // What words of the right operand add to what the columns' sums start from.
+    // Returns what words of the right operand add to the start of their columns' sums.
     RNNFAST_INLINE static Words start(Words words) {
         Ints32 sum{};
 #pragma GCC unroll 4
@@ -88,7 +90,7 @@ struct Int8 {
         return (Words)(sum * -128);
     }
 
-    // Only a unit may not be finite.
+    // Integers add nothing here: only a unit can be other than finite.
     RNNFAST_INLINE static Floats times_0(Words, Floats sum) { return sum; }
 
     template <int M, int W, int P>
@@ -113,7 +115,7 @@ struct Int8 {
                     sums[m][v] = add_words_at(four, panel.at(v), sums[m][v]);
             }
         }
-        Floats acc[M][kVectors];  // loaded only now: registers are full of sums before
+        Floats acc[M][kVectors];  // loaded only now: until here sums fill the registers
         load_sums(c, first, acc);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
@@ -124,13 +126,13 @@ struct Int8 {
         store_sums(c, first, acc);
     }
 
-    // Sums with what the integers stand for.
+    // Adds what the integers stand for to the sums.
     RNNFAST_INLINE static Floats add_units(Floats sums, Words integers, Floats units, float unit) {
         return sums + units * __builtin_convertvector((Ints32)integers, Floats) * unit;
     }
 
-    // Of four k: those of a, which have 128 added, and those of b. `kBothSigned`: what is added are the
-    // products without the 128.
+    // add_words adds the products of four k, the bytes of each word: those of a, which have 128
+    // added, and those of b. `kBothSigned`: it takes the 128 off before it multiplies.
 #if defined(RNNFAST_NEON)
     static constexpr bool kBothSigned = true;
 
@@ -151,7 +153,7 @@ struct Int8 {
 
 #if defined(__AVX512VNNI__)
     RNNFAST_INLINE static Words add_words(Words a, Words b, Words sum) {
-        // GCC 12 copies every sum in each iteration, half of them to memory, around the intrinsic.
+        // Around the intrinsic GCC 12 copies every sum in each iteration, half of them to memory.
         __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
         return sum;
     }
@@ -160,7 +162,7 @@ struct Int8 {
         __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
         return sum;
     }
-    // A tile's sums leave no registers for them.
+    // `b` stays in memory, since a tile's sums leave no registers for it.
     RNNFAST_INLINE static Words add_words_at(Words a, const unsigned char* b, Words sum) {
         typedef Words Anywhere __attribute__((aligned(1)));
         __asm__("%{vex%} vpdpbusd %2, %1, %0"
@@ -169,7 +171,8 @@ struct Int8 {
         return sum;
     }
 #elif defined(__SSE2__)
-    // Pairs of 16 bits: of bytes, as VPMADDUBSW takes them, the sum of two might not fit.
+    // This multiplies pairs of 16 bits. VPMADDUBSW multiplies pairs of bytes, but the sum of two
+    // such products might not fit in its 16 bits.
     typedef int16_t Shorts __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));
 
     RNNFAST_INLINE static Words add_pairs(Shorts a, Shorts b) {

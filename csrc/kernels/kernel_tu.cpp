@@ -1,4 +1,5 @@
-// Compiled once per ISA, with RNNFAST_ISA its name. Everything but the table has internal linkage.
+// This file is compiled once for each ISA, with RNNFAST_ISA as its name. Everything but the table
+// has internal linkage.
 #include "kernels/kernel_table.h"
 
 #include "cells/gru.h"
@@ -40,7 +41,7 @@ template <class Cell, class T>
 constexpr CellKernels<T> cell_kernels() {
     return {
         Cell::kGates,
-        tile_rows(panel_width(1)),  // the widest panels' tiles, and product_rows's
+        tile_rows(panel_width(1)),  // the rows of a tile of the widest panels, and of product_rows
         Cell::kHasC,
         Cell::kProjects,
         Cell::kSavesY,
@@ -48,7 +49,7 @@ constexpr CellKernels<T> cell_kernels() {
         transposed_size<Cell, T>,
         [](const Sizes& s) { return Shape<Cell, T>(s).saved_row(); },
         [](const Sizes& s) { return Shape<Cell, T>(s).gradient_row(); },
-        // Backward's panels, which are those of h and at least as wide as forward's.
+        // These are backward's panels: those of h, which are at least as wide as forward's.
         [](const Sizes& s) {
             return (vectors<T>(s.width()) + panel_width(1) - 1) / panel_width(1);
         },

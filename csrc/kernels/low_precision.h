@@ -1,4 +1,4 @@
-// Products of the passes of float32 whose operands are in a format of few bits: core/format.h.
+// Products of float32 passes whose operands are in a format of few bits: core/format.h.
 #pragma once
 
 #include "core/format.h"
@@ -7,13 +7,14 @@
 namespace rnnfast {
 namespace {
 
-// Formats are for passes of float32.
+// Only passes of float32 have formats.
 template <class T>
 constexpr bool kHasFormats = false;
 template <>
 constexpr bool kHasFormats<float> = true;
 
-// A matrix (K, columns) in a format, in elements of 4 bytes.
+// The layout of a matrix (K, columns) in a format: the words of a column, the columns, the offsets
+// of units and starts, and the size, in elements of 4 bytes.
 struct LowLayout {
     ptrdiff_t words, columns, units, starts, size;
 
@@ -25,17 +26,17 @@ struct LowLayout {
           size(starts + (format.has_units ? columns : 0)) {}
 };
 
-// The elements that a matrix takes in a format, or in T where there is none.
+// The number of elements of a matrix in a format or, if there is none, in T.
 inline ptrdiff_t packed_matrix(const Format* format, ptrdiff_t ks, ptrdiff_t columns) {
     return format ? LowLayout(*format, ks, columns).size : ks * columns;
 }
 
-// The columns of a matrix in a format that a product takes.
+// The right operand of a product: some columns of a matrix in a format.
 struct LowRight {
     const float* packed;
     LowLayout at;
-    ptrdiff_t begin, end;    // in vectors, as those of Right
-    bool downwards = false;  // as well
+    ptrdiff_t begin, end;    // in vectors, as in Right
+    bool downwards = false;  // as in Right
 
     LowPanel panel(const Format& format, ptrdiff_t column, int width, int panels) const {
         constexpr ptrdiff_t L = kLanes<float>;
@@ -51,7 +52,7 @@ struct LowRight {
     }
 };
 
-// Where the left operand of a product is encoded.
+// The memory in which the left operand of a product is encoded.
 struct LowRoom {
     float* words;
     float* units;
@@ -60,19 +61,20 @@ struct LowRoom {
     // The distance between rows of k elements, in words.
     static ptrdiff_t ld(const Format& format, ptrdiff_t k) {
         const ptrdiff_t words = vectors<float>(k) * kLanes<float> / format.of_word;
-        return words % 256 == 0 ? words + 16 : words;  // as `spread`
+        return words % 256 == 0 ? words + 16 : words;  // as `spread` does
     }
 };
 
-// Rows that sums start from, `ld` apart; null: none.
+// The rows that sums start from, `ld` apart; null: they do not lie in memory.
 struct LowStart {
     const float* base = nullptr;
     ptrdiff_t ld = 0;
 };
-// Zeros, of two panels.
+// A row of zeros as wide as two panels.
 alignas(kVectorBytes) constexpr float kLowZeros[2 * panel_width(1) * kLanes<float>] = {};
 
-// Where an epilogue's sums start from, if they lie in memory as a product wants them.
+// Returns where an epilogue's sums start from, if they lie in memory in the order that a product
+// needs.
 template <class Epilogue>
 RNNFAST_INLINE auto starts_at(const Epilogue& epilogue, ptrdiff_t first, ptrdiff_t column, int)
     -> decltype(epilogue.starts_at(first, column)) {
@@ -83,7 +85,8 @@ RNNFAST_INLINE LowStart starts_at(const Epilogue&, ptrdiff_t, ptrdiff_t, long) {
     return {};
 }
 
-// epilogue.finish for n rows of sums, (n, W vectors).
+// Calls epilogue.finish_rows for n rows of sums (n, W vectors), or epilogue.finish row by row if it
+// has no such function.
 template <int W, class Epilogue>
 RNNFAST_INLINE auto finish_rows(const Epilogue& epilogue, ptrdiff_t first, ptrdiff_t n,
                                 ptrdiff_t column, const float* sums, int)
@@ -101,12 +104,12 @@ RNNFAST_INLINE void finish_rows(const Epilogue& epilogue, ptrdiff_t first, ptrdi
     }
 }
 
-// Some rows of a product with panels of W vectors in all, whose sums go through L1.
+// Computes some rows of a product with panels that have W vectors together. The sums go through L1.
 template <int W, class Epilogue>
 RNNFAST_OUTLINE void low_column(const Format& format, const Shard& rows, ptrdiff_t column,
                                 const LowRows& a, const LowPanel& b, const Epilogue& epilogue) {
     constexpr ptrdiff_t L = kLanes<float>;
-    constexpr ptrdiff_t kMost = W > panel_width(1) ? 1 : kMostLowRows;  // two panels: of one row
+    constexpr ptrdiff_t kMost = W > panel_width(1) ? 1 : kMostLowRows;  // two panels: one row
     alignas(kVectorBytes) float sums[kMost * W * L];
     for (ptrdiff_t first = rows.begin; first < rows.end; first += format.rows) {
         const ptrdiff_t n = smaller(format.rows, rows.end - first);
@@ -125,7 +128,7 @@ RNNFAST_OUTLINE void low_column(const Format& format, const Shard& rows, ptrdiff
     }
 }
 
-// Of plain products the sums stay where they are.
+// For plain products, format.multiply writes the sums where they belong.
 template <int W>
 void low_column(const Format& format, const Shard& rows, ptrdiff_t column, const LowRows& a,
                 const LowPanel& b, const StoreBiased<float>& epilogue) {
@@ -142,7 +145,7 @@ void low_column(const Format& format, const Shard& rows, ptrdiff_t column, const
                     {kAdd ? to : kLowZeros, kAdd ? epilogue.ld : 0, to, epilogue.ld});
 }
 
-// The rows of a left operand in a format.
+// Encodes the rows of a left operand in a format.
 inline LowRows encode_rows(const Format& format, ptrdiff_t rows, const Operand<float>& a,
                            const LowRoom& room) {
     const ptrdiff_t ld = LowRoom::ld(format, a.k()) * ptrdiff_t(sizeof(float));
@@ -152,8 +155,8 @@ inline LowRows encode_rows(const Format& format, ptrdiff_t rows, const Operand<f
     return to;
 }
 
-// As `product`. The last rows, too few for as many as a format takes at a time, come after all others:
-// some formats prepare for a number of rows.
+// The same as `product`, in a format. Some formats prepare for a number of rows. For these, rows
+// that are left over, fewer than the format takes at a time, come after all panels of the others.
 template <int kWidth, int kGroup, class Epilogue>
 void low_product(const Format& format, ptrdiff_t rows, const LowRows& a, const LowRight& b,
                  const Epilogue& epilogue) {

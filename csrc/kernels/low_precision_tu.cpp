@@ -1,5 +1,5 @@
-// Compiled once per ISA, as kernel_tu.cpp, also for those that have another's kernels of float32, and for
-// CPUs with AMX.
+// This file is compiled once for each ISA, like kernel_tu.cpp. That includes ISAs which use another
+// ISA's float32 kernels, and the set for CPUs with AMX.
 #include "kernels/bfloat16.h"
 #include "kernels/int8.h"
 #include "kernels/kernel_table.h"

@@ -1,11 +1,11 @@
-// Weights where the caller has them, in torch's layout, and sums with them. A tile that reads a panel
-// is fed faster; but a call that must not trust what it packed before, and reads the weights once, has
-// to read them here. Sums run in the order in which panels give them, to the same bits.
+// Products that read the weights where the caller has them, in torch's layout. A tile gets panels
+// faster. But a call that must not trust an earlier pack, and reads the weights only once, is
+// better off without a pack. Sums run in the same order as with panels, to the same bits.
 #pragma once
 
 #include "simd/vec.h"
 
-// Never inlined: its tiles would be copied into every caller.
+// Marks a function that is never inlined: else its tiles would be copied into every caller.
 #define RNNFAST_OUTLINE __attribute__((noinline))
 
 namespace rnnfast {
@@ -16,23 +16,24 @@ constexpr ptrdiff_t smaller(T a, T b) {
     return a < b ? a : b;
 }
 
-// The rows of a product's gates in W (G*H, K), R (G*H, K) or the projection (P, K): one gate of P
-// units. As the columns of a panel they are [block][gate][lane]; as its rows [gate][block][lane].
+// A product's right operand: the rows of some gates of W (G*H, K) or R (G*H, K); or all rows of the
+// projection (P, K), which counts as one gate of P units. As columns of a panel, the rows are in
+// the order [block][gate][lane]; as rows of one, in the order [gate][block][lane].
 template <class T>
 struct Matrix {
     const T* base;
     ptrdiff_t ks;
-    ptrdiff_t units;  // rows of a gate
+    ptrdiff_t units;  // the number of rows of a gate
     int gates;
-    int (*gate_of)(int);  // where each of them is among all of the matrix
+    int (*gate_of)(int);  // the place of the product's gate g among all gates of the array
 
     ptrdiff_t blocks() const { return vectors<T>(units); }
-    // The units that block b has, of V.
+    // The number of units in block b: V, or fewer in the last block.
     ptrdiff_t lanes(ptrdiff_t b) const { return smaller(kLanes<T>, units - b * kLanes<T>); }
     const T* rows_of(int gate, ptrdiff_t b) const {
         return base + (gate_of(gate) * units + b * kLanes<T>)*ks;
     }
-    // Those of a column of a panel.
+    // The rows that belong to a column of a panel, in vectors.
     const T* rows_at(ptrdiff_t column) const {
         return rows_of(int(column % gates), column / gates);
     }
@@ -53,8 +54,8 @@ RNNFAST_OUTLINE void copy_square(const Square<T>& from, ptrdiff_t lanes, ptrdiff
               l < lanes ? load_edge(from.base + l * from.stride, left) : zero<T>());
 }
 
-// A square that has but `lanes` rows, of which `left` elements remain: where either is less than L, a
-// copy, with zeros for the rest.
+// Returns the square itself if it is whole. If it has fewer than L rows (`lanes`) or columns
+// (`left`), copies it and fills the rest with zeros.
 template <class T>
 RNNFAST_INLINE Square<T> whole(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t left, T* copy) {
     if (lanes >= kLanes<T> && left >= kLanes<T>) return from;
@@ -62,7 +63,7 @@ RNNFAST_INLINE Square<T> whole(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t
     return {copy, kLanes<T>};
 }
 
-// The transpose of such a square: element i of row l becomes lane l of columns[i].
+// Loads such a square and transposes it: element i of row l becomes lane l of columns[i].
 template <class T>
 RNNFAST_INLINE void load_columns(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t left,
                                  Vec<T> (&columns)[kLanes<T>]) {
@@ -72,7 +73,8 @@ RNNFAST_INLINE void load_columns(const Square<T>& from, ptrdiff_t lanes, ptrdiff
     load_transposed(square.base, square.stride, columns);
 }
 
-// The same into memory, [i][lane]; not in each of the tiles that end with such a square.
+// Does the same into memory, [i][lane]. It is not inlined into each of the tiles that end with a
+// part of a square.
 template <class T>
 RNNFAST_OUTLINE void copy_columns(const Square<T>& from, ptrdiff_t lanes, ptrdiff_t left, T* to) {
     constexpr ptrdiff_t L = kLanes<T>;
@@ -89,8 +91,8 @@ RNNFAST_INLINE void multiply_vector(const T* a, ptrdiff_t ld, Vec<T> right, Vec<
     for (int m = 0; m < M; ++m) acc[m] = fma(broadcast(a[m * ld]), right, acc[m]);
 }
 
-// sums (M, N vectors), rows `width` vectors apart, += a (M, K) times N columns of b from `column` on.
-// If `fetch`, what comes after one column is fetched, in order.
+// sums (M, N vectors), with rows `width` vectors apart, += a (M, K) times N vectors of columns of b
+// from `column` on. If `fetch`, it fetches the vector after that meanwhile, in order; then N is 1.
 template <int M, int N, class T>
 RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b,
                                           ptrdiff_t column, int width, bool fetch, T* sums) {
@@ -134,11 +136,13 @@ RNNFAST_OUTLINE void multiply_few_columns(const T* a, ptrdiff_t ld, const Matrix
     }
 }
 
-// sums (M, width vectors) += a (M, K) times the columns of b from vector `column` on. One after the
-// other: the rows of each follow on one another in memory, which is then read in order. Of a matrix
-// that is in memory, what comes next is fetched; of one row of a, whose sum is a single chain of
-// `fma`s, two columns go together where caches hold the matrix. But not neighbours whose rows begin
-// 2 KiB apart, where L1 has two of its sets for all of them, of 8 to 12 lines each.
+// sums (M, width vectors) += a (M, K) times the columns of b from vector `column` on. It takes one
+// vector of columns after the other: the rows of each follow one another in memory, so that memory
+// is read in order. If the matrix is in memory, what comes next is fetched meanwhile.
+//
+// If a has one row, its sum is a single chain of `fma`s, so two vectors go together if caches hold
+// the matrix. Neighbours do not if their rows begin a multiple of 2 KiB apart: then all of these
+// rows fall into two sets of the L1 cache, which have 8 to 12 lines each.
 template <int M, class T>
 RNNFAST_INLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& b, ptrdiff_t column,
                                      int width, T* sums) {
@@ -157,8 +161,9 @@ RNNFAST_INLINE void multiply_columns(const T* a, ptrdiff_t ld, const Matrix<T>& 
     }
 }
 
-// What a row of zeros gives in a column of b, a vector: NaN where an element is not finite (of several
-// any), and -0 where all of them are negative. Rows are read in order.
+// Returns the product of a row of zeros with a vector of columns of b. A column gives NaN if one of
+// its elements is not finite (if several are not, any of their NaNs), -0 if all of its elements are
+// negative, and else 0. The rows of the caller's array are read in order.
 template <class T>
 RNNFAST_OUTLINE Vec<T> zeros_times(const Matrix<T>& b, ptrdiff_t column) {
     constexpr ptrdiff_t L = kLanes<T>, kChains = 4;
@@ -186,9 +191,9 @@ RNNFAST_OUTLINE Vec<T> zeros_times(const Matrix<T>& b, ptrdiff_t column) {
     return sum;
 }
 
-// sums (M, `count` vectors) += a times the rows of b, columns from vector `column` on. Each run of a,
-// `stride` from the next, is a block of a gate; for the rows that it lacks there are zeros, as in
-// panels, which may still change the sign of a zero.
+// sums (M, `count` vectors) += a times the rows of b, for the columns from vector `column` on. Each
+// run of a, `stride` from the next, meets one block of a gate. Rows that the block lacks count as
+// zeros, as in panels; these may still change the sign of a zero.
 template <int M, class T>
 RNNFAST_OUTLINE void multiply_rows(const T* a, ptrdiff_t ld, ptrdiff_t stride, const Matrix<T>& b,
                                    ptrdiff_t column, ptrdiff_t count, T* sums) {

@@ -1,9 +1,9 @@
-// Where everything lies in memory, and how the weights get there.
+// The layouts in memory, and the functions that pack the weights.
 //
 // Units come in blocks of V (the vector's lanes). A row of gate values, whether pre-activations,
 // saved gates or gate gradients, is [block][slot][lane]; a cell says which slots W and R feed. The
-// weights of a product that yields such rows, or any others, are cut into panels of a few vectors,
-// [panel][k][vector][lane]: what one tile reads, in the order in which it reads it.
+// weights of a product, whether or not its results are such rows, are cut into panels of a few
+// vectors, [panel][k][vector][lane]: a tile reads a panel from start to end.
 #pragma once
 
 #include "core/args.h"
@@ -13,12 +13,12 @@
 namespace rnnfast {
 namespace {
 
-// Sizes in a cell's own terms.
+// The sizes of a layer, and the lengths of its rows.
 template <class Cell, class T>
 struct Shape {
     ptrdiff_t input, hidden, projection, width;  // I, H, P, W
-    ptrdiff_t blocks;                            // of units
-    ptrdiff_t padded;                            // H, whole blocks
+    ptrdiff_t blocks;                            // of V units
+    ptrdiff_t padded;                            // H, rounded up to whole blocks
 
     explicit Shape(const Sizes& s)
         : input(s.input),
@@ -28,21 +28,23 @@ struct Shape {
           blocks(vectors<T>(s.hidden)),
           padded(blocks * kLanes<T>) {}
 
-    // The units that block b has, of V.
+    // The number of units in block b: V, or fewer in the last block.
     ptrdiff_t lanes(ptrdiff_t b) const { return smaller(kLanes<T>, hidden - b * kLanes<T>); }
-    // One row: pre-activations from W; gate gradients; what training saves.
+    // The lengths of rows: pre-activations from W; gate gradients; what training saves.
     ptrdiff_t pre_row() const { return Cell::kGates * padded; }
     ptrdiff_t gradient_row() const { return Cell::kSlots * padded; }
     ptrdiff_t saved_row() const { return Cell::kSaved * padded; }
-    // A row of h in scratch.
+    // The length of a row of h in scratch.
     ptrdiff_t h_row() const { return vectors<T>(width) * kLanes<T>; }
 };
 
-// The slots that R feeds are the last kGates; those that W feeds, the first kGates.
+// The number of slots that only R feeds, which is also that of the slots that only W feeds: W feeds
+// the first kGates slots, R the last kGates.
 template <class Cell>
 constexpr int kApart = Cell::kSlots - Cell::kGates;
 
-// The gates of each product of a step: all of them, or with two products r and z first, then n.
+// The number of gates in a step's first product: all of them or, with two products, r and z; n is
+// then in the second.
 template <class Cell>
 constexpr int kFirstGates = Cell::kTwoProducts ? Cell::kGates - 1 : Cell::kGates;
 
@@ -50,30 +52,31 @@ template <class Cell, class T>
 struct PackedLayout {
     ptrdiff_t bias_x, bias_h, w, r, r_second, projection, r_times_0, size;
 
-    // `format`: as that of ForwardArgs.
+    // `format` is that of ForwardArgs.
     PackedLayout(const Shape<Cell, T>& s, const Format* format) {
         ptrdiff_t end = 0;
         const auto take = [&end](ptrdiff_t n) { return end += n, end - n; };
         const auto matrix = [&](ptrdiff_t ks, ptrdiff_t columns) {
             return take(packed_matrix(format, ks, columns));
         };
-        bias_x = take(s.pre_row());  // W's slots; with R's bias where R feeds the slot too
+        bias_x = take(s.pre_row());              // W's slots, plus R's bias if R feeds the slot too
         bias_h = take(kApart<Cell> * s.padded);  // [block][slots that only R feeds][lane]
         w = matrix(s.input, s.pre_row());
         r = matrix(s.width, kFirstGates<Cell> * s.padded);
         r_second = matrix(s.hidden, Cell::kTwoProducts ? s.padded : 0);
         projection = matrix(s.hidden, s.projection ? s.h_row() : 0);
-        r_times_0 = take(kFirstGates<Cell> * s.padded);  // what of_zeros says, of r's columns
+        r_times_0 = take(kFirstGates<Cell> * s.padded);  // `of_zeros` of pack_gates, for r
         size = end;
     }
 };
 
-// The same weights for the backward products, which sum over gates; all but W, which is apart.
+// Where the transposed weights lie, for the backward products, which sum over gates. W is not among
+// them: its transpose has memory of its own.
 template <class Cell, class T>
 struct TransposedLayout {
     ptrdiff_t r, r_second, projection, size;
 
-    // `format`: as that of ForwardArgs.
+    // `format` is that of ForwardArgs.
     TransposedLayout(const Shape<Cell, T>& s, const Format* format) {
         ptrdiff_t end = 0;
         const auto matrix = [&](ptrdiff_t ks, ptrdiff_t columns) {
@@ -87,28 +90,28 @@ struct TransposedLayout {
     }
 };
 
-// A matrix (K, columns) in panels `width` vectors wide; the last one may be narrower.
+// A matrix (K, columns) in panels that are `width` vectors wide; the last one may be narrower.
 template <class T>
 struct Panels {
     ptrdiff_t width, columns, ks;
 
-    // Where element (k, column) lies.
+    // The index of element (k, column).
     RNNFAST_INLINE ptrdiff_t index(ptrdiff_t k, ptrdiff_t column) const {
         const ptrdiff_t first = panel(column);
         return first * ks + k * step(column) + (column - first);
     }
-    // From there to element (k + 1, column).
+    // The distance from there to element (k + 1, column).
     RNNFAST_INLINE ptrdiff_t step(ptrdiff_t column) const {
         return smaller(width * kLanes<T>, columns - panel(column));
     }
-    // The first column of the panel that has `column`.
+    // The first column of the panel that contains `column`.
     RNNFAST_INLINE ptrdiff_t panel(ptrdiff_t column) const {
         const ptrdiff_t wide = width * kLanes<T>;
         return column / wide * wide;
     }
 };
 
-// The right operands of a cell's products, in torch's layout.
+// The right operands of a cell's products, in the caller's arrays.
 template <class Cell, class T>
 struct Matrices {
     Matrix<T> w, r, r_second, projection;
@@ -123,8 +126,9 @@ struct Matrices {
           projection{weights.weight_hr, s.hidden, s.projection, 1, [](int) { return 0; }} {}
 };
 
-// The biases of W's slots, with R's where R feeds the slot too, [block][slot][lane], and of the slots
-// that only R feeds, likewise. Null biases give zeros.
+// Writes the biases of the slots that W feeds, with R's added if R feeds the slot too,
+// [block][slot][lane] (`bias_x`); and those of the slots that only R feeds, in the same order
+// (`bias_h`). Null biases count as zeros.
 template <class Cell, class T>
 void add_biases(const Shape<Cell, T>& s, const T* bias_ih, const T* bias_hh, T* bias_x, T* bias_h) {
     constexpr ptrdiff_t L = kLanes<T>;
@@ -144,8 +148,8 @@ void add_biases(const Shape<Cell, T>& s, const T* bias_ih, const T* bias_hh, T* 
         }
 }
 
-// A matrix into panels whose columns are [block][gate of this product][lane], of words. `of_zeros`: as
-// that of pack_gates.
+// Packs a matrix in a format into panels of words, whose columns are [block][gate of this
+// product][lane]. For `of_zeros` see pack_gates.
 RNNFAST_OUTLINE inline void pack_low(const Format& format, const Matrix<float>& from, float* out,
                                      float* of_zeros) {
     constexpr ptrdiff_t L = kLanes<float>;
@@ -161,8 +165,9 @@ RNNFAST_OUTLINE inline void pack_low(const Format& format, const Matrix<float>& 
         }
 }
 
-// The same, of elements. `of_zeros`, if not null: what a row of zeros gives in each column. That is NaN
-// where an element is not finite, and -0 where all of them are negative.
+// Packs a matrix into such panels, of elements of T or in a format. `of_zeros`, if not null, gets
+// the product of a row of zeros with each column: NaN if an element is not finite, -0 if all
+// elements are negative, and else 0.
 template <class T>
 void pack_gates(const Format* format, const Matrix<T>& from, T* out, T* of_zeros = nullptr) {
     constexpr ptrdiff_t L = kLanes<T>;
@@ -190,9 +195,9 @@ void pack_gates(const Format* format, const Matrix<T>& from, T* out, T* of_zeros
         }
 }
 
-// Panels into panels of the transpose, with K padded to vectors. What was a column
-// [block][gate][lane], of so many blocks, becomes row [gate][block][lane]. `rows` and `columns`: those
-// of the transpose that are wanted, in vectors; of columns whole panels, the first of them to `out`.
+// Transposes panels into panels, with K padded to whole vectors. A column [block][gate][lane], with
+// `blocks` blocks, becomes row [gate][block][lane]. `rows` and `columns` are those of the transpose
+// that are wanted, in vectors; columns must be whole panels, and the first of them goes to `out`.
 template <class T>
 RNNFAST_OUTLINE void transpose_panels(const Panels<T>& from, const T* source, ptrdiff_t blocks,
                                       int gates, const Shard& rows, const Shard& columns, T* out) {
@@ -225,7 +230,8 @@ void pack(const Sizes& sizes, const Format* format, const Weights<const T>& weig
     if (s.projection) pack_gates(format, from.projection, out + at.projection);
 }
 
-// The same of a format with two k in a word: words of two of the transpose's k.
+// Transposes all of a matrix in a format with two k in a word: the transpose's words have two of
+// its own k.
 inline void transpose_pairs(const Panels<float>& from, const float* source, ptrdiff_t ks,
                             ptrdiff_t taken, int gates, float* out) {
     typedef uint32_t Pairs __attribute__((vector_size(RNNFAST_VECTOR_BYTES)));

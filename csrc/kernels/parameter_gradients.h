@@ -1,4 +1,4 @@
-// The gradients of the parameters, from the gate gradients of a chunk of rows.
+// The gradients of the parameters, computed from the gate gradients of a chunk of rows.
 #pragma once
 
 #include "kernels/columns.h"
@@ -8,20 +8,22 @@
 namespace rnnfast {
 namespace {
 
-// A right operand of so many bytes stays in L1 beside what else a tile reads.
+// A right operand of up to this many bytes stays in L1 beside the other data that a tile reads.
 constexpr ptrdiff_t kStaysInL1 = 16384;
-// A left operand of so many stays in L2 beside a few columns of the right one.
+// A left operand of up to this many bytes stays in L2 beside a few columns of the right one.
 constexpr ptrdiff_t kStaysInL2 = 524288;
 
-// Vectors that are joined at a time, of so many: all of few rows, whose products are in the order of C;
-// else whole tiles of a product, of three vectors or of four.
+// The number of vectors, out of `all`, whose rows are joined into words at a time. Few rows take
+// all vectors, since their products write C in order. More rows take whole tiles, of four vectors
+// in tile registers and of three elsewhere.
 inline ptrdiff_t joined_vectors(const Format& format, ptrdiff_t rows, ptrdiff_t all) {
     return rows <= 8 ? all : smaller<ptrdiff_t>(format.leave ? 16 : 15, all);
 }
-// The stride of vectors whose rows are joined: words have two rows at least.
+// The stride of vectors whose rows are joined. A word has at least two rows.
 inline ptrdiff_t join_stride(ptrdiff_t rows) { return ((rows + 1) / 2 | 1) * kLanes<float>; }
 
-// What a thread takes to join rows of a chunk into words: one vector of A, and those of B.
+// The elements that a thread needs to join rows of a chunk into words: one vector of A, and those
+// of B that are joined at a time.
 template <class T>
 ptrdiff_t join_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads, ptrdiff_t rows) {
     const Weights<T>& w = grads.weights;
@@ -32,7 +34,8 @@ ptrdiff_t join_room(const ForwardArgs<T>& args, const BackwardArgs<T>& grads, pt
     return (1 + joined_vectors(*args.format, rows, widest)) * join_stride(rows);
 }
 
-// Adds one thread's part: some of the (gate, block) pairs, each V rows of dW, dR and db.
+// Adds up one thread's part of the gradients: some of the (gate, block) pairs, each of which is V
+// rows of dW, dR and db.
 template <class Cell, class T>
 struct ParameterGradients {
     static constexpr ptrdiff_t L = kLanes<T>;
@@ -41,19 +44,20 @@ struct ParameterGradients {
     const Columns<T>& da;  // vectors [slot][block]
     ptrdiff_t rows;
     Shard pairs;
-    bool assign;                     // = instead of +=
-    const Format* format = nullptr;  // of the operands; null: T
-    T* join_room = nullptr;          // for rows that are joined into words
+    bool assign;                     // whether the gradients are assigned rather than added
+    const Format* format = nullptr;  // the format of the operands; null: T
+    T* join_room = nullptr;          // scratch for rows that are joined into words
     Prepared* prepared = nullptr;
 
-    // dW += da_x^T x, db += da_x^T 1.
+    // dW += da_x^T x; db += da_x^T 1.
     void input(const Columns<T>& x, T* dw, T* db) const {
         const Slots slots{0, 0, Cell::kGates, Cell::gate_of_x_slot};
         if (dw) weight(slots, x, shape.input, dw);
         if (db) bias(slots, db);
     }
 
-    // dR += da_h^T h, db += da_h^T 1; with two products the last slot has r h for h.
+    // dR += da_h^T h; db += da_h^T 1. In a cell with two products, the last slot takes r h in place
+    // of h.
     void recurrent(const Columns<T>& h, const Columns<T>& reset_h, T* dr, T* db) const {
         constexpr int kFirst = kApart<Cell>, kSecond = kFirst + kFirstGates<Cell>;
         const Slots slots{kFirst, kFirst, Cell::kSlots, Cell::gate_of_h_slot};
@@ -64,7 +68,7 @@ struct ParameterGradients {
         if (db) bias(slots, db);
     }
 
-    // C (m, n) += A^T B for some of its m rows, by vectors of them.
+    // C (m, n) += A^T B, for those of its m rows that belong to some vectors.
     void outer(const Shard& of_vectors, ptrdiff_t m, const Columns<T>& a, const Columns<T>& b,
                ptrdiff_t n, T* c) const {
         const auto each_of = [&](const Shard& some, const auto& body) {
@@ -77,7 +81,7 @@ struct ParameterGradients {
     }
 
 private:
-    // Slots begin..end-1, of the kGates that start at `first`.
+    // Slots begin..end-1. They are among kGates slots that start at `first`, which the pairs count.
     struct Slots {
         int first, begin, end;
         int (*gate_of)(int);
@@ -89,7 +93,7 @@ private:
         const auto each_of = [&](const Shard& some, const auto& body) { each(some, slots, body); };
         if constexpr (kHasFormats<T>)
             if (format) return low_weight(pairs, each_of, right, n, dw);
-        if (all * L * rows * ptrdiff_t(sizeof(T)) <= kStaysInL1) {  // dW in order
+        if (all * L * rows * ptrdiff_t(sizeof(T)) <= kStaysInL1) {  // writes dW in order
             each(pairs, slots, [&](const T* a, ptrdiff_t row, ptrdiff_t lanes) {
                 if (outer_few<Term<T>>(lanes, rows, a, right, n, dw + row * n, assign)) return;
                 for (ptrdiff_t v = 0; v < all;) v += panel(a, row, lanes, right, v, n, dw);
@@ -104,14 +108,15 @@ private:
         return outer_panel<Term<T>>(lanes, rows, a, right, v, c + row * n, n, n, assign);
     }
 
-    // C += A^T B, for those of some vectors of A that `each_of` calls its argument with: groups of them
-    // that stay in L2, each for all of B, a few columns after the other.
+    // C += A^T B, for those vectors of A, among some, for which `each_of` calls its argument. It
+    // takes them in groups that stay in L2. Each group goes through all of B, a few columns at a
+    // time.
     template <class Each>
     void by_panels(const Shard& of_vectors, const Each& each_of, const Columns<T>& right,
                    ptrdiff_t n, T* c) const {
         const ptrdiff_t count = of_vectors.end - of_vectors.begin;
         const ptrdiff_t bytes = count * rows * L * ptrdiff_t(sizeof(T));
-        // Also of no rows, whose sums are zeros.
+        // At least one group: without rows the sums are zeros.
         const ptrdiff_t groups = smaller(count, bytes / kStaysInL2 + 1);
         for (ptrdiff_t group = 0; group < groups; ++group) {
             Shard own = share(count, group, groups);
@@ -123,7 +128,8 @@ private:
         }
     }
 
-    // The same in a format: of B some vectors are joined at a time, and for these A's, one by one.
+    // Does the same in a format. It joins the rows of some vectors of B at a time and, while it has
+    // these, the rows of A's vectors one after the other.
     template <class Each>
     void low_weight(const Shard& of_vectors, const Each& each_of, const Columns<T>& right,
                     ptrdiff_t n, T* c) const {
@@ -157,7 +163,8 @@ private:
         });
     }
 
-    // body(gradients of one of some pairs, the first row of dW they belong to, lanes).
+    // Calls body(gate gradients of a pair, the first row of dW that they belong to, lanes) for some
+    // pairs.
     template <class Body>
     void each(const Shard& some, const Slots& slots, const Body& body) const {
         for (ptrdiff_t i = some.begin; i < some.end; ++i) {

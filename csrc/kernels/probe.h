@@ -1,4 +1,4 @@
-// What the core can do at most, for the benchmark's bounds: arithmetic, and reading an array.
+// Probes for the benchmark's bounds: how fast the core does arithmetic, and reads an array.
 #pragma once
 
 #include "simd/vec.h"
@@ -6,12 +6,13 @@
 namespace rnnfast {
 namespace {
 
-// Chains of dependent operations in flight: two pipes with a latency of 4 need 8 of them, and 12
-// leave room for the operands in 16 registers.
+// The number of independent chains of operations. Two pipes with a latency of 4 need 8 of them, and
+// 12 leave room for the operands in 16 registers.
 constexpr int kProbeChains = 12;
 
-// The sum of all chains, each `rounds` times x <- x/2 + 1. Each starts from a value of its own, or
-// they would be one and the same to the compiler; all end at 2, so that no number is special.
+// Runs x <- x/2 + 1 in each chain, `rounds` times, and returns the sum of all chains. Each chain
+// starts from a value of its own, or else the compiler could make one of them all. They all
+// approach 2, so no chain gets to denormals or infinity.
 template <class T>
 T probe_fma(ptrdiff_t rounds, ptrdiff_t* flops) {
     const Vec<T> half = broadcast(T(0.5)), one = broadcast(T(1));
@@ -27,8 +28,8 @@ T probe_fma(ptrdiff_t rounds, ptrdiff_t* flops) {
     return sum[0];
 }
 
-// The sum of x, `rounds` times over. The sums run on from one round to the next, so that no round
-// can be left out. n is a multiple of a vector.
+// Returns the sum of x, `rounds` times over. The sums go on from one round to the next, so that the
+// compiler cannot leave out a round. n is a multiple of a vector.
 template <class T>
 T probe_read(const T* x, ptrdiff_t n, ptrdiff_t rounds) {
     constexpr ptrdiff_t kStride = kProbeChains * kLanes<T>;

@@ -1,9 +1,9 @@
-// The backward pass of every cell over time. See csrc/README.md for the shape of the loops.
+// The backward pass of every cell over time. csrc/README.md shows the loops.
 //
-// A chunk of steps has two phases with a barrier after each: `steps`, sharded by rows, leaves the
-// chunk's gate gradients in one buffer; `products`, sharded by rows of the parameters, and of dx by
-// rows or columns, makes the other gradients of them. No sum is split, so that the bits don't depend on
-// the shards.
+// A chunk of steps has two phases, with a barrier after each. `steps` is shared out by rows of the
+// batch (or by units) and leaves the chunk's gate gradients in one buffer. `products` is shared out
+// by rows of the parameters and, for dx, by rows or columns; it computes the other gradients from
+// that buffer. No sum is split, so the bits do not depend on how the work is shared out.
 #pragma once
 
 #include "kernels/backward_products.h"
@@ -27,7 +27,7 @@ class BackwardPass : public BackwardProducts<Cell, T> {
     using Products::at, Products::weights, Products::transposed_at, Products::times;
     using Products::chunk_row, Products::dx_of;
 
-    const ptrdiff_t h_ahead, x_ahead, saved_ahead;  // as rows_ahead says
+    const ptrdiff_t h_ahead, x_ahead, saved_ahead;  // from rows_ahead
 
 public:
     BackwardPass(const ForwardArgs<T>& a, const BackwardArgs<T>& g, const Plan& p, ptrdiff_t rows,
@@ -39,7 +39,7 @@ public:
 
     using Memory::place;
 
-    // Before the first chunk.
+    // Runs before the first chunk.
     void begin(const Shard& shard) {
         for (ptrdiff_t p = shard.begin; p < shard.end; p += shard.step) {
             const ptrdiff_t row = plan.row(p);
@@ -57,7 +57,7 @@ public:
                 copy_or_zero<T>(dx_of(t, p), nullptr, shape.input);
     }
 
-    // After the last chunk.
+    // Runs after the last chunk.
     void end(const Shard& shard) {
         for (ptrdiff_t p = shard.begin; p < shard.end; p += shard.step) {
             const ptrdiff_t row = plan.row(p);
@@ -66,7 +66,7 @@ public:
         }
     }
 
-    // Leaves the gate gradients of the chunk's rows, for some of the places.
+    // Computes the gate gradients of the chunk's rows, for some of the places.
     void steps(const Chunk& chunk, const Slice& slice) {
         const Units units = units_of(slice);
         for (ptrdiff_t i = 0; i < chunk.end - chunk.begin; ++i) {
@@ -103,7 +103,7 @@ private:
         return args.reset && args.reset[t * plan.batch + plan.row(p)];
     }
 
-    // Copies what a step's rows of the chunk need from the caller: x, and h before the step.
+    // Copies what a step's rows need from the caller: x, and h before the step.
     void gather(const Step& step, const Units& units) {
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
             put_row(h_prev, step.row_of(i), h_before(step.at(i)), shape.width, units.h,
@@ -114,7 +114,7 @@ private:
         }
     }
 
-    // What the products need of a step whose gate gradients are there.
+    // Copies what the products need of a step whose gate gradients are known already.
     void gather_left(const Step& step, const Units& units) {
         const LeftStep<T>& left = grads.left[step.t];
         for (ptrdiff_t i = 0; i < step.rows; ++i) {
@@ -132,8 +132,8 @@ private:
         }
     }
 
-    // The gradient at h_t, block b: from the steps after it, and from the caller, of whom `later` is
-    // fetched; null: nothing.
+    // The gradient at h_t, block b: the sum of what comes from the steps after it and from the
+    // caller's dy. It fetches `later`, a row of dy, meanwhile; null: nothing.
     RNNFAST_INLINE V dh_at(const Step& step, ptrdiff_t p, ptrdiff_t b, const T* later) const {
         const V after = load(dh + p * h_ld + b * L);
         if (!step.dy) return after;
@@ -142,7 +142,7 @@ private:
         return after + load_edge(dy + b * L, shape.width - b * L);
     }
 
-    // What is fetched of dy and of what was saved while row i is read; null: nothing.
+    // The row of dy, and that of `saved`, to be fetched while row i is read; null: nothing.
     const T* dy_after(const Step& step, ptrdiff_t i) const {
         if (!step.dy || !h_ahead) return nullptr;
         return row_at(grads.dy, plan, step.after(i, h_ahead), grads.dy_step, grads.dy_row);
@@ -161,14 +161,15 @@ private:
 
     const T* x_at(const Row& r) const { return row_at(args.x, plan, r, args.x_step, args.x_row); }
 
-    // h before a step; null: zeros.
+    // h before a step; null: it is zeros.
     const T* h_before(const Row& r) const {
         if (is_reset(r.t, r.place)) return nullptr;
         if (r.place < plan.rows_before(r.t)) return y_at({plan.previous(r.t), r.place});
         return row_of(args.h0, plan.row(r.place), shape.width);
     }
 
-    // Zeros in the lanes that are no units: there they could be NaN, and weights of zero keep NaN.
+    // Writes zeros to the lanes that are not units. They could be NaN there, and a product with
+    // weights of zero would keep it.
     static V keep_units(V v, ptrdiff_t units) { return units >= L ? v : keep_first<T>(v, units); }
 
     RNNFAST_INLINE void store_gradients(ptrdiff_t row, ptrdiff_t b, const V* gradient, int first,
@@ -237,7 +238,7 @@ private:
             }
         }
         encode(da, step, units.blocks, 0, Cell::kSlots);
-        slice.meet();  // every thread's units are in da
+        slice.meet();  // now every thread's units are in da
         recurrent_gradient(step, units.h, kApart<Cell>, Cell::kGates);
     }
 
@@ -285,19 +286,21 @@ private:
         recurrent_gradient(step, units.h, 0, kFirstGates<Cell>);
     }
 
-    // dh = R^T da of `gates` slots from `slot` on, added to the direct part where there is one.
+    // dh = R^T da, for `gates` slots from `slot` on. It is added to the direct part if the cell has
+    // one.
     void recurrent_gradient(const Step& step, const Shard& columns, int slot, int gates) {
         if (!grads.dh0 && !plan.rows_before(step.t)) return;  // nobody reads it
         times(da, step, slot * shape.blocks, gates * shape.blocks, weights.r, transposed_at(at.r),
               columns, StoreRows<T, Cell::kDirect>{dh + step.place * h_ld, h_ld * step.stride});
     }
 
-    // In a format, what a thread has written of a step's rows: its vectors of slots first..last-1.
+    // If there is a format, encodes what a thread has written of a step's rows: its vectors of the
+    // slots first..last-1.
     void encode(const Columns<T>& of, const Step& step, const Shard& own, int first,
                 int last = 1) const {
         if constexpr (kHasFormats<T>) {
             const ptrdiff_t blocks = shape.blocks, count = own.end - own.begin;
-            const bool adjoin = count == blocks;  // slots follow on one another
+            const bool adjoin = count == blocks;  // the slots follow one another
             for (ptrdiff_t i = 0; args.format && i < step.rows; ++i)
                 for (int s = first; s < (adjoin ? first + 1 : last); ++s)
                     of.encode(*args.format, step.row_of(i), s * blocks + own.begin,

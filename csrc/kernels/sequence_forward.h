@@ -1,4 +1,4 @@
-// The forward pass of every cell over time. See csrc/README.md for the shape of the loops.
+// The forward pass of every cell over time. csrc/README.md shows the loops.
 #pragma once
 
 #include "kernels/forward_step.h"
@@ -7,7 +7,7 @@
 namespace rnnfast {
 namespace {
 
-// Pre-activations of one chunk stay in L1 and L2: about this many numbers.
+// A chunk's pre-activations are about this many numbers, so that they stay in L1 and L2.
 constexpr ptrdiff_t kChunkElements = 65536;
 
 template <class Cell, class T>
@@ -29,17 +29,17 @@ protected:
     const Shape<Cell, T> shape;
     const PackedLayout<Cell, T> at;
     const Matrices<Cell, T> weights;
-    const ptrdiff_t count;  // places of the shard
+    const ptrdiff_t count;  // the number of places in the shard
     const ptrdiff_t pre_ld, h_ld, unit_ld, saved_ld;
     const bool x_regular;
-    const ptrdiff_t x_ahead;  // as rows_ahead says
+    const ptrdiff_t x_ahead;  // from rows_ahead
     T *pre, *x, *h, *h_next, *c, *hidden, *reset_h, *part;
-    T *own_bias_x, *own_bias_h, *own_times_0;  // of weights that are not packed
-    const T *bias_x, *bias_h;                  // as PackedLayout has them
-    LowRoom low;                               // for the left operand of the product at hand
+    T *own_bias_x, *own_bias_h, *own_times_0;  // for weights that are not packed
+    const T *bias_x, *bias_h;                  // in the order of PackedLayout
+    LowRoom low;                               // for the left operand of the present product
     Prepared prepared{};
-    bool starts_from_zeros = false;  // which nobody gave; a stream's state is not known
-    bool is_other = false;           // of steps, every other one
+    bool starts_from_zeros = false;  // because no state was given; never in a stream
+    bool is_other = false;           // true for every other step
 
 public:
     ForwardPass(const ForwardArgs<T>& a, const Plan& p, const Slice& s, T* scratch)
@@ -60,12 +60,12 @@ public:
         place(scratch);
     }
 
-    // Gives every array its place in the scratch; returns the elements that it takes.
+    // Gives every array its place in the scratch and returns how many elements they take.
     ptrdiff_t place(T* memory) {
         Scratch<T> scratch{memory};
         const ptrdiff_t rows = chunk_rows();
         pre = scratch.take(rows * pre_ld);
-        for (ptrdiff_t i = 0; i < slice.parts; ++i) {  // each part has its own
+        for (ptrdiff_t i = 0; i < slice.parts; ++i) {  // each part has its own copy
             T* const copy = scratch.take(x_regular ? 0 : rows * shape.input);
             if (i == slice.part) x = copy;
             if constexpr (kHasFormats<T>) {
@@ -98,9 +98,11 @@ public:
             done += chunk.end - chunk.begin;
             if (slice.relay) slice.relay->await(slice.relay->state, done);
             input_product(chunk);
-            // A step shares its first product out by other panels, and so reads others' parts of pre.
+            // In a cell with two products, the threads share out the columns of a step's first
+            // product by other panels than those here. So each reads pre-activations that others
+            // have computed.
             if constexpr (Cell::kTwoProducts) slice.meet();
-            ptrdiff_t row = plan.reverse ? chunk.rows : 0;  // of the chunk, where a step starts
+            ptrdiff_t row = plan.reverse ? chunk.rows : 0;  // the chunk's row where a step starts
             for (ptrdiff_t i = 0; i < chunk.end - chunk.begin; ++i) {
                 const ptrdiff_t t = plan.reverse ? chunk.end - 1 - i : chunk.begin + i;
                 const ptrdiff_t n = clip(t);
@@ -117,7 +119,7 @@ public:
 protected:
     ptrdiff_t clip(ptrdiff_t t) const { return shard.clip(plan.rows(t)); }
 
-    // The most rows of a chunk: what the buffer holds, or the rows of one step.
+    // The most rows that a chunk has: as many as the buffer holds, but at least those of one step.
     ptrdiff_t chunk_rows() const {
         const ptrdiff_t fit = kChunkElements / pre_ld;
         return smaller(fit > count ? fit : count, count * plan.steps);
@@ -133,7 +135,8 @@ protected:
         return {words, scratch.take(rows), &prepared};
     }
 
-    // The initial states, in both buffers of h: a row that starts later finds its own in either.
+    // Sets the initial states. Both buffers of h get them: a row that starts later than others then
+    // finds its own in either.
     void start() {
         if (!args.packed)
             add_biases(shape, args.weights.bias_ih, args.weights.bias_hh, own_bias_x, own_bias_h);
@@ -148,7 +151,7 @@ protected:
         }
     }
 
-    // This part's share of a product's columns, in vectors: whole panels.
+    // This part's share of a product's columns, in vectors. It consists of whole panels.
     Shard own_columns(ptrdiff_t columns, int width) const {
         const Shard panels = share((columns + width - 1) / width, slice.part, slice.parts);
         return {panels.begin * width, smaller(panels.end * width, columns)};
@@ -161,7 +164,8 @@ protected:
                 matrix};
     }
 
-    // Rows of `a` times this part's columns of `matrix`, packed at `packed`, in groups of gates.
+    // Multiplies rows of `a` by this part's columns of `matrix`, packed at `packed`. Columns come
+    // in groups of kGroup gates.
     template <int kGroup, class Epilogue>
     void times(ptrdiff_t rows, const Operand<T>& a, ptrdiff_t packed, const Matrix<T>& matrix,
                const Epilogue& epilogue) {
@@ -178,7 +182,7 @@ protected:
         product<kWidth, kGroup>(rows, a, b, epilogue);
     }
 
-    // pre = W x + b for every row of the chunk.
+    // Computes pre = W x + b for every row of the chunk.
     void input_product(const ChunkRows& chunk) {
         Operand<T> a{args.x + plan.offset(chunk.begin, args.x_step, args.x_row),
                      regular_stride(plan, args.x_step, args.x_row), shape.input};
@@ -199,7 +203,7 @@ protected:
         times<Cell::kGates>(chunk.rows, a, at.w, weights.w, store_pre);
     }
 
-    // h of a block of units: to the next step and the caller, or to the projection.
+    // Stores h of a block of units, for the next step and the caller or else for the projection.
     RNNFAST_INLINE void put_h(ptrdiff_t p, ptrdiff_t b, V value, T* y) {
         if (Cell::kProjects && shape.projection) {
             store(hidden + p * unit_ld + b * L, value);
@@ -213,7 +217,7 @@ protected:
         return y + plan.row(shard.at(p)) * args.y_row;
     }
 
-    // Step t of its n rows, whose pre-activations start at the chunk's row `first`.
+    // Runs step t for its n rows, whose pre-activations start at the chunk's row `first`.
     void step(ptrdiff_t t, ptrdiff_t n, ptrdiff_t first) {
         const bool first_part = slice.part == 0;
         if (args.reset) {
@@ -226,7 +230,7 @@ protected:
                               : (Cell::kTwoProducts ? part : nullptr);
         const FirstStep first_step{this, step_pre, saved, y, shape.width > kLongSum};
         if (starts_from_zeros && t == (plan.reverse ? plan.steps - 1 : 0)) {
-            // What R times zeros is was found when R was packed: 1 times that.
+            // The product of R with zeros was found when R was packed; this multiplies it by 1.
             static constexpr T kOne = 1;
             Right<T> b = right<kInFirst>(at.r_times_0, weights.r);
             b.k = 1;
@@ -235,7 +239,7 @@ protected:
         } else {
             times<kInFirst>(n, Operand<T>{h, h_ld, shape.width}, at.r, weights.r, first_step);
         }
-        if constexpr (Cell::kTwoProducts) {  // r h of zeros is not zeros where r is NaN
+        if constexpr (Cell::kTwoProducts) {  // not left out for zeros: r h is NaN where r is NaN
             slice.meet();
             times<1>(n, Operand<T>{reset_h, unit_ld, shape.hidden}, at.r_second, weights.r_second,
                      SecondStep{this, step_pre, saved, y, shape.hidden > kLongSum});
@@ -249,11 +253,12 @@ protected:
         return own_times_0;
     }
 
-    static constexpr int kInFirst = kFirstGates<Cell>;  // gates of a step's first product
+    static constexpr int kInFirst = kFirstGates<Cell>;  // the gates of a step's first product
     using FirstStep = ForwardStep<ForwardPass, kInFirst, Cell::kTwoProducts ? 0 : kApart<Cell>>;
     using SecondStep = ForwardStep<ForwardPass, 1, Cell::kSlots - 1>;
 
-    // The projection of a step's n rows; the rest of y; h takes its turn.
+    // Ends a step: computes the projection of its n rows, writes zeros to the rest of y, and swaps
+    // the buffers of h.
     void end_step(ptrdiff_t n, T* y) {
         if constexpr (Cell::kProjects)
             if (shape.projection) {
@@ -274,14 +279,14 @@ protected:
         is_other = !is_other;
     }
 
-    // Place p starts step t anew where the caller says so.
+    // Sets the state of place p to zero before step t, if the caller asks for a reset there.
     void cut(ptrdiff_t t, ptrdiff_t p) {
         if (!args.reset[t * plan.batch + plan.row(shard.at(p))]) return;
         copy_or_zero<T>(h + p * h_ld, nullptr, shape.width);
         if (Cell::kHasC) copy_or_zero<T>(c + p * unit_ld, nullptr, shape.padded);
     }
 
-    // Gives the caller the final states of places n..live-1; returns n.
+    // Gives the caller the final states of places n..live-1. Returns n, or `live` if that is less.
     ptrdiff_t finish(ptrdiff_t n, ptrdiff_t live) {
         for (ptrdiff_t p = n; p < live; ++p) {
             const ptrdiff_t row = plan.row(shard.at(p));

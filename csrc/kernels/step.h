@@ -1,4 +1,5 @@
-// One layer of a stream: a forward pass over one step that is kept from step to step, with its state.
+// One layer of a stream: a forward pass over one step that is kept from step to step, together with
+// its state.
 #pragma once
 
 #include "kernels/sequence_forward.h"
@@ -13,7 +14,7 @@ class StepPass : ForwardPass<Cell, T> {
     static constexpr ptrdiff_t L = kLanes<T>;
     static constexpr int kGates = Cell::kGates, kWidth = panel_width(kGates);
 
-    Right<T> r;  // kept: to find it takes divisions
+    Right<T> r;  // kept, because to compute it takes divisions
 
 public:
     StepPass(const ForwardArgs<T>& a, const Plan& plan, T* scratch)
@@ -22,10 +23,11 @@ public:
         r.beside = (r.end - r.begin) * kVectorBytes * shape.input;
     }
 
-    // The standard's placement new is an inline function, which might be shared between ISAs.
+    // The standard's placement new is an inline function, and the linker might share it between
+    // ISAs.
     static void* operator new(size_t, void* memory) { return memory; }
 
-    // From args.x to args.y, which may be the same memory.
+    // Runs one step from args.x to args.y, which may be the same memory.
     void step() {
         this->prepared = {};
         if constexpr (!Cell::kTwoProducts)
@@ -48,13 +50,14 @@ public:
     }
 
 private:
-    // Whether no y is written where an x is yet to be read.
+    // Whether x and y do not overlap, so that no y is written where x is yet to be read.
     bool apart() const {
         return args.x + count * shape.input <= args.y || args.y + count * shape.width <= args.x;
     }
 
-    // Both products in one tile: the sums over x, from which those over h go on in registers, or which
-    // wait for them in memory.
+    // An epilogue that puts both products of a step into one tile. First it computes the sums over
+    // x. The sums over h either go on from them in registers, or start from zeros while the sums
+    // over x wait in memory.
     struct Fused {
         typename Pass::FirstStep own;
         const StepPass* pass;

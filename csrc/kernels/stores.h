@@ -1,4 +1,4 @@
-// Epilogues of plain products: what a tile's sums start from, and where they go.
+// Epilogues of plain products: they say what a tile's sums start from, and where they go.
 #pragma once
 
 #include "kernels/matrix.h"
@@ -14,7 +14,7 @@ RNNFAST_INLINE void clear(Vec<T> (&acc)[M][W]) {
         for (int v = 0; v < W; ++v) acc[m][v] = zero<T>();
 }
 
-// Epilogue of a plain product into rows of whole vectors: C (+)= A B.
+// The epilogue of a plain product into rows of whole vectors: C = A B or, with kAdd, C += A B.
 template <class T, bool kAdd>
 struct StoreRows {
     T* c;
@@ -39,7 +39,7 @@ struct StoreRows {
     StoreRows<T, true> resumed() const { return {c, ld}; }
 };
 
-// The same, from one row of biases: C = bias + A B.
+// The same for sums that start from a row of biases: C = bias + A B.
 template <class T>
 struct StoreBiased {
     const T* bias;
@@ -61,8 +61,8 @@ struct StoreBiased {
     }
 };
 
-// A tile's sums as they lie in L1 between it and a function for all tiles, which keeps the tiles
-// small.
+// A tile's sums in L1. Through them a tile passes its sums to one function for all tiles, which
+// keeps the code of each tile small.
 template <class T, int M, int W>
 struct TileSums {
     alignas(kVectorBytes) T sums[M * W * kLanes<T>];
@@ -82,7 +82,8 @@ struct TileSums {
     }
 };
 
-// Those of m rows by w vectors, from rows that have `count` elements from `from` on, and into them.
+// Load or store a tile's sums, m rows by w vectors. The rows in memory have `count` elements left;
+// other elements are loaded as zeros and not stored.
 template <class T>
 RNNFAST_OUTLINE void load_edges(const T* from, ptrdiff_t ld, int m, int w, ptrdiff_t count,
                                 T* sums) {
@@ -98,7 +99,8 @@ RNNFAST_OUTLINE void store_edges(const T* sums, int m, int w, T* to, ptrdiff_t l
             store_edge(to + v, load(sums), count - v);
 }
 
-// A plain product, into rows of `count` elements that end where they end.
+// The epilogue of a plain product into rows of `count` elements: nothing past a row's end is read
+// or written.
 template <class T, bool kAdd = false>
 struct StoreEdges {
     T* c;

@@ -1,9 +1,10 @@
 // Products in AMX's tile registers: 16 rows of the left operand by 16 columns of the right one, 16
-// words of each at a time, from a format's rows and panels as they lie.
+// words of each at a time. Rows and panels have the same layout as in other products of a format.
 //
-// TDPBF16PS adds the even k of 16 words up in one sum and the odd ones in another, each from zero by
-// fused multiply-adds, and the sum of both to what it had; denormals are zero. One row by itself, which
-// would leave most of a tile empty, has the same in vectors, to the same bits. TDPBUSD is exact.
+// TDPBF16PS adds up the even k of 16 words in one sum and the odd k in another, each from zero by
+// fused multiply-adds, and then adds both together to the sum that was there; denormals are zero. A
+// single row would leave most of a tile empty, so vectors compute it, in the same order and to the
+// same bits. TDPBUSD is exact.
 #pragma once
 
 #include "kernels/format_functions.h"
@@ -12,16 +13,17 @@ namespace rnnfast {
 namespace {
 
 constexpr ptrdiff_t kTileRows = 16, kTileWords = 16, kTileBytes = kTileWords * kWordBytes;
-constexpr ptrdiff_t kBlockRows = 2 * kTileRows;  // of a product at a time
+constexpr ptrdiff_t kBlockRows = 2 * kTileRows;  // the rows that a product takes at a time
 static_assert(kBlockRows <= kMostLowRows, "more rows than their sums have room for");
 
-// The registers. A product of one tile's rows: sums in 0 to 3, rows in 4, columns in 5 to 7. Of two
-// tiles' rows: sums in 0, 1 and 2, 3; rows in 4 and 5; columns in 6 and 7.
+// The use of the eight registers. A product of one tile of rows has sums in 0 to 3, rows in 4, and
+// columns in 5 to 7. One of two tiles of rows has sums in 0 and 1 for the first and in 2 and 3 for
+// the second, rows in 4 and 5, and columns in 6 and 7.
 constexpr int kLeftTile = 4;
 template <int R>
 constexpr int kRightTile = kLeftTile + R;
 template <int R>
-constexpr int kMostVectors = R == 1 ? 4 : 2;  // of sums
+constexpr int kMostVectors = R == 1 ? 4 : 2;  // vectors of sums for R tiles of rows
 
 template <int kTile>
 RNNFAST_INLINE void load_tile(const void* rows, ptrdiff_t ld) {
@@ -50,7 +52,7 @@ RNNFAST_INLINE void add_tiles() {
                          : "i"(kRight), "i"(kLeft), "i"(kSums));
 }
 
-// As LDTILECFG reads it.
+// The layout that LDTILECFG reads.
 struct alignas(64) TileConfiguration {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {};
@@ -59,7 +61,8 @@ struct alignas(64) TileConfiguration {
 
 static_assert(sizeof(TileConfiguration) == 64 && kVectorBytes == kTileBytes, "as LDTILECFG has it");
 
-// For products of so many rows, 1 to kBlockRows. It takes 100 ns, so rows change seldom.
+// Configures the registers for products of `rows` rows, 1 to kBlockRows. This takes 100 ns, so
+// callers change the number of rows seldom.
 RNNFAST_INLINE void configure(ptrdiff_t rows, Prepared* prepared) {
     if (rows == prepared->rows) return;
     const bool two = rows > kTileRows;
@@ -74,10 +77,10 @@ RNNFAST_INLINE void configure(ptrdiff_t rows, Prepared* prepared) {
     prepared->rows = rows;
 }
 
-// The operating system then has no tiles to keep for the thread.
+// Frees the registers: the operating system then has no tiles to save for the thread.
 void release_tiles() { __asm__ volatile("tilerelease"); }
 
-// body(Count<kFirst>) to body(Count<kEnd - 1>), as if by a loop; Count<0> too.
+// Calls body(Count<kFirst>()) to body(Count<kEnd - 1>()), as a loop would; the count may be 0.
 template <int kFirst, int kEnd, class Body>
 RNNFAST_INLINE void for_each(const Body& body) {
     if constexpr (kFirst < kEnd) {
@@ -86,7 +89,7 @@ RNNFAST_INLINE void for_each(const Body& body) {
     }
 }
 
-// Rows of 16 words each, some bytes apart.
+// Rows of 16 words each, `ld` bytes apart.
 struct TileRows {
     const unsigned char* base;
     ptrdiff_t ld;
@@ -94,7 +97,7 @@ struct TileRows {
     RNNFAST_INLINE const unsigned char* row(ptrdiff_t r) const { return base + r * ld; }
 };
 
-// Sums, as the registers hold them: R tiles of rows by W vectors += rows of `left` times columns of
+// Adds to the sums in the registers, R tiles of rows by W vectors: rows of `left` times columns of
 // `right`, 16 words of each.
 template <class F, int R, int W>
 RNNFAST_INLINE void add_words(const TileRows& left, const TileRows& right, ptrdiff_t vector_step) {
@@ -110,7 +113,7 @@ RNNFAST_INLINE void add_words(const TileRows& left, const TileRows& right, ptrdi
     });
 }
 
-// body(Count<number of a register of sums>, its first row, its vector).
+// Calls body(Count<number of the register>, its first row, its vector) for each register of sums.
 template <int R, int W, class Body>
 RNNFAST_INLINE void each_sum(const Body& body) {
     for_each<0, R>([&](auto r) {
@@ -121,7 +124,8 @@ RNNFAST_INLINE void each_sum(const Body& body) {
     });
 }
 
-// The last words of the operands, in tiles that are zero past them: what a product of some rows with a panel reads, beside whole tiles.
+// The last words of the operands, if they do not fill a tile, with zeros in the rest of the tile. A
+// product of some rows with a panel reads these after all whole tiles.
 struct TileTails {
     ptrdiff_t words;  // fewer than 16
     alignas(64) unsigned char left[kBlockRows * kTileBytes];
@@ -144,7 +148,8 @@ struct TileTails {
     }
 };
 
-// Vectors v.. of sums (R tiles of rows, W): from `from`, to `to`, their rows some bytes apart.
+// Computes W vectors, from v on, of the sums of R tiles of rows. The sums start from `from` and go
+// to `to`, whose rows lie `to_ld` bytes apart.
 template <class F, int R, int W>
 RNNFAST_OUTLINE void tile_block(const TileRows& a, const LowPanel& b, const TileTails& tails,
                                 ptrdiff_t v, const TileRows& from, unsigned char* to,
@@ -175,7 +180,8 @@ RNNFAST_INLINE void tile_rows_of(const TileRows& a, const LowPanel& b, const Til
         });
 }
 
-// One row of bfloat16 by a panel, in vectors: enough chains, as even and odd k are apart.
+// Multiplies one row of bfloat16 by a panel, in vectors. There are enough independent sums, as
+// those of even and odd k are separate.
 template <int W>
 RNNFAST_OUTLINE void multiply_row(const LowRows& a, const unsigned char* panel, ptrdiff_t words,
                                   const LowSums& c) {

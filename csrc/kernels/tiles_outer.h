@@ -1,4 +1,4 @@
-// The products of backward whose sums run over rows, in tile registers: kernels/tiles.h.
+// The products of backward that sum over rows, in tile registers: kernels/tiles.h.
 #pragma once
 
 #include "kernels/tiles.h"
@@ -6,18 +6,18 @@
 namespace rnnfast {
 namespace {
 
-// So many words of the left operand are turned at a time, into L1.
+// This many words of the left operand are transposed at a time, into L1.
 constexpr ptrdiff_t kTurnedWords = 256;
 
-// W vectors of C, `lanes` rows of them, += `count` words of the operands; `zero`: =. `last`: elements in
-// the last vector of C.
+// Adds the products of `count` words of the operands to W vectors of C, in `lanes` of its rows; if
+// `zero`, assigns them. `last`: the number of elements in the last vector of C.
 template <class F, int W>
 RNNFAST_OUTLINE void outer_tiles(ptrdiff_t lanes, const unsigned char* turned, ptrdiff_t count,
                                  const float* b, ptrdiff_t b_stride, float* c, ptrdiff_t ldc,
                                  ptrdiff_t last, bool zero) {
     constexpr ptrdiff_t L = kLanes<float>, kTurned = kTurnedWords * kWordBytes;
     const bool edge = last < L;
-    alignas(64) float sums[kTileRows * L];  // of the last vector, where it is not whole
+    alignas(64) float sums[kTileRows * L];  // those of the last vector, if it is not whole
     const auto place = [&](ptrdiff_t vector) {
         return edge && vector == W - 1 ? sums : c + vector * L;
     };
@@ -37,7 +37,7 @@ RNNFAST_OUTLINE void outer_tiles(ptrdiff_t lanes, const unsigned char* turned, p
         add_words<F, 1, W>({turned + i * kWordBytes, kTurned},
                            {reinterpret_cast<const unsigned char*>(b + i * L), kTileBytes},
                            vector_step);
-    if (whole < count) {  // past the end the left operand is zeros, and so must this be
+    if (whole < count) {  // past the end the left operand has zeros, and so must the right one
         alignas(64) float rest[W * kTileWords * L];
         for (ptrdiff_t v = 0; v < W; ++v)
             for (ptrdiff_t i = 0; i < kTileWords; ++i)
@@ -60,12 +60,12 @@ void outer_by_tiles(ptrdiff_t lanes, ptrdiff_t words, const float* a, const floa
                     ptrdiff_t b_stride, float* c, ptrdiff_t ldc, ptrdiff_t n, bool assign,
                     Prepared* prepared) {
     constexpr ptrdiff_t L = kLanes<float>;
-    const Columns<float> columns_of_b{const_cast<float*>(b), b_stride};  // which is only read
+    const Columns<float> columns_of_b{const_cast<float*>(b), b_stride};  // only read
     if (ldc == n && outer_few<F>(lanes, words, a, columns_of_b, n, c, assign)) return;
     configure(lanes, prepared);
     alignas(64) unsigned char turned[kTileRows * kTurnedWords * kWordBytes];  // [lane][word]
     ptrdiff_t first = 0;
-    do {  // also of no words, which make zeros
+    do {  // also without words, whose sums are zeros
         const ptrdiff_t count = smaller(kTurnedWords, words - first);
         for (ptrdiff_t i = 0; i < count; i += kTileWords) {
             alignas(64) float last[L * L];
@@ -92,7 +92,7 @@ void outer_by_tiles(ptrdiff_t lanes, ptrdiff_t words, const float* a, const floa
     } while (first < words);
 }
 
-// Has a format's products computed in tiles.
+// Makes a format compute its products in tiles.
 template <class F>
 constexpr void use_tiles(Format& format) {
     format.speed = F::kTileSpeed, format.rows = kBlockRows, format.leave = release_tiles;

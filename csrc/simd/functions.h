@@ -1,5 +1,5 @@
-// What the equations of cells/ are made of, for the type that they are compiled with: vectors of an
-// ISA, or with RNNFAST_SCALAR one float of a CUDA thread.
+// The functions that the equations in cells/ use. They are compiled for vectors of an ISA or, with
+// RNNFAST_SCALAR, for one float of a CUDA thread.
 #pragma once
 
 #if defined(RNNFAST_SCALAR)
@@ -11,7 +11,7 @@
 namespace rnnfast {
 namespace {
 
-// From the value that the function gave: d sigmoid = s (1 - s), d tanh = 1 - t^2.
+// Derivatives, computed from the value of the function: d sigmoid = s (1 - s), d tanh = 1 - t^2.
 template <class V>
 RNNFAST_INLINE V dsigmoid(V s) {
     return s * (1 - s);

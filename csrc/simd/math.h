@@ -1,8 +1,8 @@
 // The exponential, sigmoid and tanh, for vectors of float and double.
 //
-// exp(x) = 2^n (1 + q), n = round(x / ln 2), q = expm1(x - n ln 2) by a Taylor polynomial on
-// |r| <= ln(2)/2, which is within 0.1 ULP at the degrees below. NaN goes through: the comparisons
-// keep it, and the power of two is multiplied in, never added to the exponent's bits.
+// exp(x) = 2^n (1 + q) with n = round(x / ln 2) and q = expm1(r), r = x - n ln 2. A Taylor
+// polynomial gives q for |r| <= ln(2)/2, within 0.1 ULP at the degrees below. NaN goes through: the
+// comparisons keep it, and 2^n is a factor, rather than added to the exponent's bits.
 // tests/test_activations.py holds sigmoid and tanh to 2 ULP in float32 and 4 in float64.
 #pragma once
 
@@ -20,7 +20,7 @@ struct ExpConstants<float> {
     static constexpr int kMantissa = 23;
     static constexpr int32_t kBias = 127;
     static constexpr float kLog2e = 1.44269504f;
-    // ln 2 in two parts; the first is short, so that n times it is exact without fma.
+    // ln 2 in two parts. The first has so few bits that its product with n is exact without fma.
     static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
     static constexpr float kRound = 12582912.f;                // 1.5 * 2^23
     static constexpr float kLowest = -87.0f, kHighest = 88.f;  // 2^n stays a normal number
@@ -57,16 +57,16 @@ struct ElementOfVector<Doubles> {
 template <class V>
 using ElementOf = typename ElementOfVector<V>::T;
 
-// What follows is for vectors and for pairs of them (simd/pair.h).
+// The functions below work on vectors and on pairs of vectors (simd/pair.h).
 
-// 2^n of n + kRound.
+// Returns 2^n, given n + kRound.
 template <class V>
 RNNFAST_INLINE V power_of_two(V shifted) {
     using K = ExpConstants<ElementOf<V>>;
     return (V)(((typename K::Ints)shifted + K::kBias) << K::kMantissa);
 }
 
-// |x| with the sign of the other.
+// Returns |x| with the sign of `sign`.
 template <class V>
 RNNFAST_INLINE V with_sign_of(V x, V sign) {
     using I = typename ExpConstants<ElementOf<V>>::Ints;
@@ -91,12 +91,13 @@ RNNFAST_INLINE Exponential<V> exponential(V x) {
     V p = broadcast(K::kSeries[0]);
 #pragma GCC unroll 16
     for (int i = 1; i < K::kTerms; ++i) p = fma(p, r, V(broadcast(K::kSeries[i])));
-    // q = r + r^2 p: the leading term is added last, so that its rounding is the only large one.
+    // q = r + r^2 p. The leading term is added last, so that only this rounding is large.
     return {power_of_two(shifted), fma(r * r, p, r)};
 }
 
-// 1 / (1 + exp(-x)), summed as (1 + 2^n q) + 2^n: in this order at most 1.999 ULP off over every
-// float32; as 1 + (2^n + 2^n q), 2.48, and as (1 + 2^n) + 2^n q, 2.41.
+// 1 / (1 + exp(-x)), whose denominator is summed as (1 + 2^n q) + 2^n. In this order the result is
+// at most 1.999 ULP off over every float32; as 1 + (2^n + 2^n q) it is 2.48 off, and as (1 + 2^n) +
+// 2^n q it is 2.41.
 template <class V>
 RNNFAST_INLINE V sigmoid_of(V x) {
     using T = ElementOf<V>;
@@ -104,8 +105,9 @@ RNNFAST_INLINE V sigmoid_of(V x) {
     return T(1) / (fma(e.power, e.q, V(broadcast(T(1)))) + e.power);
 }
 
-// |tanh x| = (1 - e) / (1 + e) with e = exp(-2|x|) = 2^n (1 + q), each sum rounded once; near 0,
-// where n = 0, the numerator is -q itself. Then the sign of x.
+// |tanh x| = (1 - e) / (1 + e) with e = exp(-2|x|) = 2^n (1 + q); the result then gets the sign of
+// x. Each of the two sums is rounded once, since 1 - 2^n and 1 + 2^n are exact as long as 2^n is
+// not below the last place of 1. Near 0, where n = 0, the numerator is -q itself.
 template <class V>
 RNNFAST_INLINE V tanh_of(V x) {
     using T = ElementOf<V>;

@@ -1,6 +1,6 @@
-// Two vectors that go through the same equations side by side. The steps of an exponential each wait for
-// the one before: two chains at a time come nearer to what the processor can do than one after the
-// other, whose window for instructions that wait is not wide enough to find both.
+// Two vectors that go through the same equations side by side. Each operation of an exponential
+// waits for the one before it. Two such chains at a time use more of what the processor can do than
+// one after the other: its window for waiting instructions is too short to find both by itself.
 #pragma once
 
 #include "simd/math.h"
@@ -8,7 +8,8 @@
 namespace rnnfast {
 namespace {
 
-// Of vectors of float or double. What takes a pair takes a vector or a number for both of it.
+// A pair of vectors of float or double. A function that takes a pair also takes a vector or a
+// number, which then stands for both halves.
 template <class V>
 struct Pair {
     using T = ElementOf<V>;
@@ -57,7 +58,8 @@ struct ElementOfVector<Pair<V>> {
     using T = ElementOf<V>;
 };
 
-// A vector from p, or of a pair one from p and one from p + step; and back.
+// load_rows loads a vector from p or, for a pair, one from p and one from p + step. store_rows
+// stores them in the same way.
 template <class V, class T>
 RNNFAST_INLINE V load_rows(const T* p, ptrdiff_t step) {
     if constexpr (sizeof(V) > kVectorBytes)

@@ -1,7 +1,8 @@
-// Sigmoid, tanh and fma of one float, in a CUDA thread or on the host, where tests run its code.
+// Sigmoid, tanh and fma of one float, in a CUDA thread, or on the host, where tests run the same
+// code.
 //
-// CUDA's fast exponential and division are within some ULP of values of at most 1, which are compared
-// with others to 1e-5.
+// CUDA's fast exponential and division are off by a few ULP. That is enough: the results are at
+// most 1 and are compared with those of other implementations to 1e-5.
 #pragma once
 
 #include "core/args.h"
@@ -23,10 +24,11 @@ RNNFAST_INLINE float with_sign_of(float magnitude, float x) {
 }
 #endif
 
-// x, but at least the limit; NaN stays NaN.
+// Returns x, or the limit if x is less; NaN stays NaN.
 RNNFAST_INLINE float at_least(float limit, float x) { return x < limit ? limit : x; }
 
-// Of a large -x the exponential is infinite, and a quotient by more than 2^126 need not be 0.
+// The exponential is taken of -|x|: that of a large -x would be infinite, and CUDA's fast division
+// by more than 2^126 need not give the right quotient.
 RNNFAST_INLINE float sigmoid(float x) {
     const float e = exponential(x < 0 ? x : -x);
     return quotient(x < 0 ? e : 1.f, 1 + e);

@@ -1,8 +1,8 @@
-// Vectors of float and double on the compiler's own vector types: + - * / and comparisons are the
-// language's. RNNFAST_VECTOR_BYTES, set by the build for each ISA, is the width.
+// Vectors of float and double, as the compiler's own vector types: + - * / and comparisons are the
+// language's. RNNFAST_VECTOR_BYTES, which the build sets for each ISA, is their width.
 //
-// Contraction is off in the whole build: a product and a sum are fused where `fma` says so and
-// nowhere else, so that every instantiation of a template rounds alike.
+// Contraction is off in the whole build. A product and a sum are fused only where the code says
+// `fma`, so that every instantiation of a template rounds in the same way.
 #pragma once
 
 #include "core/args.h"
@@ -46,7 +46,7 @@ using Vec = typename VecOf<T>::V;
 template <class T>
 constexpr ptrdiff_t kLanes = kVectorBytes / ptrdiff_t(sizeof(T));
 
-// How many vectors hold n elements.
+// The number of vectors that hold n elements.
 template <class T>
 constexpr ptrdiff_t vectors(ptrdiff_t n) {
     return (n + kLanes<T> - 1) / kLanes<T>;
@@ -68,11 +68,11 @@ template <class T>
 RNNFAST_INLINE Vec<T> zero() {
     return Vec<T>{};
 }
-// x - 0 and not x + 0, which would turn -0 into 0.
+// This subtracts 0 because adding 0 would turn -0 into 0.
 RNNFAST_INLINE Floats broadcast(float x) { return x - Floats{}; }
 RNNFAST_INLINE Doubles broadcast(double x) { return x - Doubles{}; }
 
-// a*b + c: rounded once where the ISA has it, else twice.
+// a*b + c, rounded once if the ISA has such an instruction, else twice.
 #if defined(__AVX512F__)
 RNNFAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 RNNFAST_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }
@@ -91,9 +91,10 @@ RNNFAST_INLINE Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }
 RNNFAST_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) { return a * b + c; }
 #endif
 
-// x, but at least or at most the limit; NaN stays NaN. Of 512 bits GCC 12 makes a comparison and a
-// selection, several times as long, and says of the plain intrinsics that they read something
-// uninitialised.
+// Return x, or the limit if x is less (at_least) or greater (at_most); NaN stays NaN. For 512 bits
+// GCC 12 would make a comparison and a selection of the generic code, which take several times as
+// long. It also warns that the plain intrinsics read an uninitialised value, so these are the
+// masked ones.
 #if defined(__AVX512F__)
 RNNFAST_INLINE Floats at_least(Floats limit, Floats x) {
     return _mm512_maskz_max_ps(0xffff, limit, x);
@@ -118,7 +119,8 @@ RNNFAST_INLINE V at_most(V limit, V x) {
 }
 #endif
 
-// The first n lanes, 0 < n <= lanes: the edges of the caller's arrays. load_part gives zeros beyond.
+// Load or store the first n lanes, 0 < n <= lanes, at the edges of the caller's arrays. load_part
+// fills the other lanes with zeros.
 #if defined(__AVX512F__)
 RNNFAST_INLINE Floats load_part(const float* p, ptrdiff_t n) {
     return _mm512_maskz_loadu_ps(__mmask16(0xffffu >> (16 - n)), p);
@@ -160,7 +162,7 @@ RNNFAST_INLINE void store_part(T* p, Vec<T> v, ptrdiff_t n) {
 }
 #endif
 
-// v with zeros from lane n on.
+// Returns v with zeros from lane n on.
 template <class T>
 RNNFAST_INLINE Vec<T> keep_first(Vec<T> v, ptrdiff_t n) {
     alignas(kVectorBytes) T lanes[kLanes<T>];
@@ -168,7 +170,7 @@ RNNFAST_INLINE Vec<T> keep_first(Vec<T> v, ptrdiff_t n) {
     return load_part(lanes, n);
 }
 
-// Loads or stores that are whole except at the edge: `left` elements remain from p on.
+// Load or store a vector of which `left` elements remain from p on: all of it, except at the edge.
 template <class T>
 RNNFAST_INLINE Vec<T> load_edge(const T* p, ptrdiff_t left) {
     return left >= kLanes<T> ? load(p) : load_part(p, left);
@@ -181,11 +183,11 @@ RNNFAST_INLINE void store_edge(T* p, Vec<T> v, ptrdiff_t left) {
         store_part(p, v, left);
 }
 
-// Lane l of the result is lane from[l] of a, then b.
+// Lane l of the result is lane from[l] of a followed by b.
 template <class T>
 RNNFAST_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, typename VecOf<T>::I from) {
 #if defined(__clang__)
-    Vec<T> v{};  // which Clang turns into a shuffle, as `from` is a constant
+    Vec<T> v{};  // Clang makes one shuffle of this, as `from` is a constant
     for (ptrdiff_t l = 0; l < kLanes<T>; ++l)
         v[l] = from[l] < kLanes<T> ? a[from[l]] : b[from[l] - kLanes<T>];
     return v;
@@ -194,7 +196,8 @@ RNNFAST_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, typename VecOf<T>::I from) {
 #endif
 }
 
-// In each group of kGroup lanes the lower halves of a's and b's, or the upper ones.
+// In each group of kGroup lanes: the lower half of a's group, then that of b's; if kUpper, the
+// upper halves.
 template <class T, int kGroup, bool kUpper>
 RNNFAST_INLINE Vec<T> halves(Vec<T> a, Vec<T> b) {
     typename VecOf<T>::I from{};
@@ -207,7 +210,8 @@ RNNFAST_INLINE Vec<T> halves(Vec<T> a, Vec<T> b) {
     return shuffle<T>(a, b, from);
 }
 
-// In each group of four units of kUnit lanes the even ones of a's and b's, or the odd ones.
+// In each group of four units of kUnit lanes: the even units of a's group, then those of b's; if
+// kOdd, the odd units.
 template <class T, int kUnit, bool kOdd>
 RNNFAST_INLINE Vec<T> alternate(Vec<T> a, Vec<T> b) {
     typename VecOf<T>::I from{};
@@ -220,7 +224,8 @@ RNNFAST_INLINE Vec<T> alternate(Vec<T> a, Vec<T> b) {
     return shuffle<T>(a, b, from);
 }
 
-// Of the lower halves of a and b, or the upper ones, one lane of each in turn.
+// The lanes of the lower halves of a and b in turn, a's first; if kUpper, those of the upper
+// halves.
 template <class T, bool kUpper>
 RNNFAST_INLINE Vec<T> in_turn(Vec<T> a, Vec<T> b) {
     typename VecOf<T>::I from{};
@@ -230,14 +235,14 @@ RNNFAST_INLINE Vec<T> in_turn(Vec<T> a, Vec<T> b) {
     return shuffle<T>(a, b, from);
 }
 
-// Half a vector from p and half from p + stride.
+// Loads half a vector from p and the other half from p + stride.
 #if defined(__AVX512F__)
 RNNFAST_INLINE Floats load_halves(const float* p, ptrdiff_t stride) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p)),
                               _mm256_loadu_ps(p + stride), 1);
 }
 RNNFAST_INLINE Doubles load_halves(const double* p, ptrdiff_t stride) {
-    // Of the plain intrinsic GCC 12 says that it reads something uninitialised.
+    // GCC 12 warns that the plain intrinsic reads an uninitialised value.
     return _mm512_maskz_insertf64x4(0xff, _mm512_castpd256_pd512(_mm256_loadu_pd(p)),
                                     _mm256_loadu_pd(p + stride), 1);
 }
@@ -252,9 +257,10 @@ RNNFAST_INLINE Doubles load_halves(const double* p, ptrdiff_t stride) {
 }
 #endif
 
-// A square transposed: lane l of columns[i] is p[l * stride + i]. Pieces of 16 bytes come to their
-// places first, half of the way as they are loaded; then lanes within them. Each step is one
-// instruction that stays within pieces or moves whole ones: 1.15 times as fast as with any other.
+// Loads a square and transposes it: lane l of columns[i] is p[l * stride + i]. First it brings
+// pieces of 16 bytes to their places, half of the way while loading them; then it moves lanes
+// within the pieces. Each step is one instruction that either stays within pieces or moves whole
+// ones, which is 1.15 times as fast as with any other instructions.
 template <class T>
 RNNFAST_INLINE void load_transposed(const T* p, ptrdiff_t stride, Vec<T> (&columns)[kLanes<T>]) {
     constexpr int L = int(kLanes<T>), P = 16 / int(sizeof(T)), pieces = L / P;
