@@ -1,8 +1,8 @@
-"""The benchmark: `python -m bench` from the repository's root; `--help` tells the rest.
+"""The benchmark: run `python -m bench` from the repository's root; `--help` lists the options.
 
-Started like that, the root is first on `sys.path`, and with it the source tree of the package,
-which holds no compiled module unless it was built in place. Without one the root goes to the end
-of the path, so that `import rnnfast` finds the installed package.
+That command puts the root first on `sys.path`, and with it the package's source tree, which has no
+compiled module unless it was built in place. If it has none, the root is moved to the end of the
+path, so that `import rnnfast` finds the installed package.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def path_for_installed(path: list[str], root: Path) -> list[str]:
-    """`path` with `root` at its end, where it is on it and has a package but no compiled module."""
+    """`path` with its entry `root` moved to the end if the package there is not compiled."""
     package = root / "rnnfast"
     suffixes = importlib.machinery.EXTENSION_SUFFIXES
     if any((package / f"_native{suffix}").is_file() for suffix in suffixes):
         return list(path)
-    # "" is the current folder, wherever the process goes.
+    # The entry "" stands for the current folder, even after a change of folder.
     rest = [entry for entry in path if Path(entry or os.curdir).resolve() != root]
     return rest + [str(root)] * (len(rest) < len(path))
 

@@ -1,4 +1,4 @@
-"""`python -m bench`."""
+"""The entry point of `python -m bench`."""
 
 import sys
 

@@ -34,7 +34,7 @@ hold; 2 for a mistake in the options."""
 
 
 def _list_of(known: Any) -> Callable[[str], Any]:
-    """A type for argparse: names with commas between them, each one of `known`."""
+    """An argparse type that reads names separated by commas, each of them in `known`."""
 
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(text.split(","))
@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line, and returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parse = parser()
     options = parse.parse_args(argv)
     on_cuda = options.device == "cuda"

@@ -1,4 +1,4 @@
-"""Two records side by side."""
+"""A comparison of two records."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from bench.shapes import PRECISION, STREAMS
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """The lines of a table of every measurement in both, the greatest loss first.
+    """The lines of a table of every measurement that both records have, the greatest loss first.
 
-    Two runs of the same program differ by the machine's speed of the day, by some 15 % here. The
-    last column is free of that: what became of the ratio to torch, taken in turn in each run.
+    Two runs of the same program differ by some 15 % here, because the machine's speed changes from
+    day to day. The last column does not suffer from that: it is the change of the ratio to torch,
+    which was timed in turn with ours in each run.
     """
     sections = ("results", STREAMS, PRECISION)
     old = {row.key: row for name in sections for row in rows(before, name)}
@@ -40,12 +41,12 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
 
 
 def _apart(a: Row, b: Row) -> bool:
-    """Whether the quartiles of ours don't overlap."""
+    """Whether the interquartile ranges of our times do not overlap."""
     first, second = a.times["ours"], b.times["ours"]
     return first["q3"] < second["q1"] or second["q3"] < first["q1"]
 
 
 def _change(a: Row, b: Row) -> str:
-    """The ratio to torch after over that before."""
+    """The ratio to torch after, divided by the ratio before; "" if one was not measured."""
     before, after = a.ratio("torch"), b.ratio("torch")
     return "" if before is None or after is None else f"{after / before:.3f}"

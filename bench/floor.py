@@ -1,4 +1,4 @@
-"""What a floor is, and the figures of a record that one is about."""
+"""Floors, which are limits for figures of a record, and the selection of these figures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from bench.records import Row
 class Figure(NamedTuple):
     """One figure.
 
-    what : it is of. bound : what it would be at best on this machine, by what was measured in the
-    same process; None where nothing was.
+    what : the measurement that the figure is about, as text.
+    bound : the best value possible on this machine, according to measurements in the same process;
+        None if there are none.
     """
 
     what: str
@@ -27,11 +28,12 @@ Figures = list[Figure]
 
 @dataclass(frozen=True)
 class Floor:
-    """One line of the table.
+    """A limit for some figures of a record; one line of the table of floors.
 
-    figures : those of a record that the floor is about.
-    each, mean : what every figure, and their geometric mean, must reach; None: nothing.
-    at_most : the figures must not exceed `each` instead.
+    figures : selects these figures of a record.
+    each : the least value of every figure; None: no limit.
+    mean : the least geometric mean of the figures; None: no limit.
+    at_most : whether `each` is the greatest value instead.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Floor:
 
 
 def at_bound(figure: Callable[[Row], float | None]) -> Callable[[Row], float | None]:
-    """What a figure that is some time over ours would be, did ours take no more than the bound."""
+    """The value of `figure`, a time divided by our time, if our time were at the bound."""
 
     def best(row: Row) -> float | None:
         value, fraction = figure(row), row.fraction
@@ -57,10 +59,12 @@ def of_rows(
     bound: Callable[[Row], float | None] | None = None,
     **wanted: Any,
 ) -> Callable[[dict[str, Any]], Figures]:
-    """The figures of the float32 rows that have one and whose cell, mode and threads are wanted.
+    """Selects the figures of float32 rows.
 
-    section : of the record, as `records.rows` has it.
-    bound : what the figure of a row would be at best.
+    figure : computes the figure of a row; None: the row has none.
+    section : the section of the record, one of `records.SECTIONS`.
+    bound : computes the best possible figure of a row.
+    wanted : the values that a row must have, by the names cell, mode, threads and ragged.
     """
 
     def figures(record: dict[str, Any]) -> Figures:

@@ -1,4 +1,4 @@
-"""What has to hold, as data, and whether it does in a record."""
+"""The table of floors, and the check whether a record meets them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from bench.shapes import CELL_LOOPS, CELLS, FALLBACK, IN_MODELS, PACKED, SHORTES
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a record says of a floor.
+    """The result of checking a floor in a record.
 
-    mean : the geometric mean of the figures, None where one is not positive; bound : that of what
-    they would be at best, None where one is not known; worst : the figure nearest to failing, or
-    furthest beyond; all None where nothing was measured.
-    failures : a sentence for each thing that fails.
+    count : the number of figures.
+    mean : the geometric mean of the figures; None if one is not positive.
+    worst : the figure that is nearest to failing, or fails most.
+    failures : a sentence for each failure.
+    bound : the geometric mean of the figures' bounds; None if one is not known.
+    If nothing was measured, `mean`, `worst` and `bound` are None.
     """
 
     floor: Floor
@@ -52,7 +54,7 @@ def _speedup_at_best(row: Row) -> float | None:
 
 
 def _scales(row: Row) -> bool:
-    """Whether there is enough to do in a step for two threads, and enough steps."""
+    """Whether a step has enough work for two threads, and there are enough steps."""
     shape = row.case.shape
     return shape.B * shape.H**2 >= 60_000 and shape.T >= 20
 
@@ -66,7 +68,7 @@ def _fraction(row: Row) -> float | None:
 
 
 def _memory(contender: str) -> Callable[[dict[str, Any]], Figures]:
-    """Over torch's, and that of what every step holds at its end, which is the least."""
+    """The peak memory over torch's; the bound is the memory of a step's results over torch's."""
     return lambda record: [
         Figure(
             f"{case.cell} {case.shape.name}",
@@ -79,7 +81,7 @@ def _memory(contender: str) -> Callable[[dict[str, Any]], Figures]:
 
 
 def _speedup(row: Row) -> float | None:
-    """Of rnnfast.torch over torch.nn."""
+    """The speed of rnnfast.torch over that of torch.nn."""
     return None if row.dropin_speedup is None else row.dropin_speedup["median"]
 
 
@@ -88,12 +90,12 @@ def _speedup_of_one_step(row: Row) -> float | None:
 
 
 def _dropin_cost(row: Row) -> float | None:
-    """Where it is most of the time, and no noise of a long one."""
+    """The drop-in's own cost, for the shape where it is most of the time; else it is noise."""
     return row.dropin_cost if row.case.shape.name == SHORTEST else None
 
 
 def _of_dropin(threads: int) -> Iterator[Floor]:
-    """What `rnnfast.torch` is for: speed beside torch.nn, and little of its own beside ours."""
+    """The floors of `rnnfast.torch`: its speed over torch.nn, and its cost beyond our layer."""
     name = f"{peers.DROPIN}, {'one thread' if threads == 1 else f'{threads} threads'}"
     training = {"mode": "training", "threads": threads}
     yield Floor(
@@ -138,7 +140,7 @@ def _of_dropin(threads: int) -> Iterator[Floor]:
         )
 
 
-# Of a library that only --yardstick names.
+# The floor for a library that only the option --yardstick names.
 AGAINST_YARDSTICK = Floor(
     "LSTM, against the yardstick",
     of_rows(
@@ -248,12 +250,12 @@ FLOORS = (
 
 
 def brief(value: float, digits: int = 2) -> str:
-    """The value with so many digits, of which a small one has no leading zeros."""
+    """The value with `digits` decimals, or, below 0.1, with `digits` significant digits."""
     return f"{value:.{digits}{'f' if abs(value) >= 0.1 else 'g'}}"
 
 
 def judge(floor: Floor, record: dict[str, Any]) -> Verdict:
-    """Whether a floor holds."""
+    """Checks a floor in a record."""
     figures = floor.figures(record)
     if not figures:
         return Verdict(floor, 0, None, None, [])
@@ -276,12 +278,12 @@ def judge(floor: Floor, record: dict[str, Any]) -> Verdict:
 
 
 def _at(bound: float | None) -> str:
-    """How a figure goes on that has a bound."""
+    """The text that follows a figure with a bound; "" without one."""
     return "" if bound is None else f"; {brief(bound)} at the bound"
 
 
 def check(record: dict[str, Any]) -> tuple[list[Verdict], list[str]]:
-    """A verdict on every floor, and everything else that a check fails for."""
+    """A verdict on every floor, and the other problems for which a check fails."""
     verdicts = [judge(floor, record) for floor in FLOORS]
     problems = records.errors(record)
     if not any(verdict.count for verdict in verdicts):
@@ -317,7 +319,7 @@ def _worst(figure: Figure) -> str:
 
 
 def lines(verdicts: list[Verdict]) -> Iterator[str]:
-    """The table of a report."""
+    """The lines of the table of floors in a report."""
     rows = []
     for verdict in verdicts:
         floor, worst = verdict.floor, verdict.worst

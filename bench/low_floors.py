@@ -11,9 +11,10 @@ from bench.peers import BASELINE, OURS_IN, TORCH_IN
 from bench.records import Row
 from bench.shapes import MODES, PRECISION, STREAMS
 
-# Where a step in low precision reads so many weights that its speed is theirs.
+# The values of H for which reading the weights determines the speed of a step in low precision.
 LARGE = (256, 512)
-# A call's own time is what a step takes from Python beyond one in C, seen where both are short.
+# The greatest H for which the time of a call from Python is measured: the difference between a step
+# from Python and one in C, which shows only if both are short.
 SHORT = 64
 
 Measure = Callable[[Row], float | None]
@@ -32,23 +33,23 @@ def _has_256(row: Row) -> bool:
 
 
 def over_float32(contender: str) -> Measure:
-    """How many times as fast as ours in float32."""
+    """The speed of a contender over that of ours in float32."""
     return lambda row: row.over(BASELINE, contender)
 
 
 def bytes_ratio(weights: str) -> Measure:
-    """The bytes of a stream's weights over those in float32."""
+    """The bytes of a stream's weights in a format, over the bytes in float32."""
     return lambda row: row.bytes[weights] / row.bytes["float32"] if row.bytes else None
 
 
 def overhead(row: Row) -> float | None:
-    """Microseconds that a step takes from Python beyond one in C."""
+    """The microseconds that a step from Python takes longer than one in C."""
     in_c = row.times.get(peers.IN_C)
     return None if in_c is None else row.ours - in_c["median"]
 
 
 def over_rtneural(row: Row) -> float | None:
-    """RTNeural's time for a step over ours in C."""
+    """RTNeural's time for a step, over the time of our step in C."""
     in_c, theirs = row.times.get(peers.IN_C), _rtneural(row)
     return None if in_c is None or theirs is None else theirs / in_c["median"]
 
@@ -71,7 +72,7 @@ def _over_torch(kind: str) -> Measure:
 
 
 def _at_low_bound(figure: Measure) -> Measure:
-    """What a figure that grows as our time in bfloat16 shrinks would be at the bound."""
+    """`figure`, which grows as our bfloat16 time shrinks, if that time were at its bound."""
 
     def best(row: Row) -> float | None:
         value, ours = figure(row), row.times.get(OURS_IN["bfloat16"])
@@ -83,9 +84,9 @@ def _at_low_bound(figure: Measure) -> Measure:
 
 
 def fraction_of_peak(row: Row) -> float | None:
-    """Of the core's peak in bfloat16, reached by our layer in it; None where it was not timed.
+    """The part of the core's bfloat16 peak that our bfloat16 layer reaches; None if not timed.
 
-    Backward has two products for each of forward.
+    A backward pass has two products for each one of a forward pass.
     """
     ours = row.times.get(OURS_IN["bfloat16"])
     if row.peak is None or ours is None:
@@ -95,7 +96,7 @@ def fraction_of_peak(row: Row) -> float | None:
 
 
 def tail(record: dict[str, Any]) -> Figures:
-    """The 99.9th percentile of single steps over their median, and that of arithmetic alone."""
+    """The 99.9th percentile of single steps over their median; as bound, that of arithmetic."""
     return [
         Figure(
             f"{entry['case']['cell']} {entry['case']['shape']['name']} {entry['weights']}",
@@ -112,7 +113,7 @@ def _tail(percentiles: dict[str, float]) -> float:
 
 
 def _lost(weights: str) -> Callable[[dict[str, Any]], Figures]:
-    """Bits per character that the demo's model loses."""
+    """The bits per character that the demo's model loses with weights in a format."""
     return lambda record: [
         Figure(
             f"{entry['cell']} {entry['hidden']}",
@@ -123,7 +124,7 @@ def _lost(weights: str) -> Callable[[dict[str, Any]], Figures]:
 
 
 def _lost_in_training(record: dict[str, Any]) -> Figures:
-    """Bits per character that a model is worse by if it is trained, and run, in bfloat16."""
+    """The bits per character that a model loses if it is trained, and run, in bfloat16."""
     return [
         Figure(f"{entry['cell']} {entry['hidden']}", bits - entry["bits"]["float32"])
         for entry in record.get("characters", [])
@@ -155,7 +156,7 @@ FLOORS = (
     _against_run("H ≤ 128", lambda row: row.case.shape.H <= 128, 8.0),
     _against_run("H = 512", lambda row: row.case.shape.H == 512, 1.8),
     _step("in C against RTNeural", over_rtneural, 1.2, bound=_over_rtneural_at_bound),
-    # Of longer steps it is a small difference of times that vary by more.
+    # For longer steps, the difference is smaller than the variation of the times.
     _step(
         f"µs of a call from Python, H ≤ {SHORT}",
         _where(lambda row: row.case.shape.H <= SHORT, overhead),

@@ -18,7 +18,7 @@ PERCENTILE_STYLES = {"50": "-", "99": "--", "99.9": ":"}
 
 
 def latency(record: dict[str, Any]) -> Figure | None:
-    """A histogram of the times of single steps, a panel for each format; None without them."""
+    """A histogram of the times of single steps, with a panel for each format; None without data."""
     entries = record.get("latency", [])
     if not entries:
         return None
@@ -44,7 +44,7 @@ def latency(record: dict[str, Any]) -> Figure | None:
 
 
 def precision(record: dict[str, Any]) -> Figure | None:
-    """Error and speed of streams in low precision against H; None without streams."""
+    """The error and the speed of streams in low precision against H; None without data."""
     rows = [r for r in records.rows(record, STREAMS) if r.case.shape.I == r.case.shape.H]
     if not rows:
         return None

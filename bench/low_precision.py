@@ -1,7 +1,8 @@
-"""Streams and low precision, beside their times: bytes, errors, single steps, and the demo's bits.
+"""Measurements of streams and low precision: bytes, errors, single steps, the demo's bits, bounds.
 
-RTNeural's steps are figures and no code that is run: a library in C++ whose sizes are fixed when it
-is compiled (-march=native -ffast-math), timed on one core of an AMD EPYC (family 25, model 17).
+RTNeural is not run here; its times for a step are constants. It is a library in C++ whose sizes are
+fixed when it is compiled (-march=native -ffast-math). It was timed on one core of an AMD EPYC
+(family 25, model 17).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rnnfast import demo
 from rnnfast._low_precision import FORMATS
 from rnnfast.demo.text import python_topics
 
-# (cell, I, H) -> microseconds of a step.
+# RTNeural's microseconds for a step, by (cell, I, H).
 RTNEURAL = {
     ("lstm", 1, 16): 0.088,
     ("lstm", 1, 32): 0.184,
@@ -39,18 +40,18 @@ ACCURACY_STEPS = 1000
 LATENCY_STEPS = 100_000
 PERCENTILES = (50.0, 99.0, 99.9)
 BINS_PER_DECADE = 50
-# The demo's model, and a third of the training that two cores give it in 40 s.
+# The hidden size of the demo's model, and a third of the updates that two cores make in 40 s.
 HIDDEN, UPDATES = 192, 500
 
 
 def bytes_of(case: Case) -> dict[str, int]:
-    """The bytes of a stream's packed weights, by how it keeps them."""
+    """The bytes of a stream's packed weights, by their format."""
     layer = layer_of(case)
     return {weights: layer.stream(weights=weights).nbytes for weights in WEIGHTS}
 
 
 def errors_of(case: Case) -> dict[str, float]:
-    """‖got − want‖ / ‖want‖ of `ACCURACY_STEPS` outputs beside those in float32, by format."""
+    """The relative error of `ACCURACY_STEPS` outputs against those in float32, by format."""
     layer = layer_of(case)
     x = np.random.default_rng(3).standard_normal((ACCURACY_STEPS, case.shape.I), np.float32)
     want = layer.stream().run(x)
@@ -59,12 +60,12 @@ def errors_of(case: Case) -> dict[str, float]:
 
 
 def latency(case: dict[str, Any], weights: str, steps: int = LATENCY_STEPS) -> list[dict[str, Any]]:
-    """One entry: the distribution of the times of single steps, the clock's reading included.
+    """One entry: the distribution of the times of single steps, which include reading the clock.
 
-    `bins` are pairs of the number of a bin and how many times are in it: bin k begins at
-    10^(k / BINS_PER_DECADE) microseconds. `share` is that of the time in which the process had its
-    core. `arithmetic_us` has the percentiles of what stands between the steps, as long as one of
-    them and in registers alone: what takes longer there is the machine's doing.
+    `bins` are pairs of a bin's number and its count of steps; bin k begins at
+    10^(k / BINS_PER_DECADE) microseconds. `share` is the part of the time in which the process had
+    its core. `arithmetic_us` has the percentiles of a stretch of arithmetic between the steps. It
+    is as long as a step and uses registers only, so its delays are due to the machine.
     """
     parsed = Case.from_dict(case)
     stream = layer_of(parsed).stream(weights=weights)
@@ -106,7 +107,7 @@ def _repeat(n: int, step: Callable[[], object]) -> int:
 
 
 def _rounds_of(seconds: float, compute: Callable[[int], object]) -> int:
-    """The rounds of `compute` that take so long."""
+    """The number of rounds of `compute` that take `seconds`."""
     return max(1, round(seconds * measure_rate(lambda n: [compute(1000 * n), 1000 * n][1])))
 
 
@@ -116,9 +117,10 @@ def _percentiles(microseconds: NDArray) -> dict[str, float]:
 
 
 def characters(cell: str, hidden: int = HIDDEN, updates: int = UPDATES) -> list[dict[str, Any]]:
-    """One entry: bits per character of the demo's model on the held-out text, by its weights.
+    """One entry: the bits per character of the demo's model on the held-out text.
 
-    `trained_in` has those of models that were trained in low precision, and run in it.
+    `bits` has them by the format of the weights, for a model trained in float32. `trained_in` has
+    them for models that were trained, and run, in low precision.
     """
     text = python_topics()
 
@@ -144,15 +146,15 @@ def characters(cell: str, hidden: int = HIDDEN, updates: int = UPDATES) -> list[
 
 
 def peak(native: ModuleType) -> float:
-    """Operations a second in bfloat16, two for each product that is added up."""
+    """The peak of bfloat16 arithmetic, in operations a second: two for each multiply-add."""
     return measure_rate(lambda rounds: native.probe_dot("bfloat16", 1000 * rounds))
 
 
 def bound(case: Case, roof: Roof, peak: float) -> dict[str, float]:
-    """Seconds of products at `peak` and of activations alone, of one layer in each mode.
+    """The seconds of one layer's products at `peak`, plus those of its activations, by mode.
 
-    Whatever products are computed in, activations are in float32. Backward has two products for
-    each of forward.
+    Activations are in float32, in whatever precision products are computed. A backward pass has
+    two products for each one of a forward pass.
     """
     products = flops(case) / peak
     activations = float(active_rows(case.shape).sum()) * elementwise(case, roof)
@@ -160,6 +162,6 @@ def bound(case: Case, roof: Roof, peak: float) -> dict[str, float]:
 
 
 def flops(case: Case) -> float:
-    """Of inference in one layer, whose first step has no product with R."""
+    """The operations of inference in one layer; its first step has no product with R."""
     shape = case.shape
     return shape.flops(case.cell) - 2 * GATES[case.cell] * shape.H**2 * shape.B

@@ -45,7 +45,7 @@ the peak* is the part of the core's bfloat16 arithmetic that ours in bfloat16 re
 
 
 def lines(record: dict[str, Any]) -> Iterator[str]:
-    """The sections that the record has figures for."""
+    """The lines of those sections for which the record has figures."""
     steps = records.rows(record, STREAMS)
     if steps:
         yield from ["## Streams", "", STEPS]

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and with."""
+"""The machine, the system and the versions with which a benchmark ran."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cores() -> list[int]:
 
 
 def describe() -> dict[str, Any]:
-    """The processor, its caches, the system, and what of rnnfast is in use."""
+    """The processor, its caches, the system, and the backend and ISA of rnnfast in use."""
     return {
         "cpu": _cpu_name(),
         "cores": len(cores()),
@@ -47,18 +47,18 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of rnnfast, and of the packages of all peers that are installed."""
+    """The versions of Python, of rnnfast, and of the installed packages of all peers."""
     found = {"python": platform.python_version(), "rnnfast": rnnfast.__version__}
     for package in ("numpy", *sorted({p for entry in PEERS.values() for p in entry.packages})):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # its peer is left out, and that is said elsewhere
+            continue  # the record lists the missing peers elsewhere
     return found
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with a `+` where files differ from it; None without git."""
+    """The commit of the source tree, with a `+` if files differ from it; None without git."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no")
@@ -76,13 +76,13 @@ def _cpu_name() -> str:
     text = CPUINFO.read_text() if CPUINFO.exists() else ""
     lines = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", text, re.MULTILINE))
     name = lines.get("model name") or platform.processor() or platform.machine()
-    if {"cpu family", "model"} <= lines.keys():  # virtual machines often leave the name short
+    if {"cpu family", "model"} <= lines.keys():  # a virtual machine's name often lacks these
         name += f" (family {lines['cpu family']}, model {lines['model']})"
     return name
 
 
 def _caches() -> dict[str, str]:
-    """Sizes by level, such as {"L1": "32K"}, of the first CPU's data caches."""
+    """The sizes of the first CPU's data caches by level, such as {"L1": "32K"}."""
     sizes = {}
     for index in sorted((CPUS / "cpu0" / "cache").glob("index*")):
         kind, level, size = ((index / f).read_text().strip() for f in ("type", "level", "size"))

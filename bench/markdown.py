@@ -1,4 +1,4 @@
-"""What is written in Markdown on the page of the benchmark."""
+"""Markdown for the pages of the benchmark."""
 
 from __future__ import annotations
 

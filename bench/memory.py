@@ -1,4 +1,4 @@
-"""The peak memory of a training step: the high-water mark of the resident set."""
+"""The peak memory of a training step, from the high-water mark of the resident set."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CONTENDERS = (peers.BASELINE, peers.RECOMPUTE, "torch")
 
 
 def available() -> bool:
-    """Whether the system counts it; Linux does."""
+    """Whether the system reports the high-water mark, as Linux does."""
     return CLEAR.exists()
 
 
 def _status(field: str) -> int:
-    """Bytes of a line of /proc/self/status."""
+    """The value of a line of /proc/self/status, in bytes."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError(f"{STATUS} has no {field}")
@@ -34,7 +34,7 @@ def _status(field: str) -> int:
 
 
 def _settle() -> None:
-    """Gives back what is free, so that it does not hide what the step needs."""
+    """Returns free memory to the system, so that the step cannot use it unseen."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
@@ -42,7 +42,7 @@ def _settle() -> None:
 
 
 def results(case: Case) -> float:
-    """MiB of what a step gives, and holds at its end: y, and the gradients of x and parameters."""
+    """MiB of the results that a step holds at its end: y, and the gradients at x and parameters."""
     shape, width = case.shape, GATES[case.cell] * case.shape.H
     parameters = shape.D * sum(width * (size + shape.H + 2) for size in shape.inputs)
     numbers = shape.T * shape.B * (shape.D * shape.H + shape.I) + parameters
@@ -50,12 +50,13 @@ def results(case: Case) -> float:
 
 
 def training_peak(case: Case, contender: str) -> int:
-    """Bytes of the second step, above the level before the first with inputs and weights in place.
+    """The peak of the second training step in bytes, above the level before the first one.
 
-    A small step goes before, for what a library loads or starts when it is first used. What is kept
-    from the first step to the second, such as packed weights, counts.
+    The level is taken with inputs and weights in place, and after a small step, because a library
+    may load or start something on first use. Memory that is kept from the first step to the second,
+    such as packed weights, counts. The process must be a fresh one.
 
-    contender : one of `CONTENDERS`. The process is to be a fresh one.
+    contender : one of `CONTENDERS`.
     """
     peer = Ours(recompute=True) if contender == peers.RECOMPUTE else peers.load(contender)
     small = make_problem(replace(case, shape=replace(case.shape, T=4, B=2, I=16, H=16)))

@@ -1,14 +1,14 @@
-"""How fast the machine is while a case is timed: arithmetic in registers, in turn with it.
+"""The machine's speed while a case is timed, from arithmetic in registers, timed in turn with it.
 
-A core that is shared, as those of virtual machines are, does at one moment half of what it does at
-the next. Bounds (bench/roofline.py) come from its best moments and medians from its usual ones, so
-a bound is stretched by how much longer arithmetic took in the rounds than at its best. Where it
-always runs at its best, by nothing. Arithmetic stands for all of a bound: on the virtual machine
-that this was made for it took 1.40 times as long in the median of 75 s as at its best, and reading
-from L2 and L3 1.33.
+A shared core, as of a virtual machine, may be half as fast at one moment as at the next. Bounds
+(bench/roofline.py) come from the core's best moments, but medians from its usual ones. A bound is
+therefore multiplied by the time of arithmetic in the rounds over its best time, which is 1 on a
+core that always runs at its best. Arithmetic stands for all parts of a bound: on the virtual
+machine that this was made for, arithmetic took 1.40 times as long in the median of 75 s as at its
+best, and reading from L2 and L3 1.33.
 
-With more than one thread the same arithmetic is done by all and by one: what that gains is what a
-layer could gain at most, less what it takes the threads to meet.
+With more than one thread, all threads and one thread do the same arithmetic. The speed-up is the
+most that a layer can gain, less the time in which the threads meet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from bench.roofline import measure_rate
 from bench.timing import Contender, spread_of
 
 ARITHMETIC, ON_ONE = "arithmetic", "arithmetic, one thread"
-# Of a call; for each thread, long beside handing a part to it.
+# The time of a call on one thread, and, with more, the time for each thread, which is long compared
+# to handing a part of the work to it.
 SECONDS = 0.002
 SECONDS_OF_EACH = 0.01
 UNIT = 1000  # rounds of the probe
@@ -36,7 +37,7 @@ UNIT = 1000  # rounds of the probe
 class Pace:
     """Arithmetic of one dtype on some threads.
 
-    peak : operations a second of one core, as the bounds that are to be stretched have it.
+    peak : the operations a second of one core, as used in the bounds.
     """
 
     def __init__(self, native: ModuleType, dtype: str, peak: float, threads: int = 1) -> None:
@@ -51,7 +52,7 @@ class Pace:
 
     @contextmanager
     def contenders(self) -> Iterator[dict[str, Contender]]:
-        """Those that are to stand beside what is timed."""
+        """The contenders to time in turn with the case."""
         if self._threads == 1:
             yield {ARITHMETIC: Contender(self._alone)}
             return
@@ -70,11 +71,11 @@ class Pace:
         self._probe(self._rounds)
 
     def entries(self, times: Mapping[str, NDArray]) -> dict[str, Any]:
-        """What a record says of them.
+        """The entries of a record, from the times of `contenders`.
 
-        `slowed` is how many times as long arithmetic took in the median round as at its best. With
-        more than one thread `arithmetic_over_one` is how many times as fast it was on all, and
-        `meeting_us` what they take to meet.
+        `slowed` is the time of arithmetic in the median round over its best time. With more than
+        one thread, `arithmetic_over_one` is its speed on all threads over its speed on one, and
+        `meeting_us` the microseconds that the threads take to meet.
         """
         alone = times[ON_ONE if self._threads > 1 else ARITHMETIC]
         slowed = float(np.median(alone)) / self._best
@@ -90,5 +91,5 @@ class Pace:
 
 
 def _meet(native: ModuleType, threads: int, rounds: int) -> float:
-    """How many meetings of that many threads there were: none where there are fewer threads."""
+    """The number of meetings of `threads` threads; 0 if there were fewer threads."""
     return 100 * rounds * (native.probe_meetings(threads, 100 * rounds) == threads)

@@ -11,7 +11,7 @@ from bench import peers, records
 from bench.records import Row
 from bench.shapes import CELLS, MODES, SHAPES
 
-# Okabe & Ito 2008: told apart by colour-blind readers too. Markers differ as well.
+# Colours of Okabe & Ito 2008, which colour-blind readers can tell apart, too. Markers also differ.
 PEER_STYLES = {
     "torch": ("torch", "#D55E00", "o"),
     "onnxruntime": ("ONNX Runtime", "#0072B2", "s"),
@@ -33,7 +33,7 @@ def _one_thread(record: dict[str, Any]) -> list[Row]:
 
 
 def _shapes(rows: list[Row]) -> list[str]:
-    """The names of the shapes that have a row, in their order, from the bottom of the picture."""
+    """The names of the shapes that have a row, from the bottom of the picture to the top."""
     present = {row.case.shape.name for row in rows}
     return [name for name in reversed(SHAPES) if name in present]
 
@@ -47,13 +47,13 @@ def _label_shapes(axes: Any, names: list[str]) -> None:
 
 
 def label_powers(axis: Any) -> None:
-    """Numbers on a log axis as they are, and not as powers of ten."""
+    """Writes the numbers on a log axis in full, not as powers of ten."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def speedup(record: dict[str, Any]) -> Figure | None:
-    """The ratio of every peer to ours, a panel for each mode and cell; None without rows."""
+    """Every peer's time over ours, with a panel for each mode and cell; None without data."""
     rows = [row for row in _one_thread(record) if set(row.ratios) & set(PEER_STYLES)]
     names = _shapes(rows)
     if not rows:
@@ -87,7 +87,7 @@ def speedup(record: dict[str, Any]) -> Figure | None:
 
 
 def dropin(record: dict[str, Any]) -> Figure | None:
-    """rnnfast.torch's speed over torch.nn's, a panel for each mode; None without rows."""
+    """rnnfast.torch's speed over torch.nn's, with a panel for each mode; None without data."""
     found = [(row, row.dropin_speedup) for row in _one_thread(record) if row.dropin_speedup]
     names = _shapes([row for row, _ in found])
     if not found:
@@ -123,7 +123,7 @@ def dropin(record: dict[str, Any]) -> Figure | None:
 
 
 def roofline(record: dict[str, Any]) -> Figure | None:
-    """The fraction of the bound, a panel for each cell; None where no bound was measured."""
+    """The fraction of the bound, with a panel for each cell; None if no bound was measured."""
     rows = [row for row in _one_thread(record) if row.fraction is not None]
     names = _shapes(rows)
     if not rows:
@@ -151,7 +151,7 @@ def roofline(record: dict[str, Any]) -> Figure | None:
 
 
 def scaling(record: dict[str, Any]) -> Figure | None:
-    """Time against T, B and H, with the slopes; None where nothing was swept."""
+    """Time against T, B and H, with the slopes; None if nothing was swept."""
     rows = records.rows(record, "scaling")
     swept = list(dict.fromkeys(row.case.shape.name.partition("=")[0] for row in rows))
     if not rows:

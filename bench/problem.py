@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 import rnnfast
 from bench.shapes import GATES, Case, Shape
 
-# Inputs are rotated, so that no call finds the last one's input in a register or a cache line it
-# would not have in use; of large ones two do.
+# Each call takes another input in turn, so that none finds its input in the caches only because the
+# call before had read it. Two inputs suffice if they are large.
 ROTATED = 4
 ROTATED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a peer is built from.
+    """The data from which a peer is built.
 
-    weights : torch's names and shapes, as `state_dict` has them.
+    weights : the parameters with torch's names and shapes, as in a `state_dict`.
     inputs : K arrays (T, B, I).
-    gradients : K arrays (T, B, D*H), those of a loss with respect to the output.
-    lengths : (B,) in 1..T, in no order; None: all T.
+    gradients : K arrays (T, B, D*H), the gradients of a loss at the output.
+    lengths : (B,) in 1..T, in any order. None: all T.
     """
 
     case: Case
@@ -34,9 +34,9 @@ class Problem:
 
 
 def layer_of(case: Case, **options: str) -> rnnfast.LSTM:
-    """Ours of the case's sizes; its parameters are those that every peer gets.
+    """Our layer of the case's sizes; every peer gets its parameters.
 
-    options : of the layer, beside its sizes.
+    options : further arguments of the layer.
     """
     shape = case.shape
     constructor = getattr(rnnfast, case.cell.upper())
@@ -45,7 +45,7 @@ def layer_of(case: Case, **options: str) -> rnnfast.LSTM:
 
 
 def make_problem(case: Case) -> Problem:
-    """Random numbers from a fixed seed; weights uniform in ±1/sqrt(H) as they are at first."""
+    """A problem from a fixed seed; its weights are a new layer's, uniform in ±1/sqrt(H)."""
     shape, rng = case.shape, np.random.default_rng(1)
     size = np.dtype(case.dtype).itemsize * shape.T * shape.B * (shape.I + shape.D * shape.H)
     count = ROTATED if ROTATED * size <= ROTATED_BYTES else 2
@@ -63,14 +63,14 @@ def make_problem(case: Case) -> Problem:
 
 
 def lengths_of(shape: Shape) -> NDArray | None:
-    """The lengths of a ragged shape's sequences; None where all are T."""
+    """The lengths of a ragged shape's sequences; None if all are T."""
     if not shape.ragged:
         return None
     return np.random.default_rng(2).integers(1, shape.T + 1, shape.B)
 
 
 def active_rows(shape: Shape) -> NDArray:
-    """(T,) how many sequences have a step t."""
+    """(T,): the number of sequences that have step t."""
     lengths = lengths_of(shape)
     if lengths is None:
         return np.full(shape.T, shape.B)
@@ -88,9 +88,9 @@ def split_weights(case: Case, weights: dict[str, NDArray]) -> list[list[dict[str
 
 
 def in_gate_order(cell: str, array: NDArray, order: str) -> NDArray:
-    """The rows of a weight or bias (G*H, ·), gate by gate in the order of another system.
+    """A weight or bias (G*H, ·) with its gates in the order of another library.
 
-    order : our letters (`ifgo`, `rzn`) as that system has them; one letter for the RNN.
+    order : our letters of the gates (`ifgo`, `rzn`; `h` for the RNN) in that library's order.
     """
     ours = {"rnn": "h", "gru": "rzn", "lstm": "ifgo"}[cell]
     assert len(ours) == GATES[cell]

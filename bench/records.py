@@ -1,4 +1,4 @@
-"""Records that a benchmark wrote, and the figures in them."""
+"""Reads and writes the records of benchmarks, and computes figures from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.peers import BASELINE, DROPIN, ONE_THREAD
 from bench.shapes import FALLBACK, PRECISION, STREAMS, WAYS, Case
 
 FORMAT = 1
-# Those that hold rows.
+# The sections of a record that hold rows.
 SECTIONS = ("results", "scaling", *WAYS, STREAMS, PRECISION, FALLBACK)
 MOSTLY = 0.5
 
@@ -23,8 +23,8 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
 
     Raises
     ------
-    OSError : it cannot be read.
-    ValueError : it is no record of this format, or one of another kind of device.
+    OSError : the file cannot be read.
+    ValueError : it is not a record of this format, or one of another kind of device.
     """
     try:
         record = json.loads(path.read_text())
@@ -39,7 +39,7 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
 
 
 def save(record: dict[str, Any], path: Path) -> None:
-    """Writes the record, one entry a line, so that two can be compared by eye."""
+    """Writes the record with one entry in a line, so that two files can be compared by eye."""
     parts = []
     for name, value in record.items():
         if isinstance(value, list) and value:
@@ -52,16 +52,22 @@ def save(record: dict[str, Any], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One case in one mode: what a line of a table says.
+    """The measurements of one case in one mode, a line of a table.
 
-    times : microseconds by contender; ratios : a contender's time over ours. Each is a mapping of
-    median, q1 and q3. bound : microseconds; dropin_speedup : torch.nn's time over rnnfast.torch's,
-    a mapping like those; peak : GFLOP/s of the core in bfloat16; bytes and relative_error : by how
-    a stream keeps its weights; function : microseconds of torch's autograd, called for nothing;
-    low_bound : microseconds, of the layer in bfloat16; arithmetic_over_one : how many times as fast
-    arithmetic is on all threads as on one, a mapping like those; meeting : microseconds that the
-    threads take to meet.
-    All these are None where they were not measured.
+    A spread is a mapping with the keys median, q1 and q3.
+
+    times : the microseconds of each contender, a spread.
+    ratios : each contender's time over ours, a spread.
+    errors : the errors of contenders that failed.
+    bound : the bound in microseconds.
+    dropin_speedup : torch.nn's time over rnnfast.torch's, a spread.
+    peak : the core's peak in bfloat16, in GFLOP/s.
+    bytes, relative_error : of a stream, by the format of its weights.
+    function : the microseconds of torch's autograd around a function that computes nothing.
+    low_bound : the bound of the layer in bfloat16, in microseconds.
+    arithmetic_over_one : the speed of arithmetic on all threads over that on one, a spread.
+    meeting : the microseconds that the threads take to meet.
+    All from `bound` on are None if they were not measured.
     """
 
     case: Case
@@ -81,43 +87,44 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
-        """What makes it the same measurement in two records."""
+        """The key under which two records have the same measurement."""
         case = self.case
         return case.cell, case.shape.name, case.dtype, self.mode, case.threads
 
     @property
     def ours(self) -> float:
-        """Microseconds of ours."""
+        """Our median time in microseconds."""
         return self.times[BASELINE]["median"]
 
     def ratio(self, peer: str) -> float | None:
-        """How many times as long a peer takes; None where it was not timed."""
+        """The time of a peer over ours; None if it was not timed."""
         found = self.ratios.get(peer)
         return None if found is None else found["median"]
 
     def fastest(self, peers: tuple[str, ...]) -> float | None:
-        """The ratio of the fastest of some peers."""
+        """The ratio of the fastest of some peers; None if none was timed."""
         found = [self.ratios[peer]["median"] for peer in peers if peer in self.ratios]
         return min(found) if found else None
 
     def over(self, slower: str, faster: str) -> float | None:
-        """How many times as long one contender takes as another; None where one was not timed."""
+        """The time of `slower` over that of `faster`; None if one was not timed."""
         if slower not in self.times or faster not in self.times:
             return None
         return self.times[slower]["median"] / self.times[faster]["median"]
 
     @property
     def over_one_thread(self) -> float | None:
-        """How many times as fast all threads are as one."""
+        """The speed on all threads over that on one; None if it was not measured."""
         return self.ratio(ONE_THREAD)
 
     @property
     def over_one_thread_at_best(self) -> float | None:
-        """What that would be if threads gained as much as in arithmetic; None where not known.
+        """`over_one_thread` if threads gained as much as in arithmetic; None if not known.
 
-        They may gain more, by the second core's caches. The only row of the only layer and
-        direction is shared out by units, and its threads meet in each step, in training twice.
-        Where more threads gain nothing one does it all.
+        Threads may gain more than that, from the second core's caches; then the measured value
+        counts. A single row of a single layer and direction is split by units: its threads meet in
+        each step, in training twice, which takes time. The value is at least 1, because one thread
+        does all the work if more would not gain anything.
         """
         alone, own = self.times.get(ONE_THREAD), self.over_one_thread
         if alone is None or own is None or self.arithmetic_over_one is None:
@@ -129,9 +136,10 @@ class Row:
 
     @property
     def dropin_speedup_at_best(self) -> float | None:
-        """`dropin_speedup` if rnnfast.torch took what ours does at least, and autograd does.
+        """`dropin_speedup` if rnnfast.torch took the least time of our layer, plus autograd's.
 
-        At least: the bound, or the layer's own time where that is not known or less.
+        The least time is the smaller one of the bound and the layer's own time. Autograd's part
+        counts in training only. None if a part was not measured.
         """
         dropin = self.times.get(DROPIN)
         if self.dropin_speedup is None or dropin is None:
@@ -145,18 +153,18 @@ class Row:
 
     @property
     def dropin_cost(self) -> float | None:
-        """Microseconds that rnnfast.torch takes beyond ours; None where it was not timed."""
+        """The microseconds that rnnfast.torch takes beyond our layer; None if not timed."""
         found = self.times.get(DROPIN)
         return None if found is None else found["median"] - self.ours
 
     @property
     def fraction(self) -> float | None:
-        """The bound over the time: 1 is the machine's limit."""
+        """The bound over our time: 1 is the machine's limit. None without a bound."""
         return None if self.bound is None else self.bound / self.ours
 
 
 def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
-    """The rows of a section of a record, one of `SECTIONS`; none where the record lacks it."""
+    """The rows of a section of a record, one of `SECTIONS`; empty if the record lacks it."""
     return [
         Row(
             Case.from_dict(entry["case"]),
@@ -179,7 +187,7 @@ def rows(record: dict[str, Any], section: str = "results") -> list[Row]:
 
 
 def errors(record: dict[str, Any]) -> list[str]:
-    """What went wrong: workers that failed, and peers whose answer was not ours."""
+    """Texts of what went wrong: workers that failed, and peers with an error or wrong answer."""
     found = [f"{error['task']}: {error['error']}" for error in record["errors"]]
     for row in (row for section in SECTIONS for row in rows(record, section)):
         found += [f"{row.case} {row.mode}: {peer}: {e}" for peer, e in row.errors.items()]
@@ -187,7 +195,7 @@ def errors(record: dict[str, Any]) -> list[str]:
 
 
 def disturbed(record: dict[str, Any]) -> str | None:
-    """A sentence where other processes took the core from most rounds of some measurements."""
+    """A warning if other processes disturbed most rounds of some measurements; else None."""
     entries = [entry for section in SECTIONS for entry in record.get(section, [])]
     count = sum(entry["disturbed"] > MOSTLY for entry in entries)
     if not count:
@@ -199,7 +207,7 @@ def disturbed(record: dict[str, Any]) -> str | None:
 
 
 def slowed(record: dict[str, Any]) -> tuple[float, float] | None:
-    """How many times as long arithmetic took as at its best: the median and the most."""
+    """The time of arithmetic over its best time: the median and the maximum; None if not timed."""
     found = [
         entry["slowed"] for name in SECTIONS for entry in record.get(name, []) if "slowed" in entry
     ]
@@ -215,7 +223,7 @@ def memory(record: dict[str, Any]) -> dict[Case, dict[str, float]]:
 
 
 def geometric_mean(values: list[float]) -> float:
-    """Of positive values."""
+    """The geometric mean of positive values."""
     return float(np.exp(np.mean(np.log(values))))
 
 

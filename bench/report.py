@@ -1,4 +1,4 @@
-"""docs/BENCHMARKS.md and its pictures, from a record."""
+"""Writes docs/BENCHMARKS.md and its pictures from a record."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ computes nothing: about the least of ours.
 
 
 def write(record: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes the page and those pictures that the record has the figures for.
+    """Writes the page, and the pictures for which the record has figures; returns their paths.
 
     Raises
     ------
-    OSError : the folder is not there, or cannot be written to.
+    OSError : the folder does not exist, or cannot be written to.
     """
     written = []
     for name, (draw, _) in PICTURES.items():
@@ -152,7 +152,7 @@ def _cells(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _times(rows: list[Row]) -> Iterator[str]:
-    """One line for each row, with a column for each contender that any of them has."""
+    """A table with a line for each row, and a column for each contender of any row."""
     others = [name for name in NAMES if any(name in row.ratios for row in rows)]
     bounds = any(row.fraction is not None for row in rows)
     lines = []
@@ -174,7 +174,7 @@ def _counted(threads: int) -> str:
 
 
 def _dropin(record: dict[str, Any]) -> Iterator[str]:
-    """The tables of rnnfast.torch; nothing where it was not timed beside torch.nn."""
+    """The tables of rnnfast.torch; nothing if it was not timed beside torch.nn."""
     rows, *ways = (
         [row for row in records.rows(record, section) if row.dropin_speedup]
         for section in ("results", *WAYS)
@@ -207,7 +207,7 @@ def _dropin(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _speedups(rows: list[Row]) -> Iterator[str]:
-    """One line for each shape, with a column for each mode and cell."""
+    """A table with a line for each shape, and a column for each mode and cell."""
     found = {
         (row.case.shape.name, row.mode, row.case.cell): f"{row.dropin_speedup['median']:.2f}"
         for row in rows

@@ -1,8 +1,8 @@
-"""The bound: how fast this core could run a case at best, from what it does at most.
+"""The bound: the least time in which this core could run a case, from its measured limits.
 
-Measured in the process that times the case, on the same core: the peak of multiply-and-add in
-registers, the bandwidth of reading or writing an array of just the weights' size, wherever in the
-caches that lies, and the kernels' own sigmoid and tanh on data in L1.
+The limits are measured in the process that times the case, on the same core: the peak of
+multiply-adds in registers, the bandwidth of reading or writing an array of the weights' size, in
+whatever cache that lies, and the time of the kernels' sigmoid and tanh on data in L1.
 
 One layer in one direction, forward, with B_t rows at step t, N = sum of B_t, and s bytes a number:
 
@@ -11,26 +11,26 @@ One layer in one direction, forward, with B_t rows at step t, N = sum of B_t, an
     elementwise = H N (sigmoids * t_sigmoid + tanhs * t_tanh)
     inference   = sum of step_t, t > 0, + input + elementwise
 
-The first step has no product with R: its state is zeros.
+The first step has no product with R, because its state is zeros.
 
-Training is three times the operations: backward runs a product of the size of R through all steps,
-of which the first finds R where all weights fit, and takes three products over all steps, for the
-gradients of x, W and R:
+Training has three times as many operations. The backward pass runs a product of the size of R
+through all steps, of which the first reads R from the cache that holds all weights. It also
+computes three products over all steps, for the gradients of x, W and R:
 
     weights  = max(2 G H (I + H) N / peak, s G H (I + H) / writing(all weights))
     training = inference + sum of step_t + input + weights + saved
 
-where `weights` writes the gradients of W and R at least once, and `saved`, the elementwise part of
-the backward pass, reads what forward saved and the gradients of the gates once: s H N (A + G)
-bytes, at the bandwidth of an array of that size. Its arithmetic, and all other writing, are left
-out: this is a bound, and a kernel that hides them comes nearer to it.
+where `weights` writes the gradients of W and R at least once. `saved` is the elementwise part of
+the backward pass. It reads once what forward saved, and the gradients of the gates: s H N (A + G)
+bytes, at the bandwidth of an array of that size. Its arithmetic and all other writing are left out,
+because this is a bound: a kernel that hides them comes nearer to it.
 
-A step of a stream reads both matrices, from a state that is not zeros:
+A step of a stream reads both matrices, because its state is not zeros:
 
     step = max(2 G H (I + H) / peak, s G H (I + H) / reading(all weights)) + elementwise
 
-Arithmetic, activations and memory are added up as a program without any overlap between them would
-have it; one that overlaps them can exceed 1.
+The bound adds the times of products and activations, as for a program that does not overlap them.
+A program that overlaps them can exceed 1, the bound over its time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from rnnfast import _backend
 
 SIGMOIDS = {"rnn": 0, "gru": 2, "lstm": 3}
 TANHS = {"rnn": 1, "gru": 1, "lstm": 2}
-SAVED = {"rnn": 1, "gru": 4, "lstm": 5}  # A: h; r z n and R_n h + b; the four gates and c
+SAVED = {"rnn": 1, "gru": 4, "lstm": 5}  # A: h; r, z, n and R_n h + b; the four gates and c
 PROBE_SECONDS = 0.002  # short enough to fit between two interruptions
 REPEATS = 20
 ALIGNMENT = 64  # a vector that crosses a cache line costs two reads
@@ -59,7 +59,7 @@ LEVELS = {"L1": 16 << 10, "L2": 512 << 10, "L3": 4 << 20, "memory": 256 << 20}
 
 
 def native_module() -> ModuleType | None:
-    """The compiled module, whose probes these are; None where another backend is in use."""
+    """The compiled module, which has the probes; None if another backend is in use."""
     if _backend.current().name != "native":
         return None
     return importlib.import_module(_backend.NATIVE_MODULE)
@@ -67,9 +67,10 @@ def native_module() -> ModuleType | None:
 
 @dataclass
 class Roof:
-    """What the core can do for one dtype.
+    """The limits of the core for one dtype.
 
-    peak : operations a second. sigmoid, tanh : seconds an element.
+    peak : operations a second.
+    sigmoid, tanh : seconds an element.
     """
 
     native: ModuleType
@@ -79,16 +80,16 @@ class Roof:
     tanh: float
 
     def reading(self, size: float) -> float:
-        """Bytes a second when an array of `size` bytes is read again and again."""
+        """The bytes a second at which an array of `size` bytes can be read again and again."""
         return read_bandwidth(self.native, self.dtype, int(size))
 
     def writing(self, size: float) -> float:
-        """Bytes a second when such an array is written; of a small one those of L2."""
+        """The bytes a second at which such an array can be written; if small, those of L2."""
         return write_bandwidth(int(max(size, LEVELS["L2"])))
 
 
 def measure_rate(probe: Callable[[int], float]) -> float:
-    """The most that `probe(rounds)` does in a second: the best of some runs of equal length."""
+    """The most that `probe(rounds)` does in a second: the best of `REPEATS` equal runs."""
 
     def timed(rounds: int) -> tuple[float, float]:
         start = time.perf_counter()
@@ -96,7 +97,7 @@ def measure_rate(probe: Callable[[int], float]) -> float:
         return time.perf_counter() - start, done
 
     rounds = 1
-    # The least of some: an interruption would pass for a long run.
+    # The least of three runs, as an interruption would look like a long run.
     while (took := min(timed(rounds)[0] for _ in range(3))) <= PROBE_SECONDS / 4:
         rounds *= 4
     rounds = max(1, round(rounds * PROBE_SECONDS / took))
@@ -104,9 +105,9 @@ def measure_rate(probe: Callable[[int], float]) -> float:
 
 
 def read_bandwidth(native: ModuleType, dtype: str, size: int) -> float:
-    """Bytes a second when an array of `size` bytes, but for less than a vector, is read again."""
+    """The bytes a second at which the whole vectors of an array of `size` bytes are read."""
     itemsize = np.dtype(dtype).itemsize
-    # Ones: zeros would be one page of memory, seen many times.
+    # Not zeros, which would be one page of memory, mapped many times.
     raw = np.ones((size + ALIGNMENT) // itemsize, dtype)
     start = -raw.ctypes.data % ALIGNMENT // itemsize
     array = raw[start : start + max(size, ALIGNMENT) // itemsize]
@@ -119,7 +120,7 @@ def read_bandwidth(native: ModuleType, dtype: str, size: int) -> float:
 
 
 def write_bandwidth(size: int) -> float:
-    """Bytes a second when an array of `size` bytes is set again and again, by the C library."""
+    """The bytes a second at which the C library's memset sets an array of `size` bytes."""
     array = np.empty(size, np.uint8)
     address = array.ctypes.data
 
@@ -132,12 +133,12 @@ def write_bandwidth(size: int) -> float:
 
 
 def fma_peak(native: ModuleType, dtype: str) -> float:
-    """Operations a second of multiplications and additions in registers."""
+    """The operations a second of multiply-adds in registers."""
     return measure_rate(lambda rounds: native.probe_fma(dtype, 1000 * rounds))
 
 
 def measure_roof(native: ModuleType, dtype: str) -> Roof:
-    """The peak and the cost of the activations, in about a fifth of a second."""
+    """Measures the peak and the activations, in about a fifth of a second."""
     x = np.linspace(-4, 4, IN_L1, dtype=dtype)
     y = np.empty_like(x)
 
@@ -160,7 +161,7 @@ def measure_levels(native: ModuleType, dtype: str) -> dict[str, float]:
 
 
 def step_bound(case: Case, roof: Roof) -> float:
-    """Seconds that a step of a stream of the case's layer takes at best, for one row."""
+    """The least seconds of a step of a stream of the case's layer, for one row."""
     cell, shape = case.cell, case.shape
     numbers = GATES[cell] * shape.H * (shape.I + shape.H)
     size = numbers * np.dtype(case.dtype).itemsize
@@ -168,13 +169,13 @@ def step_bound(case: Case, roof: Roof) -> float:
 
 
 def elementwise(case: Case, roof: Roof) -> float:
-    """Seconds of one row's activations."""
+    """The seconds of the activations of one row."""
     cell = case.cell
     return case.shape.H * (SIGMOIDS[cell] * roof.sigmoid + TANHS[cell] * roof.tanh)
 
 
 def bound(case: Case, roof: Roof) -> dict[str, float]:
-    """Seconds that the case takes at best, for each mode; see the module's docstring."""
+    """The least seconds of the case, by mode; see the module's docstring."""
     shape, cell = case.shape, case.cell
     rows = active_rows(shape)
     total, size = float(rows.sum()), np.dtype(case.dtype).itemsize

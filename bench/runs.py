@@ -1,4 +1,4 @@
-"""A benchmark from beginning to end: the list of tasks, each in a process of its own."""
+"""A whole benchmark: makes the list of tasks, and runs each one in a process of its own."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from bench.shapes import (
 )
 from bench.worker import thread_environment
 
-TASK_LIMIT = 900  # seconds after which a worker is taken to hang
+TASK_LIMIT = 900  # seconds; a worker that takes longer is considered to hang
 SWEEP_SECONDS = 0.1
 SWEPT = ("ours", "torch")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, from the command line; an empty tuple: all that the preset has."""
+    """The choices of the command line; an empty tuple of shapes: all those of the preset."""
 
     preset: str = "quick"
     cells: tuple[str, ...] = CELLS
@@ -51,7 +51,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Task:
-    """One worker's work: the list of the record that its result goes to, and its JSON."""
+    """The work of one worker.
+
+    section : the section of the record that takes its result.
+    label : its name in progress and errors.
+    threads : the number of threads, and of cores, of the worker.
+    fields : the JSON that the worker reads, but for its cores.
+    """
 
     section: str
     label: str
@@ -60,11 +66,11 @@ class Task:
 
 
 class WorkerFailed(Exception):
-    """A worker crashed, hung, or said why it could not."""
+    """A worker crashed, hung, or reported an error."""
 
 
 def contenders_for(options: Options) -> tuple[list[str], dict[str, str]]:
-    """The peers to time, ours first, and why the others are missing."""
+    """The names of the peers to time, ours first; and, by name, why the others are missing."""
     absent, preset = {}, PRESETS[options.preset]
     for name in peers.PEERS:
         reason = peers.missing(name, options.yardstick)
@@ -80,7 +86,7 @@ def contenders_for(options: Options) -> tuple[list[str], dict[str, str]]:
 
 
 def tasks(options: Options, names: list[str]) -> Iterator[Task]:
-    """Everything that the options ask for, in the order in which it is measured."""
+    """All tasks that the options ask for, in the order in which they run."""
     preset = PRESETS[options.preset]
     shapes = [SHAPES[name] for name in options.shapes or preset.shapes if name in SHAPES]
     yield Task(
@@ -128,7 +134,7 @@ def _timing(case: Case, names: list[str], options: Options) -> Task:
 def _sweep(
     section: str, label: str, cases: list[Case], names: list[str], seconds: float, **options: str
 ) -> Task:
-    """Cases of one number of threads, which share a process."""
+    """A task for cases with one number of threads, which share a process."""
     fields = {
         "kind": "sweep",
         "cases": [asdict(case) for case in cases],
@@ -204,11 +210,11 @@ def _memory(options: Options, names: list[str]) -> Iterator[Task]:
 
 
 def run_worker(task: dict[str, Any], threads: int, cpus: list[int]) -> Any:
-    """The result of one task, from a process of its own on `cpus`.
+    """Runs one task in a process of its own on `cpus`; returns its result.
 
     Raises
     ------
-    WorkerFailed : with the reason.
+    WorkerFailed : the process failed; the text says why.
     """
     search = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     environment = {
@@ -238,7 +244,7 @@ def run_worker(task: dict[str, Any], threads: int, cpus: list[int]) -> Any:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measures, and returns the record that is written as JSON."""
+    """Runs the benchmark; returns the record, which can be written as JSON."""
     names, absent = contenders_for(options)
     for name, reason in absent.items():
         print(f"{name}: left out, {reason}", file=sys.stderr)
@@ -267,7 +273,7 @@ def run(options: Options) -> dict[str, Any]:
             record["missing"][f"{task.threads} threads"] = f"{len(cpus)} core(s) to run on"
             continue
         try:
-            # The last cores: the system's own work prefers the first.
+            # Workers get the last cores, because the system's own work prefers the first ones.
             result = run_worker(task.fields, task.threads, cpus[-task.threads :])
         except WorkerFailed as error:
             record["errors"].append({"task": task.label, "error": str(error)})
@@ -285,7 +291,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _progress(items: list[Task]) -> Iterator[Task]:
-    """The tasks, with a bar on stderr; plain lines without tqdm."""
+    """The tasks, with a progress bar on stderr, or plain lines if tqdm is not installed."""
     try:
         from tqdm import tqdm
     except ImportError:

@@ -1,4 +1,4 @@
-"""What is timed: the one list of shapes, and which of them a preset takes.
+"""The cases to time: all shapes, and the presets that select some of them.
 
 Letters: T steps, B batch, I input size, H hidden size, L layers, D directions.
 """
@@ -11,17 +11,17 @@ from typing import Any
 CELLS = ("rnn", "gru", "lstm")
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 MODES = ("inference", "training")
-SHORTEST = "1-1-64-64"  # the shape that shows what a call costs by itself
+SHORTEST = "1-1-64-64"  # the shape that shows the cost of a call itself
 
 
 @dataclass(frozen=True)
 class Shape:
     """One size of problem.
 
-    name : unique, without spaces.
-    use : the kind of work it stands for.
-    cells : those it is timed with.
-    ragged : every sequence has a length of its own, uniform in 1..T.
+    name : a unique name without spaces.
+    use : the kind of work that the shape represents.
+    ragged : whether every sequence has its own length, uniform in 1..T.
+    cells : the cells with which the shape is timed.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Shape:
         return [self.I] + [self.D * self.H] * (self.L - 1)
 
     def flops(self, cell: str) -> float:
-        """Multiplications and additions of a forward pass without ragged lengths."""
+        """The multiplications and additions of a forward pass in which all lengths are T."""
         width = GATES[cell] * self.H
         return sum(2.0 * self.T * self.B * self.D * width * (size + self.H) for size in self.inputs)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time."""
+    """A layer to time: its cell, shape and dtype, and the number of threads."""
 
     cell: str
     shape: Shape
@@ -57,12 +57,12 @@ class Case:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Case:
-        """A case from JSON, as `asdict` made it."""
+        """The inverse of `asdict`, also after a way through JSON."""
         shape = {**fields["shape"], "cells": tuple(fields["shape"]["cells"])}
         return cls(**{**fields, "shape": Shape(**shape)})
 
     def __str__(self) -> str:
-        """For progress and errors."""
+        """The text that stands for the case in progress and errors."""
         return f"{self.cell} {self.shape.name} {self.dtype} threads={self.threads}"
 
 
@@ -114,9 +114,9 @@ SHAPES: dict[str, Shape] = {
     )
 }
 
-# Other ways to use torch's modules, each a section of a record: a loop in Python that calls a cell,
-# or a layer, for each of T steps; a layer from a PackedSequence to a PackedSequence; and a layer in
-# a model, between two linear ones of torch.
+# Other ways to use torch's modules. Each is a section of a record: a loop in Python that calls a
+# cell, or a layer, for each of T steps; a layer that takes and returns a PackedSequence; and a
+# layer in a model, between two of torch's linear layers.
 CELL_LOOPS, LAYER_LOOPS, PACKED, IN_MODELS = "cell_loops", "layer_loops", "packed", "in_models"
 WAYS: dict[str, dict[str, Shape]] = {
     section: {shape.name: shape for shape in shapes}
@@ -152,8 +152,8 @@ WAYS: dict[str, dict[str, Shape]] = {
         ),
     )
 }
-# One step of a stream, the section of a record and its mode; T of them are timed in a row, whose
-# inputs and outputs leave most of the L2 to the weights.
+# Steps of streams: the name of the section of a record, and of the mode. T steps are timed in a
+# row. T is so small that inputs and outputs leave most of the L2 cache to the weights.
 STREAMS, STEP = "streams", "step"
 STREAM_SHAPES: dict[str, Shape] = {
     shape.name: shape
@@ -171,7 +171,7 @@ STREAM_SHAPES: dict[str, Shape] = {
     )
 }
 
-# Sequences in low precision, another section.
+# The section for sequences in low precision.
 PRECISION = "precision"
 PRECISION_SHAPES: dict[str, Shape] = {
     shape.name: shape
@@ -182,13 +182,13 @@ PRECISION_SHAPES: dict[str, Shape] = {
     )
 }
 
-# Without the compiled module, another section: where Numba stands in for it.
+# The section for Numba, which stands in if there is no compiled module.
 FALLBACK = "fallback"
 FALLBACK_SHAPES: dict[str, Shape] = {
     shape.name: shape for shape in (_shape("without the module", 100, 8, 128, 128, "-fallback"),)
 }
 
-# All shapes that can be asked for.
+# All shapes that the option --shapes accepts.
 NAMED = {
     **SHAPES,
     **{name: shape for shapes in WAYS.values() for name, shape in shapes.items()},
@@ -200,20 +200,22 @@ NAMED = {
 
 @dataclass(frozen=True)
 class Preset:
-    """How much is measured.
+    """The measurements that a run makes.
 
-    seconds : of timing for each contender of each mode of a case.
-    shapes : names of `SHAPES` in float32; `double`: those also in float64; `memory`: those whose
-        peak memory is measured.
-    scaling : the values of T, B and H that are swept around `SCALING_BASE`.
-    slow_peers : names of the shapes in which those take part that are compiled anew for each case.
-    ways : whether the shapes of `WAYS` are measured too.
-    streams : names of `STREAM_SHAPES`.
+    seconds : the timing of each contender in each mode of a case.
+    shapes : the names of `SHAPES` to time in float32.
+    double : the names of those to time in float64 as well.
+    memory : the names of those whose peak memory is measured.
+    scaling : the values of T, B and H to sweep, starting from `SCALING_BASE`.
+    slow_peers : the names of the shapes for which slow peers, compiled for each case, take part.
+    ways : whether the shapes of `WAYS` are measured, too.
+    streams : the names of `STREAM_SHAPES` to time.
     precision : whether `PRECISION_SHAPES`, the latency of single steps and the demo's bits per
-        character are measured too.
-    fallback : whether `FALLBACK_SHAPES` are measured too.
-    peers : the names of those that take part; empty: all.
-    shared : the cells of a shape share a process, and ours takes part in one way only; no bound.
+        character are measured, too.
+    fallback : whether `FALLBACK_SHAPES` are measured, too.
+    peers : the names of the peers that take part; empty: all.
+    shared : whether the cells of a shape share a process. Then no bound is measured, and of ours
+        only the baseline is timed.
     """
 
     seconds: float
@@ -232,8 +234,9 @@ class Preset:
 
 SCALING_BASE = Shape("base", "scaling", T=100, B=8, I=128, H=128)
 
-# Where a training step takes some megabytes: below, a page more or less is all there is to see.
-MEMORY_FROM = 500_000  # of T*B*H*L*D
+# The least T*B*H*L*D for which memory is measured. A training step then takes some megabytes;
+# below, a page more or less would make the difference.
+MEMORY_FROM = 500_000
 
 PRESETS = {
     "quick": Preset(
@@ -293,7 +296,7 @@ PRESETS = {
 
 
 def scaling_shapes(axis: str, values: tuple[int, ...]) -> list[Shape]:
-    """The base shape with one letter swept; I goes with H, so that one number says the size."""
+    """`SCALING_BASE` with each value of the letter `axis`; for H, I takes the same value."""
     both = ("I", "H") if axis == "H" else (axis,)
     return [
         replace(SCALING_BASE, name=f"{axis}={value}", **dict.fromkeys(both, value))

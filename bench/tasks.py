@@ -1,4 +1,4 @@
-"""What a worker can do: time a case, sweep a size, measure memory or the machine."""
+"""The tasks of a worker: to time a case, sweep a size, or measure memory or the machine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bench.problem import Problem, make_problem
 from bench.shapes import CELL_LOOPS, MODES, STEP, WAYS, Case
 from rnnfast._low_precision import FORMATS
 
-# What makes each contender's peer, which may fail to be imported.
+# Functions that make each contender's peer. They may fail, as if a package cannot be imported.
 Makers = dict[str, Callable[[], peers.Peer]]
 
 
 def time_case(
     case: dict[str, Any], contenders: list[str], seconds: float, yardstick: str | None
 ) -> list[dict[str, Any]]:
-    """One entry for each mode: times, ratios to ours, what was left out and what failed."""
+    """One entry for each mode: times, ratios to ours, skipped contenders and errors."""
     parsed = Case.from_dict(case)
     problem = make_problem(parsed)
     bounds: dict[str, float] = {}
@@ -51,7 +51,7 @@ def time_case(
 
 
 def _stretched(bound: float, entry: dict[str, Any]) -> float:
-    """The bound of so many seconds at the speed that the machine had, in microseconds."""
+    """A bound in seconds as microseconds, at the speed that the machine had in the rounds."""
     return float(f"{bound * entry['slowed'] * 1e6:.5g}")
 
 
@@ -72,7 +72,7 @@ def _time_mode(
                 skipped[name] = reason
             else:
                 runners[name] = _validated(peer.build(problem, mode), want, case.dtype)
-        except Exception as error:  # one peer's failure leaves the others' times
+        except Exception as error:  # the other peers are timed all the same
             errors[name] = f"{type(error).__name__}: {error}"
     contenders = {
         name: timing.Contender(runner.run, runner.ready, len(problem.inputs))
@@ -106,7 +106,7 @@ def _time_mode(
 
 
 def _least_of_autograd(problem: Problem, mode: str) -> dict[str, timing.Contender]:
-    """Torch's own part in a training step, where nothing is computed."""
+    """The contender that shows torch's own part of a training step: it computes nothing."""
     if mode != "training":
         return {}
     from bench.peers.torch import Nothing, NothingInALoop
@@ -116,7 +116,7 @@ def _least_of_autograd(problem: Problem, mode: str) -> dict[str, timing.Contende
 
 
 def _validated(runner: peers.Runner, want: dict[str, NDArray], dtype: str) -> peers.Runner:
-    """The runner, once its answer for input 0 has been found to be ours."""
+    """The runner, if its answer for input 0 agrees with ours; else raises `Mismatch`."""
     validation.compare(_answer(runner), want, runner.precision or dtype)
     return runner
 
@@ -129,9 +129,10 @@ def _answer(runner: peers.Runner) -> dict[str, NDArray]:
 def sweep(
     cases: list[dict[str, Any]], contenders: list[str], seconds: float, way: str = ""
 ) -> list[dict[str, Any]]:
-    """`time_case` without bounds for each of several cases, which share a process.
+    """Times several cases in one process, as `time_case` does, but without bounds.
 
-    way : one of `WAYS`: training only, of the modules of `peers.MODULES` beside our layer.
+    way : the way in which the modules of `peers.MODULES` are used, one of `WAYS`. Then only
+        training is timed, beside our layer. "": as layers.
     """
     makers: Makers = {
         name: partial(peers.load, name, way=way)
@@ -151,10 +152,11 @@ def sweep(
 def time_steps(
     cases: list[dict[str, Any]], contenders: list[str], seconds: float
 ) -> list[dict[str, Any]]:
-    """One entry for each case: a step of our streams, and of ONNX Runtime where it takes part.
+    """One entry for each case: a step of our streams, and of ONNX Runtime if it takes part.
 
-    Times are of one of the case's T steps. `bytes` are those of the weights, and `relative_error`
-    is that of `low_precision.ACCURACY_STEPS` steps, both by how a stream keeps its weights.
+    Times are those of one step, the T-th part of a call. `bytes` has the bytes of the weights, and
+    `relative_error` the error over `low_precision.ACCURACY_STEPS` steps, both by the format of the
+    stream's weights.
     """
     makers: Makers = {peers.BASELINE: partial(Steps, "float32"), peers.IN_C: StepsInC}
     makers |= {name: partial(Steps, name) for name in FORMATS}
@@ -184,8 +186,8 @@ def time_precision(
 ) -> list[dict[str, Any]]:
     """One entry for each mode: our layer in float32 beside ours and torch's in low precision.
 
-    `peak_gflops` is the core's peak in bfloat16, as `low_precision.peak` has it, and
-    `low_bound_us` what a layer in it takes at best.
+    `peak_gflops` is the core's peak in bfloat16, from `low_precision.peak`. `low_bound_us` is the
+    least time of a layer in bfloat16.
     """
     parsed = Case.from_dict(case)
     problem = make_problem(parsed)
@@ -210,7 +212,7 @@ def time_precision(
 def time_fallback(
     case: dict[str, Any], contenders: list[str], seconds: float
 ) -> list[dict[str, Any]]:
-    """One entry for each mode: ours beside ours by Numba, and torch where it takes part."""
+    """One entry for each mode: ours, ours on Numba, and torch if it takes part."""
     makers: Makers = {peers.BASELINE: Ours, peers.NUMBA: partial(Ours, backend="numba")}
     if "torch" in contenders:
         makers["torch"] = partial(peers.load, "torch")
@@ -221,7 +223,7 @@ def time_fallback(
 
 
 def levels(dtypes: list[str]) -> dict[str, dict[str, float]] | None:
-    """The peak and bandwidths by dtype; None without the compiled module."""
+    """The peak and the bandwidths, by dtype; None without the compiled module."""
     native = roofline.native_module()
     if native is None:
         return None
@@ -229,7 +231,7 @@ def levels(dtypes: list[str]) -> dict[str, dict[str, float]] | None:
 
 
 def peak_memory(case: dict[str, Any], contender: str) -> float:
-    """MiB that a training step needs, beside inputs and weights."""
+    """The peak memory of a training step in MiB, without inputs and weights."""
     return memory.training_peak(Case.from_dict(case), contender) / 2**20
 
 

@@ -1,4 +1,4 @@
-"""Times of several contenders, taken in turn."""
+"""Measures the times of several contenders, which run in turn."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
-# A block is long beside the clock's reading and short beside what changes the machine's speed.
+# A block is long compared to reading the clock, and short compared to the time in which the
+# machine's speed changes.
 BLOCK_SECONDS = 0.01
-# Below this a contender is called untimed at the start of its block, for so long: its code and
-# weights have been driven out of the caches by the others, which is no part of its time.
+# A call below WARM_BELOW seconds first runs untimed for WARM_SECONDS in each block: the other
+# contenders have driven its code and weights out of the caches, which must not count.
 WARM_BELOW = BLOCK_SECONDS / 2
 WARM_SECONDS = BLOCK_SECONDS / 5
 MIN_BLOCKS = 5
 # A library's own threads spin or tidy up after a call, on the cores that the next contender needs:
-# those of ONNX Runtime for 45 ms, those of JAX for 7 even where it is to have one core.
+# those of ONNX Runtime for 45 ms, those of JAX for 7 ms, even if it is limited to one core.
 GLANCE_SECONDS = 0.001
 PATIENCE_SECONDS = 0.1
 PAUSE_SECONDS = 0.01
 TASKS = Path("/proc/self/task")
-# A process that had its core for less of a block than this shared it with another.
+# If the process had its core for a smaller part of a block, another process shared the core.
 ALONE = 0.97
 
 
@@ -41,7 +42,7 @@ class Spread:
         return Spread(self.median * factor, self.q1 * factor, self.q3 * factor)
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON, with as many digits as mean something."""
+        """A dict for JSON, with the five digits that are significant."""
         return {name: float(f"{value:.5g}") for name, value in asdict(self).items()}
 
 
@@ -53,10 +54,11 @@ def spread_of(values: list[float] | np.ndarray) -> Spread:
 
 @dataclass(frozen=True)
 class Contender:
-    """What is timed.
+    """A function to time.
 
-    run : called with k, 0 <= k < rotated, the number of the input.
-    ready : makes the context that a block runs in, which is no part of its time.
+    run : is called with k, the number of the input, 0 <= k < rotated.
+    ready : makes the context in which a block runs; entering and leaving it is not timed.
+    rotated : the number of inputs.
     """
 
     run: Callable[[int], object]
@@ -69,8 +71,8 @@ def time_block(run: Callable[[int], object], calls: int, rotated: int) -> tuple[
 
     Returns
     -------
-    seconds : of one call.
-    share : of that time in which this process had a core; with threads of its own also above 1.
+    seconds : the time of one call.
+    share : the CPU time of this process over the time; it may exceed 1 with several threads.
     """
     order = [k % rotated for k in range(calls)]
     cpu, start = time.process_time(), time.perf_counter()
@@ -81,13 +83,13 @@ def time_block(run: Callable[[int], object], calls: int, rotated: int) -> tuple[
 
 
 def others_run() -> bool:
-    """Whether other threads of this process run or could."""
+    """Whether other threads of this process run, or are ready to run."""
     own = str(threading.get_native_id())
     for task in TASKS.iterdir():
         try:
             if task.name != own and (task / "stat").read_text().rpartition(") ")[2][0] == "R":
                 return True
-        except (FileNotFoundError, ProcessLookupError):  # it has ended
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended
             continue
     return False
 
@@ -95,7 +97,7 @@ def others_run() -> bool:
 def wait_until_quiet() -> None:
     """Sleeps until no other thread of this process runs, or for `PATIENCE_SECONDS`.
 
-    Where the system does not say what threads do, for `PAUSE_SECONDS`.
+    If the system does not report the state of threads, it sleeps for `PAUSE_SECONDS`.
     """
     if not TASKS.exists():
         time.sleep(PAUSE_SECONDS)
@@ -106,7 +108,7 @@ def wait_until_quiet() -> None:
 
 
 def seconds_per_call(run: Callable[[int], object], seconds: float) -> float:
-    """The least time of a call on input 0 over about `seconds`, after a first one untimed."""
+    """The least time of a call on input 0 within about `seconds`, after one untimed call."""
     run(0)
     best, stop = float("inf"), time.perf_counter() + seconds
     while True:
@@ -117,10 +119,10 @@ def seconds_per_call(run: Callable[[int], object], seconds: float) -> float:
 
 @dataclass(frozen=True)
 class Rounds:
-    """What `interleave` measured.
+    """The result of `interleave`.
 
-    times : by contender, seconds per call in each round.
-    disturbed : the share of the rounds that were left out, as another process took the core.
+    times : the seconds per call in each round, by contender.
+    disturbed : the part of the rounds in which another process took the core.
     """
 
     times: dict[str, np.ndarray]
@@ -130,13 +132,13 @@ class Rounds:
 def interleave(contenders: Mapping[str, Contender], seconds: float, threads: int) -> Rounds:
     """Times the contenders in rounds of one block each.
 
-    Each round starts with another one, so that none always follows the same. A contender that takes
-    longer than a block has one call in it. There are rounds for about `seconds` times the number of
-    contenders, and at least `MIN_BLOCKS`.
+    Each round starts with the next contender. A contender whose call takes longer than a block has
+    one call in its block. The rounds take about `seconds` times the number of contenders, and there
+    are at least `MIN_BLOCKS` of them.
 
-    threads : that each contender takes. With one, rounds in which another process took a part of
-        the core are measured again while less than twice the time has passed; should all the same
-        fewer than `MIN_BLOCKS` be left, then all count.
+    threads : the number of threads that each contender uses. With one thread, a round in which
+        another process took a part of the core is left out and repeated, until twice the time has
+        passed. If fewer than `MIN_BLOCKS` rounds then remain, all rounds count.
     """
     calls, block = {}, {}
     for name, contender in contenders.items():

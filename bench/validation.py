@@ -1,4 +1,4 @@
-"""Whether a peer computes what we do: asked of every peer before it is timed."""
+"""The comparison of a peer's answer with ours, which every peer must pass before it is timed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# ‖got − want‖ / ‖want‖, by what is computed in. Ours is within 1e-6 forward and 5e-6 backward of
-# the exact answer in float32 (1e-13 and 1e-12 in float64) at 200 steps; ten times that leaves room
-# for 2048 steps and for peers that round less well, while gates in a wrong order are off by 0.1
-# and more. In low precision peers are within 6e-3 (bfloat16) and 2.5e-2 (torch's int8, of one unit
-# for a matrix), and torch's bfloat16 gradients of a GRU within 2.3e-2.
+# The greatest ‖got − want‖ / ‖want‖ allowed, by precision. At 200 steps our answer is within 1e-6
+# forward and 5e-6 backward of the exact one in float32 (1e-13 and 1e-12 in float64). Ten times that
+# leaves room for 2048 steps and for peers that round less well, while gates in a wrong order give
+# 0.1 and more. In low precision, peers are within 6e-3 (bfloat16) and 2.5e-2 (torch's int8, which
+# has one unit for a matrix), and torch's bfloat16 gradients of a GRU are within 2.3e-2.
 TOLERANCES = {
     ("float32", "output"): 1e-5,
     ("float32", "gradient"): 5e-5,
@@ -25,11 +25,11 @@ TOLERANCES = {
 
 
 class Mismatch(Exception):
-    """A peer's answer is not ours."""
+    """A peer's answer differs from ours."""
 
 
 def relative_error(got: NDArray, want: NDArray) -> float:
-    """‖got − want‖ / ‖want‖ in double precision; NaN where a value is."""
+    """‖got − want‖ / ‖want‖ in double precision; NaN if a value is NaN."""
     exact = want.astype(np.float64)
     return float(np.linalg.norm(got - exact) / max(np.linalg.norm(exact), 1e-300))
 
@@ -40,11 +40,11 @@ def compare(
     precision: str,
     error_of: Callable[[Any, Any], float] = relative_error,
 ) -> None:
-    """Raises `Mismatch`, naming the first array, where an answer of a peer is not ours.
+    """Raises `Mismatch`, which names the first array that differs, unless two answers agree.
 
-    got, want : as `Runner.answer` gives them.
-    precision : what the peer computes in.
-    error_of : the relative error of arrays of another kind than NumPy's.
+    got, want : the peer's and our answer, as `Runner.answer` returns them.
+    precision : the precision in which the peer computes.
+    error_of : computes the relative error of two arrays.
     """
     if got.keys() != want.keys():
         raise Mismatch(f"answers with {sorted(got)} instead of {sorted(want)}")

@@ -1,7 +1,7 @@
-"""One process of the benchmark: a task as JSON on stdin, its result as JSON on stdout.
+"""One process of the benchmark: it reads a task as JSON from stdin and writes a result to stdout.
 
-A process of its own for each case: pinned to its cores, with its number of threads set before
-anything is imported that would start them.
+Each task has a process of its own. It is pinned to its cores, and its number of threads is set
+before a library is imported that would start threads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import Any
 
-# What the libraries read when they are imported; `{}` is the number of threads.
+# Variables that the libraries read on import; `{}` stands for the number of threads.
 THREAD_VARIABLES = {
     "OMP_NUM_THREADS": "{}",
     "MKL_NUM_THREADS": "{}",
@@ -23,12 +23,12 @@ THREAD_VARIABLES = {
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """The environment variables of a process that computes with so many threads."""
+    """The environment variables of a process that computes with `threads` threads."""
     return {name: value.format(threads) for name, value in THREAD_VARIABLES.items()}
 
 
 def run_task(task: dict[str, Any]) -> Any:
-    """The result of one task, by `task["kind"]`; the other entries are its function's arguments."""
+    """Runs the function called `task["kind"]`; the other entries of `task` are its arguments."""
     from bench import tasks
 
     arguments = {name: value for name, value in task.items() if name not in ("kind", "cpus")}
@@ -38,14 +38,14 @@ def run_task(task: dict[str, Any]) -> Any:
 def main() -> int:
     """Reads a task and writes {"result": ...}, or {"error": "..."} with status 1."""
     task = json.load(sys.stdin)
-    # Only the answer goes to stdout, whatever the libraries print.
+    # Only the answer goes to stdout; output that the libraries print goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, task["cpus"])
     try:
         json.dump({"result": run_task(task)}, answers)
-    except Exception as error:  # whatever it is, the benchmark goes on and reports it
+    except Exception as error:  # the benchmark reports any error and goes on
         traceback.print_exc()
         json.dump({"error": f"{type(error).__name__}: {error}"}, answers)
         return 1

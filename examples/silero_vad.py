@@ -3,12 +3,15 @@
     pip install . onnx onnxruntime && pip install --no-deps silero-vad
     python examples/silero_vad.py
 
-The network hears 32 ms of sound at a time: a Fourier transform, four convolutions, an LSTM of 128
-units that carries on what was heard before, and the probability that someone speaks. All but the
-LSTM is NumPy here, with the package's weights; ONNX Runtime runs the package's model beside it. The
-sound is vowels that this program makes, between noise and tones, or WAV files: Debian's alsa-utils
-has people speak in /usr/share/sounds/alsa/*.wav, and `espeak-ng -w speech.wav "Some text."` writes
-one. The exit status is 1 where a probability differs from ONNX Runtime's by more than ALLOWED.
+The network reads 32 ms of sound at a time. It consists of a Fourier transform, four convolutions,
+an LSTM of 128 units, whose state remembers earlier sound, and an output, which is the probability
+that someone speaks. All but the LSTM is NumPy here, with the package's weights. ONNX Runtime runs
+the package's model beside it.
+
+The sound consists of vowels that this program makes, between noise and tones, or of WAV files.
+Debian's alsa-utils has speech in /usr/share/sounds/alsa/*.wav, and `espeak-ng -w speech.wav "Some
+text."` writes a file. The exit status is 1 if a probability differs from ONNX Runtime's by more
+than ALLOWED.
 """
 
 from __future__ import annotations
@@ -31,17 +34,19 @@ from onnx import numpy_helper, shape_inference
 
 import rnnfast
 
-# By the distribution's name: the module's is this file's own.
+# Found by the distribution's name, because the module has the same name as this file.
 DATA = Path(str(distribution("silero-vad").locate_file("silero_vad/data")))
 RATE = 16000  # samples a second
-WINDOW, CONTEXT = 512, 64  # samples: the new ones, and those heard before that are heard again
+WINDOW, CONTEXT = 512, 64  # samples: new ones in a step, and the last old ones, read again
 REFERENCE = "ONNX Runtime"
-# The package's rule: speech begins at 0.5, and ends where it stays below 0.35 for 100 ms.
+# The package's rule: speech begins at a probability of 0.5, and ends when it has stayed below 0.35
+# for 100 ms.
 THRESHOLD, THRESHOLD_OFF, MIN_SILENCE = 0.5, 0.35, 0.1 * RATE
-# Of a probability, beside ONNX Runtime's: twice and more what a quarter of an hour of sound showed.
+# The greatest difference of a probability from ONNX Runtime's. These are at least twice the
+# differences found in a quarter of an hour of sound.
 ALLOWED = {"float32": 2e-5, "bfloat16": 0.06, "int8": 0.15}
-BLOCK = 32  # windows that a detector hears before the next one hears them
-# Resonances of the mouth in Hz, of men (Peterson & Barney 1952, table II), and their widths.
+BLOCK = 32  # the windows that one detector reads before the next detector reads them
+# Resonances of the mouth in Hz, for men (Peterson & Barney 1952, table II), and their widths.
 VOWELS = {
     "heed": (270, 2290, 3010),
     "head": (530, 1840, 2480),
@@ -51,13 +56,13 @@ VOWELS = {
 }
 BANDWIDTHS = (60, 90, 130)
 
-# Sample t of frame n of the Fourier transform. Past the end, the samples are mirrored.
+# The index of sample t of frame n of the Fourier transform. Samples are mirrored past the end.
 PLACES = 128 * np.arange(4)[:, None] + np.arange(256)
 FRAMES = np.where(PLACES < WINDOW + CONTEXT, PLACES, 2 * (WINDOW + CONTEXT - 1) - PLACES)
 
 
 class Network:
-    """All of the network but its LSTM."""
+    """The network without its LSTM."""
 
     def __init__(self, tensors: dict[str, NDArray]) -> None:
         self.transform = tensors["model.stft.forward_basis_buffer"][:, 0].T.copy()  # (256, 2*129)
@@ -71,7 +76,7 @@ class Network:
         self.bias = float(tensors["model.decoder.decoder.2.bias"][0])
 
     def features(self, samples: NDArray) -> NDArray:
-        """Of CONTEXT + WINDOW samples, what the LSTM reads: (128,)."""
+        """The input of the LSTM (128,), from CONTEXT + WINDOW samples."""
         real, imaginary = np.split(samples[FRAMES] @ self.transform, 2, axis=1)
         x = np.sqrt(real * real + imaginary * imaginary)  # (time, channels)
         for kernel, bias, stride in self.layers:
@@ -86,7 +91,7 @@ class Network:
 
 
 class Detector:
-    """The network with its LSTM as a stream: windows in, one by one, probabilities out."""
+    """The network with its LSTM as a stream; a call reads a window and returns a probability."""
 
     def __init__(self, network: Network, lstm: rnnfast.LSTM, weights: str) -> None:
         self.network = network
@@ -107,10 +112,10 @@ class Detector:
 
 
 class OnnxDetector:
-    """The network in ONNX Runtime, on one thread, as in the package.
+    """The network in ONNX Runtime on one thread, as in the package.
 
-    Of its models this is the one for whole sequences, given a window at a time: the same bits as
-    from the default model, in four fifths of the time.
+    It runs the package's model for whole sequences, one window at a time. This gives the same bits
+    as the default model, in four fifths of the time.
     """
 
     def __init__(self) -> None:
@@ -147,7 +152,8 @@ class OnnxDetector:
 
 
 def make_detectors() -> dict[str, Detector | OnnxDetector]:
-    # This one has torch's names and layouts. The package's safetensors file is of another training.
+    # This model has torch's names and layouts. The package's safetensors file has the weights of
+    # another training.
     graph = onnx.load(DATA / "silero_vad_16k_op15.onnx").graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     lstm = rnnfast.LSTM(128, 128)
@@ -161,7 +167,7 @@ def make_detectors() -> dict[str, Detector | OnnxDetector]:
 def run_in_turn(
     calls: Mapping[str, Callable[[NDArray], Any]], inputs: Sequence[NDArray] | NDArray
 ) -> tuple[dict[str, list], dict[str, float]]:
-    """What each call makes of the inputs in order, and its microseconds for one, the median."""
+    """The results of each call for the inputs in order, and its median microseconds for one."""
     results: dict[str, list] = {name: [] for name in calls}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for first in range(0, len(inputs), BLOCK):
@@ -174,7 +180,7 @@ def run_in_turn(
 
 
 def speech(probabilities: Sequence[float] | NDArray) -> NDArray:
-    """Whether each window lies in speech, as the package's VADIterator decides."""
+    """Whether each window lies in speech, by the rule of the package's VADIterator."""
     decisions, speaking, quiet_since = [], False, None
     for n, probability in enumerate(probabilities):
         if probability >= THRESHOLD:
@@ -187,7 +193,7 @@ def speech(probabilities: Sequence[float] | NDArray) -> NDArray:
 
 
 def make_vowels(rng: np.random.Generator, seconds: float, pitch: float) -> NDArray:
-    """Syllables of one voice: the harmonics of its pitch, through its resonances."""
+    """Syllables of one voice: the harmonics of its pitch, filtered by the resonances."""
     t = np.arange(int(seconds * RATE)) / RATE
     ends = np.cumsum(rng.uniform(0.14, 0.26, size=int(seconds / 0.14) + 1))
     starts = np.concatenate([[0], ends[:-1]])
@@ -208,7 +214,7 @@ def make_vowels(rng: np.random.Generator, seconds: float, pitch: float) -> NDArr
 
 
 def make_sound(seed: int, phrases: int = 12) -> NDArray:
-    """Phrases of several voices, after pauses that hold a hiss, a louder noise, or a tone: (N,)."""
+    """Phrases of several voices (N,), each after a pause with a hiss, a louder noise, or a tone."""
     rng = np.random.default_rng(seed)
     parts = []
     for n in range(phrases):
@@ -220,7 +226,7 @@ def make_sound(seed: int, phrases: int = 12) -> NDArray:
 
 
 def read_sound(path: Path) -> NDArray:
-    """A WAV file of one channel of 16 bits, at RATE: (N,) in -1..1."""
+    """The samples (N,), in -1..1 and at RATE, of a WAV file with one channel of 16 bits."""
     try:
         with wave.open(str(path)) as file:
             form, rate = (file.getnchannels(), file.getsampwidth()), file.getframerate()
@@ -231,12 +237,12 @@ def read_sound(path: Path) -> NDArray:
         sys.exit(f"{path}: expected samples of one channel and 16 bits")
     sound = np.frombuffer(data, "<i2") / 32768
     length = round(len(sound) * RATE / rate)
-    # Band-limited: the frequencies that both rates have, and no others.
+    # The Fourier transform converts the rate, and keeps only the frequencies that both rates have.
     return np.fft.irfft(np.fft.rfft(sound), length) * (length / len(sound))
 
 
 def split(sound: NDArray) -> NDArray:
-    """Windows, (N, WINDOW), the last one filled up with zeros."""
+    """The windows (N, WINDOW) of a sound; zeros fill up the last one."""
     return np.pad(sound, (0, -len(sound) % WINDOW)).reshape(-1, WINDOW).astype(np.float32)
 
 
@@ -253,7 +259,7 @@ def main() -> int:
 
     detectors = make_detectors()
     heard, times = run_in_turn(detectors, windows)
-    # The LSTM by itself, from its start again.
+    # The LSTM alone, from the start of the sound again.
     detectors = make_detectors()
     features = [detectors["float32"].features(window) for window in windows]
     steps = {name: detector.step for name, detector in detectors.items()}
@@ -268,7 +274,7 @@ def main() -> int:
     for name, allowed in ALLOWED.items():
         got = np.array(heard[name])
         error = np.abs(got - reference).max()
-        correct &= bool(error <= allowed)  # not so of NaN
+        correct &= bool(error <= allowed)  # False for NaN
         by_threshold, as_speech = (got >= THRESHOLD) != spoken, speech(got) != in_speech
         print(
             f"{name:14}{times[name]:14.1f}{step_times[name]:13.2f}"

@@ -1,10 +1,10 @@
-"""Trains an LSTM to forecast sunspots: by torch.nn, and by rnnfast.torch after one more line.
+"""Trains an LSTM to forecast sunspots with torch.nn, and with rnnfast.torch by one more line.
 
     pip install ".[examples]" && python examples/torch_forecast.py
 
-Both models start from the same seed and see the same data, so their losses are those of one curve,
-up to rounding; their times are not. The series, mean sunspot numbers of the years 1700 to 2008, is
-part of statsmodels. The exit status is 1 if the losses differ by more than TOLERANCE.
+Both models start from the same seed and see the same data, so their losses are equal up to
+rounding; their times are not. The series of mean sunspot numbers in the years 1700 to 2008 is part
+of statsmodels. The exit status is 1 if the losses differ by more than TOLERANCE.
 """
 
 import argparse
@@ -19,18 +19,19 @@ from statsmodels.datasets import sunspots
 
 import rnnfast.torch as rt
 
-TEST_YEARS = 60  # the last ones, which training does not see
-WINDOW = 60  # years that a training sequence reads; a cycle of the sun takes about 11
-WARM_UP = 3  # epochs that are not timed
-# Of the losses, relative. Float32 rounds at 6e-8, and training lets that grow: with the first seed
-# it is 5e-6 after 100 epochs and 5e-4 after 150; after 250 the two go ways of their own.
+TEST_YEARS = 60  # the last years, which training does not see
+WINDOW = 60  # the years in a training sequence; a cycle of the sun takes about 11
+WARM_UP = 3  # the epochs that are not timed
+# The greatest relative difference of the losses. Float32 rounds at 6e-8, and training amplifies
+# that: with the first seed the difference is 5e-6 after 100 epochs and 5e-4 after 150. After 250
+# epochs the two models are no longer comparable.
 TOLERANCE = 1e-4
 COLOURS = {"torch.nn": "#D55E00", "rnnfast.torch": "#0072B2"}  # Okabe & Ito 2008
 GREY = "#595959"
 
 
 class Forecaster(torch.nn.Module):
-    """Reads (T, B, 1) values, and forecasts at each step the value of the next."""
+    """Reads values (T, B, 1) and forecasts, at each step, the value of the next step."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ def make_models(hidden: int, seed: int) -> dict[str, Forecaster]:
 def train(
     models: dict[str, Forecaster], values: torch.Tensor, epochs: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """The losses and the seconds of each model's epochs; the models take turns."""
+    """Trains the models in turn; returns the losses and the seconds of their epochs."""
     windows = values.unfold(0, WINDOW + 1, 1).T.unsqueeze(2)  # (WINDOW + 1, B, 1), a step apart
     x, target = windows[:-1].contiguous(), windows[1:].contiguous()
     optimizers = {k: torch.optim.Adam(m.parameters(), lr=0.003) for k, m in models.items()}
@@ -85,11 +86,11 @@ def draw(
     series: torch.Tensor,
     forecasts: dict[str, torch.Tensor],
 ) -> None:
-    """Writes the plot to `path`: the losses, and the forecasts of the last years."""
+    """Writes a plot of the losses and of the forecasts for the last years to `path`."""
     drawing = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     left, right = drawing.subplots(1, 2)
     right.plot(years, series, ".", color=GREY, label="observed")
-    # The second of two equal lines is dashed, or it would hide the first.
+    # The second line is dashed: it is almost equal to the first one, and would hide it.
     for (name, colour), style in zip(COLOURS.items(), ["-", "--"], strict=True):
         epochs = range(1, len(losses[name]) + 1)
         label = f"{name}, {milliseconds[name]:.0f} ms an epoch"

@@ -1,1 +1,1 @@
-"""`python -m bench --device cuda`: the layers of rnnfast.torch beside torch.nn's on a device."""
+"""`python -m bench --device cuda`: times rnnfast.torch's layers and torch.nn's on a device."""

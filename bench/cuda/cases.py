@@ -1,4 +1,4 @@
-"""What is measured on a device."""
+"""The cases to time on a device."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ DTYPES = ("float32", "bfloat16")
 STEPS = (64, 1024)
 BATCHES = (1, 16, 64)
 HIDDEN = (64, 256, 512, 768, 1024)
-# Who is timed.
+# The names of the contenders.
 OURS, CUDNN, TF32, FLASHRNN = NAMES = ("ours", "torch.nn", "torch.nn, TF32", "FlashRNN")
-# What CUDA libraries for recurrent layers publish their times of.
+# The goal: the case for which CUDA libraries for recurrent layers publish their times.
 GOAL = ("lstm", "bfloat16", 1024, 16, 768)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layer in one direction, whose input is as wide as its state: I = H."""
+    """One layer in one direction, whose input and state have the same width: I = H."""
 
     cell: str
     dtype: str
@@ -34,7 +34,7 @@ class Case:
 
     @property
     def shape(self) -> str:
-        """T-B-H."""
+        """The name of the shape: T-B-H."""
         return f"{self.T}-{self.B}-{self.H}"
 
     @staticmethod
@@ -44,7 +44,7 @@ class Case:
 
 
 def cases(cells: Sequence[str] = CELLS, shapes: Sequence[str] = ()) -> list[Case]:
-    """All of them; of some cells and shapes alone, if there are any of those."""
+    """All cases of some cells and, if `shapes` is not empty, of these shapes only."""
     return [case for case in _all() if case.cell in cells and (not shapes or case.shape in shapes)]
 
 

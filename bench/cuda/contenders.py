@@ -1,4 +1,4 @@
-"""Who is timed on a device: modules with the same parameters, and their answers."""
+"""The contenders to time on a device: modules with the same parameters, and their answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import rnnfast.torch as rt
 from bench.cuda.cases import FLASHRNN, GOAL, OURS, TF32, Case
 
 CLASSES = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
-# FlashRNN compiles its kernels anew for each size, which takes minutes: at that of the goal alone.
+# FlashRNN compiles its kernels for each size, which takes minutes. It is timed at the goal's only.
 FLASHRNN_SHAPE = GOAL[2:]
 FLASHRNN_CELLS = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}
 
@@ -21,9 +21,9 @@ Call = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Problem:
-    """A case's input, parameters and the gradient at its output, the same for all contenders.
+    """The input, the parameters and the output's gradient of a case, equal for all contenders.
 
-    Values are those of the case's dtype; the reference has them in float64.
+    Values are in the case's dtype. The reference uses the same values in float64.
     """
 
     def __init__(self, case: Case, where: str) -> None:
@@ -36,7 +36,7 @@ class Problem:
         self.dy = torch.randn(case.T, case.B, case.H, device=where).to(self.dtype)
 
     def module(self, package: Any, dtype: torch.dtype | None = None) -> torch.nn.Module:
-        """A layer of torch.nn or rnnfast.torch."""
+        """A layer of `package`, torch.nn or rnnfast.torch; dtype : None: the case's."""
         module = getattr(package, CLASSES[self.case.cell])(self.case.H, self.case.H)
         module.to(self.x.device, dtype or self.dtype)
         module.load_state_dict(self.parameters)
@@ -51,9 +51,13 @@ class Problem:
 
 
 class Contender:
-    """What is timed: y of x, and in training the gradients of x and all parameters at some dy.
+    """A function to time: y of x, and in training the gradients at x and all parameters, from dy.
 
-    module : what `forward` calls, if it is one.
+    forward : computes y from x.
+    parameters : the parameters, in the order of torch.nn.
+    module : the module that `forward` calls, if any.
+    context : makes the context in which `run` is called.
+    precision : the precision in which it computes; None: the case's dtype.
     """
 
     def __init__(
@@ -68,15 +72,15 @@ class Contender:
         self.parameters = parameters
         self.module = module
         self.context = context
-        self.precision = precision  # what it computes in; None: as the case
+        self.precision = precision
 
     def prepare(self, mode: str) -> None:
-        """To be called before the others: cuDNN keeps what backward needs only in training."""
+        """Must be called first: cuDNN keeps the data for a backward pass in training mode only."""
         if self.module is not None:
             self.module.train(mode == "training")
 
     def run(self, x: torch.Tensor, dy: torch.Tensor, mode: str) -> list[torch.Tensor]:
-        """The output; in training then the gradients."""
+        """The output and, in training, the gradients."""
         if mode == "inference":
             with torch.no_grad():
                 return [self.forward(x)]
@@ -84,7 +88,7 @@ class Contender:
         return [y, *torch.autograd.grad(y, [x, *self.parameters], dy)]
 
     def answer(self, x: torch.Tensor, dy: torch.Tensor, mode: str) -> dict[str, torch.Tensor]:
-        """What `run` gives, by name."""
+        """The results of `run`, by name."""
         with self.context():
             found = self.run(x.detach().requires_grad_(mode != "inference"), dy, mode)
         names = ["output", "x", *map(str, range(len(self.parameters)))]
@@ -92,7 +96,7 @@ class Contender:
 
 
 def missing(name: str, case: Case) -> str | None:
-    """Why a contender is not timed; None: it is."""
+    """Why a contender is not timed; None if it is timed."""
     if name == TF32 and case.dtype != "float32":
         return "there is none in bfloat16"
     if name == FLASHRNN:
@@ -104,12 +108,12 @@ def missing(name: str, case: Case) -> str | None:
 
 
 def make(name: str, problem: Problem) -> Contender:
-    """One of `cases.NAMES`."""
+    """Makes the contender called `name`, one of `cases.NAMES`."""
     if name == FLASHRNN:
         return _flashrnn(problem)
     module = problem.module(rt if name == OURS else torch.nn)
     context = _tf32 if name == TF32 else _exact
-    precision = "bfloat16" if name == TF32 else None  # whose 8 bits are fewer than TF32's 11
+    precision = "bfloat16" if name == TF32 else None  # TF32 has 11 bits, bfloat16 8
     return Contender(lambda x: module(x)[0], list(module.parameters()), module, context, precision)
 
 
@@ -124,7 +128,7 @@ def _with_tf32(allowed: bool) -> Iterator[None]:
 
 
 def _tf32() -> contextlib.AbstractContextManager[None]:
-    """What torch.nn does unless told otherwise."""
+    """A context in which cuDNN may use TF32, which is torch's default."""
     return _with_tf32(True)
 
 
@@ -133,20 +137,20 @@ def _exact() -> contextlib.AbstractContextManager[None]:
 
 
 def _flashrnn(problem: Problem, backend: str = "cuda_fused") -> Contender:
-    """With torch's product for the input; one head."""
+    """FlashRNN with one head; torch computes the input product."""
     case, given = problem.case, problem.parameters
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     weights = [given[name].clone().requires_grad_() for name in names]
     gates, hidden = len(weights[0]) // case.H, case.H
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        from flashrnn import flashrnn  # compiles what it needs
+        from flashrnn import flashrnn  # this compiles its kernels
 
         w_ih, w_hh, b_ih, b_hh = weights
         recurrent = w_hh.view(gates, 1, hidden, hidden)
         b_w, b_r = b_ih.view(gates, 1, hidden), b_hh.view(gates, 1, hidden)
         bias = b_w + b_r
-        if case.cell == "gru":  # n of R h first, and its two biases apart
+        if case.cell == "gru":  # gates n, r, z; n has two separate biases
             recurrent = recurrent[[2, 0, 1]]
             bias = torch.cat((b_r[2:], bias[:2], b_w[2:]))
         wx = (x @ w_ih.t()).view(*x.shape[:2], gates, 1, hidden).transpose(0, 1)

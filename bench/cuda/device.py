@@ -1,4 +1,4 @@
-"""The device that is measured: what it is, and how long it takes for something."""
+"""The device to measure: its description, and the timing of calls on it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rnnfast import _cuda
 
 
 class NoDevice(Exception):
-    """Why nothing can be measured here, in a sentence."""
+    """There is no device to measure; the text says why."""
 
 
 class Device:
-    """The current CUDA device of torch; tests have another one.
+    """The current CUDA device of torch; tests replace it by another one.
 
-    where : torch's name of the place where its tensors are.
+    where : torch's name for the device of its tensors.
     """
 
     where = "cuda"
 
     def time_block(self, run: Callable[[], object], calls: int) -> float:
-        """Seconds of one call of `calls` in a row, between two events on the stream.
+        """The seconds of a call, from `calls` calls in a row between two events on the stream.
 
-        Where a call takes the host longer than the device, it is the host's time.
+        If a call takes the host longer than the device, this is the host's time.
         """
         import torch
 
@@ -39,7 +39,7 @@ class Device:
         return start.elapsed_time(stop) / 1e3 / calls
 
     def describe(self) -> dict[str, Any]:
-        """Its name and what belongs to it, for the record."""
+        """The name and the properties of the device, for the record."""
         import torch
 
         found = torch.cuda.get_device_properties(0)
@@ -53,7 +53,7 @@ class Device:
         }
 
     def versions(self) -> dict[str, str]:
-        """Of CUDA's libraries, as torch has them."""
+        """The versions of the CUDA libraries that torch uses."""
         import torch
 
         return {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
@@ -64,7 +64,7 @@ def find() -> Device:
 
     Raises
     ------
-    NoDevice : there is none, or no torch or no library of kernels for it.
+    NoDevice : there is no device, no torch, or no library of kernels for it.
     """
     if importlib.util.find_spec("torch") is None:
         raise NoDevice("needs torch, which is not installed")

@@ -1,4 +1,4 @@
-"""What has to hold on a device, as data, and whether it does in a record."""
+"""The floors for a device, and the check whether a record meets them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bench.floor import Figure, Figures, Floor
 from bench.floors import Verdict
 from bench.shapes import MODES
 
-# A goal in milliseconds is one of this device.
+# The device for which the goals in milliseconds hold.
 GOAL_DEVICE = "H200"
 GOAL_MS = {"inference": 1.2, "training": 3.4}
 MOST_ROWS = 64
 
 
 def against_cudnn(mode: str | None = None) -> Callable[[dict[str, Any]], Figures]:
-    """How many times as long torch.nn takes in the same dtype and precision."""
+    """The time of torch.nn over ours, in the same dtype and without TF32."""
 
     def figures(record: dict[str, Any]) -> Figures:
         return [
@@ -36,7 +36,7 @@ def against_cudnn(mode: str | None = None) -> Callable[[dict[str, Any]], Figures
 
 
 def milliseconds_of_the_goal(mode: str) -> Callable[[dict[str, Any]], Figures]:
-    """Ours, on the device that the goal is of."""
+    """Our milliseconds for the goal; no figures on another device than the goal's."""
 
     def figures(record: dict[str, Any]) -> Figures:
         if GOAL_DEVICE not in record["device"]["name"]:
@@ -68,7 +68,7 @@ FLOORS = (
 
 
 def errors(record: dict[str, Any]) -> list[str]:
-    """What went wrong: cases that failed, and contenders whose answer was not torch's."""
+    """Texts of what went wrong: cases that failed, and contenders with a wrong answer."""
     found = [f"{error['task']}: {error['error']}" for error in record["errors"]]
     for entry in record["results"]:
         what = f"{Case.from_dict(entry['case'])} {entry['mode']}"
@@ -77,7 +77,7 @@ def errors(record: dict[str, Any]) -> list[str]:
 
 
 def check(record: dict[str, Any]) -> tuple[list[Verdict], list[str]]:
-    """A verdict on every floor, and everything else that a check fails for."""
+    """A verdict on every floor, and the other problems for which a check fails."""
     verdicts = [floors.judge(floor, record) for floor in FLOORS]
     problems = errors(record)
     if not any(verdict.count for verdict in verdicts):

@@ -1,4 +1,4 @@
-"""What exchanges between blocks cost here: `bench/cuda_latencies.cu`, compiled and run."""
+"""Compiles and runs `bench/cuda_latencies.cu`, which measures exchanges between blocks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NAMES = {
 
 
 def architecture(capability: str) -> str:
-    """What nvcc compiles for: of Hopper, with what it alone has."""
+    """The architecture for nvcc; Hopper's "sm_90a" includes the features that only it has."""
     number = capability.replace(".", "")
     return f"sm_{number}a" if number == "90" else f"sm_{number}"
 
 
 def build(program: Path, capability: str) -> str | None:
-    """Compiles the program; why it could not, or None."""
+    """Compiles the program; returns None, or why this failed."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return "not measured: there is no nvcc"
@@ -39,10 +39,10 @@ def build(program: Path, capability: str) -> str | None:
 
 
 def measure(capability: str) -> dict[str, Any]:
-    """Nanoseconds by the names in `NAMES`, the device's processors and the blocks of the cluster.
+    """The nanoseconds by the names in `NAMES`, and the processors and the blocks of the cluster.
 
-    With an entry `error` alone where it could not be measured; without the entries of clusters
-    where the device has none.
+    If the device has no clusters, their entries are missing. If nothing could be measured, the only
+    entry is `error`.
     """
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder, "latencies")

@@ -1,4 +1,4 @@
-"""The command line's part for a device."""
+"""The part of the command line that is for a device."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["NoDevice", "main", "measure"]
 
 
 def main(options: argparse.Namespace) -> int:
-    """Runs the benchmark, or takes a record, and returns the exit status.
+    """Runs the benchmark, or loads a record; returns the exit status.
 
     Raises
     ------
-    NoDevice : there is nothing to measure on.
-    OSError, ValueError : of the record.
+    NoDevice : there is no device to measure.
+    OSError, ValueError : the record cannot be read or written.
     """
     record = records.load(options.load, "cuda") if options.load else measure(options)
     if options.report:

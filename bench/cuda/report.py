@@ -1,4 +1,4 @@
-"""GPU-BENCHMARKS.md, from a record of a device."""
+"""Writes GPU-BENCHMARKS.md from a record of a device."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def entries(record: dict[str, Any]) -> Iterator[tuple[Case, dict[str, Any]]]:
 
 
 def write(record: dict[str, Any], folder: Path) -> Path:
-    """Writes the page.
+    """Writes the page, and returns its path.
 
     Raises
     ------
-    OSError : the folder is not there, or cannot be written to.
+    OSError : the folder does not exist, or cannot be written to.
     """
     page = folder / PAGE
     page.write_text("\n".join(lines(record)) + "\n")
@@ -44,7 +44,7 @@ def write(record: dict[str, Any], folder: Path) -> Path:
 
 
 def lines(record: dict[str, Any]) -> Iterator[str]:
-    """Of the page."""
+    """The lines of the page."""
     yield from ["# Benchmarks on a GPU", "", _conditions(record), "", HOW]
     yield from _latencies(record["latencies_ns"])
     yield from ["## Floors", "", "What `python -m bench --device cuda --check` asks for.", ""]

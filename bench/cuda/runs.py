@@ -1,4 +1,4 @@
-"""A benchmark on a device from beginning to end, in one process."""
+"""A whole benchmark on a device, in one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from bench.shapes import CELLS, MODES
 from bench.timing import spread_of
 from rnnfast.torch import cuda as kernels
 
-# A block is long beside what an event costs, and a round of them short beside changes of the clock.
+# A block is long compared to the cost of an event. A round of blocks is short compared to the time
+# in which the device's clock rate changes.
 BLOCK_SECONDS = 0.005
 MIN_ROUNDS = 7
 MOST_ROUNDS = 50
@@ -36,7 +37,7 @@ TimeBlock = Callable[[Callable[[], object], int], float]
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure; no shapes: all. seconds : for each contender, case and mode."""
+    """The choices of the command line; no shapes: all. seconds : per contender, case and mode."""
 
     cells: tuple[str, ...] = CELLS
     shapes: tuple[str, ...] = ()
@@ -46,10 +47,10 @@ class Options:
 def interleave(
     runs: Mapping[str, Callable[[], object]], time_block: TimeBlock, seconds: float
 ) -> dict[str, np.ndarray]:
-    """Seconds of a call by contender, in rounds of one block each, which take turns to be first."""
+    """The seconds of a call in each round, by contender; contenders take turns to be first."""
     calls, block = {}, {}
     for name, run in runs.items():
-        time_block(run, 2)  # compiles, allocates, chooses algorithms
+        time_block(run, 2)  # this compiles, allocates and chooses algorithms
         once = time_block(run, 1)
         calls[name] = max(1, round(BLOCK_SECONDS / once))
         block[name] = once * calls[name]
@@ -64,7 +65,7 @@ def interleave(
 
 
 def measure(case: Case, device: Device, seconds: float) -> list[dict[str, Any]]:
-    """An entry of the record for each mode: times of those whose answers are torch's in float64."""
+    """One entry for each mode: the times of contenders that agree with torch in float64."""
     problem = Problem(case, device.where)
     want = problem.reference("training")
     made = {name: peers.make(name, problem) for name in NAMES if not peers.missing(name, case)}
@@ -79,7 +80,7 @@ def measure(case: Case, device: Device, seconds: float) -> list[dict[str, Any]]:
             if error is None:
                 right[name] = contender
             elif name == FLASHRNN and not error.startswith(validation.Mismatch.__name__):
-                absent[name] = error  # whether it compiles here is no matter of ours
+                absent[name] = error  # that it does not compile is no error of ours
             else:
                 errors[name] = error
         entries.append(
@@ -97,7 +98,7 @@ def measure(case: Case, device: Device, seconds: float) -> list[dict[str, Any]]:
 def disagreement(
     name: str, contender: Contender, problem: Problem, mode: str, want: dict[str, torch.Tensor]
 ) -> str | None:
-    """Why an answer is not to be trusted; None: it is right."""
+    """Why a contender must not be timed, as its answer is wrong; None if it is right."""
     case = problem.case
     try:
         if name == OURS and not kernels.runs(next(iter(contender.parameters))):
@@ -105,13 +106,13 @@ def disagreement(
         contender.prepare(mode)
         got = contender.answer(problem.x, problem.dy, mode)
         validation.compare(got, want, contender.precision or case.dtype, _relative_error)
-    except Exception as error:  # whatever it is, the benchmark goes on and reports it
+    except Exception as error:  # the benchmark reports any error and goes on
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def _relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """‖got − want‖ / ‖want‖, where they are."""
+    """‖got − want‖ / ‖want‖, computed on the device of the tensors."""
     norm = torch.linalg.vector_norm
     return float(norm(got.double() - want) / norm(want).clamp(min=1e-300))
 
@@ -145,7 +146,7 @@ def _times(
 
 
 def run(options: Options, device: Device) -> dict[str, Any]:
-    """The record of a benchmark; what is being measured is said on stderr."""
+    """Runs the benchmark, and returns its record; prints each case to stderr as it begins."""
     start = time.perf_counter()
     described = device.describe()
     record: dict[str, Any] = {
@@ -164,7 +165,7 @@ def run(options: Options, device: Device) -> dict[str, Any]:
         print(case, file=sys.stderr, flush=True)
         try:
             record["results"] += measure(case, device, options.seconds)
-        except Exception as error:  # such as too little memory for this one
+        except Exception as error:  # as if there is too little memory for the case
             text = f"{type(error).__name__}: {error}".splitlines()[0]
             record["errors"].append({"task": str(case), "error": text})
         gc.collect()

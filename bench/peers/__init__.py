@@ -1,4 +1,4 @@
-"""Who is timed. A peer that is not installed is left out."""
+"""The peers, which are the implementations to time. Those that are not installed are left out."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ __all__ = [
 
 
 class Entry(NamedTuple):
-    """Where a peer is, and what it needs.
+    """The place and the needs of a peer.
 
-    slow : compiled anew for each case, which takes seconds: not in the quick preset.
+    module, name : its class.
+    packages : the packages that it needs.
+    slow : whether it compiles for each case, which takes seconds. The quick preset leaves it out.
     """
 
     module: str
@@ -45,17 +47,18 @@ class Entry(NamedTuple):
 
 
 BASELINE = "ours"
-# Ours in other ways, beside the baseline.
-ONE_THREAD = "ours, one thread"  # where the baseline has more
-NEW_WEIGHTS = "ours, new weights"  # packed in each training step, as after an optimiser's
-RECOMPUTE = "ours, recompute"  # in backward, for its memory
-NUMBA = "ours, Numba"  # without the compiled module
-DROPIN = "rnnfast.torch"  # ours as modules of torch, which compare with torch's
+# Variants of ours, timed beside the baseline.
+ONE_THREAD = "ours, one thread"  # if the baseline uses more
+NEW_WEIGHTS = "ours, new weights"  # packs weights in each training step, as after an optimiser's
+RECOMPUTE = "ours, recompute"  # `record` with recompute; only its memory is measured
+NUMBA = "ours, Numba"  # runs on Numba instead of the compiled module
+DROPIN = "rnnfast.torch"  # ours as modules of torch, to compare with torch's
 YARDSTICK = "yardstick"
-# Steps of a stream, beside the baseline's in float32 from Python: ours, and ONNX Runtime's.
+# Steps of a stream, where the baseline is a step in float32 from Python: ours in C, and ONNX
+# Runtime's.
 IN_C = "in C"
 RUN, BOUND_RUN = "onnxruntime, run", "onnxruntime, bound"
-# Sequences in low precision, by what they are computed in.
+# Sequences in low precision, by the format.
 OURS_IN = {"bfloat16": "ours, bfloat16", "int8": "ours, int8"}
 TORCH_IN = {"bfloat16": "torch, bfloat16", "int8": "torch, int8"}
 PEERS = {
@@ -68,7 +71,7 @@ PEERS = {
     YARDSTICK: Entry("bench.peers.yardstick", "Yardstick", ()),
 }
 
-# These take part where onnxruntime or torch does.
+# These take part if onnxruntime or torch does.
 _STEPS, _LOW = "bench.peers.onnx_steps", "bench.peers.torch_low"
 _ONNX = ("onnx", "onnxruntime")
 OTHERS = {
@@ -78,11 +81,11 @@ OTHERS = {
     TORCH_IN["int8"]: Entry(_LOW, "TorchInt8", ("torch",)),
 }
 FLOOR_PEERS = ("torch", "onnxruntime", "openvino")  # the fastest of these is the one to beat
-MODULES = ("torch", DROPIN)  # that are used in other ways too
+MODULES = ("torch", DROPIN)  # the peers that `WAYS` uses in other ways, too
 
 
 def missing(name: str, yardstick: str | None) -> str | None:
-    """Why the peer called `name` cannot be timed here, without importing it; None where it can."""
+    """Why the peer called `name` cannot be timed here; None if it can. This imports nothing."""
     if name == YARDSTICK and yardstick is None:
         return "no --yardstick was given"
     absent = [package for package in PEERS[name].packages if not importlib.util.find_spec(package)]
@@ -90,10 +93,10 @@ def missing(name: str, yardstick: str | None) -> str | None:
 
 
 def load(name: str, yardstick: str | None = None, **options: str) -> Peer:
-    """The peer called `name`, of `PEERS` or `OTHERS`.
+    """Makes the peer called `name`, a key of `PEERS` or `OTHERS`.
 
     yardstick : the path of the yardstick's shared library.
-    options : of the peer's constructor.
+    options : arguments of the peer's constructor.
     """
     entry = PEERS.get(name) or OTHERS[name]
     constructor = getattr(importlib.import_module(entry.module), entry.name)

@@ -1,4 +1,4 @@
-"""What a peer is to the benchmark."""
+"""The interface of a peer."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from bench.shapes import Case
 
 
 class Runner(ABC):
-    """A peer that is built for one problem and mode, and can be timed.
+    """A peer that was built for one problem and mode, and can be timed.
 
-    precision : what it computes in; None: the case's dtype.
+    precision : the precision in which it computes; None: the case's dtype.
     """
 
     precision: str | None = None
 
     def ready(self) -> AbstractContextManager[Any]:
-        """The state of the process that `run` needs, set up around a block of calls, untimed."""
+        """A context that prepares the process for a block of calls of `run`; it is not timed."""
         return nullcontext()
 
     @abstractmethod
     def run(self, k: int) -> Any:
-        """The timed step on input k: a forward pass, in training with all the gradients."""
+        """The function to time, on input k: a forward pass, and in training all gradients."""
 
     @abstractmethod
     def answer(self, result: Any) -> dict[str, NDArray]:
-        """What `run` returned, as arrays: `output` (T, B, D*H); in training also `input`.
+        """The arrays of a result of `run`: `output` (T, B, D*H), and in training the gradients.
 
-        `input` (T, B, I) and, by torch's names, the parameters are gradients.
+        The gradients are `input` (T, B, I), and those of the parameters under torch's names.
         """
 
 
@@ -41,8 +41,8 @@ class Peer(ABC):
 
     @abstractmethod
     def refuses(self, case: Case, mode: str) -> str | None:
-        """Why it cannot do this, or None."""
+        """Why the peer cannot run this case in this mode; None if it can."""
 
     @abstractmethod
     def build(self, problem: Problem, mode: str) -> Runner:
-        """A runner with the problem's weights, on the case's number of threads."""
+        """Makes a runner with the problem's weights and the case's number of threads."""

@@ -7,6 +7,6 @@ from bench.peers.torch import Torch
 
 
 class Dropin(Torch):
-    """`rnnfast.torch`'s modules, used just as those of `torch.nn` are."""
+    """The modules of `rnnfast.torch`, used exactly as those of `torch.nn`."""
 
     modules = rnnfast.torch

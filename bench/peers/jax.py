@@ -1,4 +1,4 @@
-"""JAX: the cells as `lax.scan`, compiled."""
+"""JAX, with the cells in a compiled `lax.scan`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.shapes import Case
 
 
 class Jax(Peer):
-    """The input product of all steps is one product ahead of the scan, as JAX's users write it."""
+    """Layers whose input product over all steps comes before the scan, as JAX's users write it."""
 
     def refuses(self, case: Case, mode: str) -> str | None:
         if case.shape.ragged:

@@ -1,7 +1,7 @@
-"""The problem's layers as an ONNX model, for the peers that read one.
+"""Makes an ONNX model of a problem's layers, for the peers that read one.
 
-ONNX orders the gates `iofc` and `zrh`, stacks [W_b, R_b] into one bias, and has torch's GRU, which
-resets after the product, as `linear_before_reset=1`. Y is (T, D, B, H).
+ONNX orders the gates `iofc` and `zrh`, and stacks both biases into one, [W_b, R_b]. torch's GRU,
+with the reset after the product, has `linear_before_reset=1`. Y is (T, D, B, H).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from bench.shapes import Case
 
 ORDERS = {"rnn": "h", "gru": "zrn", "lstm": "iofg"}
 OPSET = 14
-IR_VERSION = 8  # of opset 14's time, which every reader still knows
+IR_VERSION = 8  # the version at the time of opset 14, which every reader supports
 
 
-# The states of a cell, as inputs of the model of a step; its outputs have a `_next` behind.
+# The states of a cell, as inputs of the model of a step. Its outputs have the suffix `_next`.
 STATES = {"rnn": ("h",), "gru": ("h",), "lstm": ("h", "c")}
 
 
 def onnx_step(problem: Problem) -> bytes:
-    """The serialised model of one step of the problem's only layer, with its state passed.
+    """The serialised model of one step of the problem's only layer.
 
-    `X` (1, B, I) and the states (1, B, H) to the states after the step.
+    Its inputs are `X` (1, B, I) and the states (1, B, H), its outputs the states after the step.
     """
     case, shape = problem.case, problem.case.shape
     ((layer,),) = split_weights(case, problem.weights)
@@ -55,10 +55,11 @@ def onnx_step(problem: Problem) -> bytes:
 
 
 def onnx_model(problem: Problem) -> bytes:
-    """The serialised model: `X` (T, B, I), and ragged also `lengths` (B,), to `Y` (T, D, B, H).
+    """The serialised model of the problem's layers over whole sequences.
 
-    Between layers the directions are put side by side; the last layer's Y stays as it is, which
-    spares the peer a copy.
+    Its inputs are `X` (T, B, I) and, if ragged, `lengths` (B,). Its output is `Y` (T, D, B, H).
+    Between layers, the model concatenates the directions. It returns the last layer's Y as it is,
+    which saves the peer a copy.
     """
     case, shape = problem.case, problem.case.shape
     nodes, constants = [], []
@@ -101,7 +102,10 @@ def _serialised(
     outputs: dict[str, tuple[int, ...]],
     constants: list[Any],
 ) -> bytes:
-    """A checked model of the nodes, its inputs and outputs by name with their shapes."""
+    """The serialised model of the nodes, after ONNX's check.
+
+    inputs, outputs : the shapes by name.
+    """
 
     def values(shapes: dict[str, tuple[int, ...]]) -> list[Any]:
         return [

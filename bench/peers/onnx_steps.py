@@ -1,4 +1,4 @@
-"""ONNX Runtime one step at a time, with the state passed from call to call."""
+"""ONNX Runtime one step at a time; the caller passes the state from call to call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.shapes import Case
 
 
 class OnnxSteps(Peer):
-    """`run` on NumPy's arrays."""
+    """Steps by `run`, on NumPy arrays."""
 
     def refuses(self, case: Case, mode: str) -> str | None:
         return None
@@ -28,7 +28,7 @@ class OnnxSteps(Peer):
 
 
 class OnnxBoundSteps(OnnxSteps):
-    """`run_with_iobinding` on inputs and states that are bound ahead."""
+    """Steps by `run_with_iobinding`, on inputs and states that are bound in advance."""
 
     def build(self, problem: Problem, mode: str) -> Runner:
         return _BoundSteps(problem)
@@ -40,7 +40,7 @@ class _Steps(Runner):
         self._session = session_of(onnx_step(problem), case.threads)
         self._states = STATES[case.cell]
         self._zeros = np.zeros((1, 1, case.shape.H), np.float32)
-        # (1, 1, I) each.
+        # Each input is (1, 1, I).
         self._inputs = [[x[t : t + 1] for t in range(len(x))] for x in problem.inputs]
         self._few = [(x[:FEW] * len(x))[: len(x)] for x in self._inputs]
 
@@ -70,7 +70,7 @@ class _Steps(Runner):
 
 
 class _BoundSteps(Runner):
-    """Two sets of states take turns as input and output, so that a call copies nothing."""
+    """A runner in which two sets of states take turns as input and output, to avoid copies."""
 
     def __init__(self, problem: Problem) -> None:
         case = problem.case

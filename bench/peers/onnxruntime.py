@@ -15,7 +15,7 @@ from bench.shapes import Case
 
 
 class OnnxRuntime(Peer):
-    """All graph optimisations; weights are constants, packed when the session is made."""
+    """Layers with all graph optimisations; their constant weights are packed with the session."""
 
     def refuses(self, case: Case, mode: str) -> str | None:
         if mode == "training":
@@ -27,7 +27,7 @@ class OnnxRuntime(Peer):
 
 
 def session_of(model: bytes, threads: int) -> onnxruntime.InferenceSession:
-    """A session with all graph optimisations, on so many threads."""
+    """A session with all graph optimisations, on `threads` threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -37,7 +37,7 @@ def session_of(model: bytes, threads: int) -> onnxruntime.InferenceSession:
 
 
 class _Inference(Runner):
-    """Inputs and output are bound ahead, so that a call looks up and copies nothing."""
+    """A runner whose inputs and output are bound in advance, so that a call copies nothing."""
 
     def __init__(self, problem: Problem) -> None:
         self._session = session_of(onnx_model(problem), problem.case.threads)

@@ -15,7 +15,7 @@ from bench.shapes import Case
 
 
 class OpenVino(Peer):
-    """Set for latency, in float32: by default it computes in bfloat16 where the CPU can."""
+    """Layers set for latency, in float32: the default is bfloat16 on CPUs that support it."""
 
     def refuses(self, case: Case, mode: str) -> str | None:
         if mode == "training":
@@ -37,7 +37,7 @@ class _Inference(Runner):
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_PRECISION_HINT": "f32",
                 "INFERENCE_NUM_THREADS": problem.case.threads,
-                "ENABLE_CPU_PINNING": False,  # the process is pinned already
+                "ENABLE_CPU_PINNING": False,  # the process itself is pinned
             },
         )
         self._request = compiled.create_infer_request()

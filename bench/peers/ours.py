@@ -1,4 +1,4 @@
-"""rnnfast itself."""
+"""rnnfast's layers for NumPy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rnnfast import _backend
 
 
 class Ours(Peer):
-    """NumPy in, NumPy out; the packed weights are cached while the parameters don't change.
+    """Our layers on NumPy arrays. Packed weights are cached while the parameters do not change.
 
-    threads : how many it takes; None: as many as the case says.
-    new_weights : the parameters are taken to have changed before each training step.
-    recompute : as in `record`.
-    precision : of the layer; None: its dtype's.
-    backend : that computes; None: the one in use.
+    threads : the number of threads; None: that of the case.
+    new_weights : whether each training step starts as if the parameters had changed.
+    recompute : the argument of `record`.
+    precision : the layer's option; None: its dtype.
+    backend : the backend that computes; None: the one in use.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class _Training(_Inference):
     def run(self, k: int) -> Any:
         if self._new_weights:
             with self._layer.parameters.edit():
-                pass  # whatever is written, all that was packed is stale
+                pass  # even if nothing is written, this makes the packed weights stale
         tape = self._layer.record(self._inputs[k], lengths=self._lengths, recompute=self._recompute)
         return tape, tape.backward(self._gradients[k])
 

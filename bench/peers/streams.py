@@ -1,7 +1,7 @@
-"""Layers one step at a time: rnnfast's streams in Python and C, and ONNX Runtime's `run`.
+"""rnnfast's streams, which run a layer one step at a time, from Python and in C.
 
-The runners of these peers take T steps in a row, a problem's T. Timed are steps on a few arrays
-again and again, as a program has them that reads a sensor; the answer is that of all T inputs.
+A call of these runners takes T steps in a row, the problem's T. The timed steps of `Steps` read a
+few arrays again and again, as a program does that reads a sensor. The answer is for all T inputs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bench.peers.base import Peer, Runner
 from bench.problem import Problem, layer_of
 from bench.shapes import Case
 
-FEW = 4  # different inputs of the steps that are timed
+FEW = 4  # the number of different inputs of the timed steps
 
 
 class Steps(Peer):
-    """`step(x, out)` from Python.
+    """Steps by `step(x, out)` from Python.
 
-    weights : how the stream keeps them.
+    weights : the format of the stream's weights.
     """
 
     def __init__(self, weights: str) -> None:
@@ -63,7 +63,7 @@ class _Steps(Runner):
 
 
 class StepsInC(Peer):
-    """`rnnfast_run` of the C library, which takes T steps in one call without Python."""
+    """Steps by the C library's `rnnfast_run`, which runs T steps in one call without Python."""
 
     def refuses(self, case: Case, mode: str) -> str | None:
         return None if _library() else "this install has no C library"
@@ -73,13 +73,13 @@ class StepsInC(Peer):
 
 
 def _library() -> Path | None:
-    """The shared library, where one is installed."""
+    """The path of the shared C library; None if it is not installed."""
     folders = (Path(folder) / "lib" for folder in rnnfast.__path__)
     return next((path for folder in folders for path in sorted(folder.glob("librnnfast.*"))), None)
 
 
 class _Config(ctypes.Structure):
-    """`rnnfast_config`."""
+    """The struct `rnnfast_config` of rnnfast.h."""
 
     _fields_ = (
         ("cell", ctypes.c_char_p),
@@ -94,7 +94,7 @@ class _Config(ctypes.Structure):
 
 
 class _StepsInC(Runner):
-    """The layer goes through a file, as it does to a program in C."""
+    """A runner that passes the layer to C in a file, as programs in C get it."""
 
     def __init__(self, problem: Problem) -> None:
         self._c = ctypes.CDLL(str(_library()))

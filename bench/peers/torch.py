@@ -1,4 +1,4 @@
-"""PyTorch on the CPU, eager."""
+"""PyTorch on the CPU, in eager mode."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from bench.shapes import CELL_LOOPS, IN_MODELS, LAYER_LOOPS, PACKED, Case
 
 
 class Torch(Peer):
-    """`torch.nn`'s layers; ragged lengths as a PackedSequence, packed and padded in the step.
+    """The layers of `torch.nn`. For ragged lengths, a timed step packs and pads a PackedSequence.
 
-    way : one of `WAYS`, in which the modules are used instead.
+    way : another way to use the modules, one of `WAYS`; "": as layers.
     """
 
     modules: ClassVar[ModuleType] = torch.nn
@@ -36,10 +36,10 @@ class Torch(Peer):
 
 
 class _Inference(Runner):
-    """In inference mode, which is entered once for a block and not in each call."""
+    """A runner in torch's inference mode, which it enters once for a block of calls."""
 
     grad = False
-    suffix = ""  # of a parameter's name in a problem, and not in the module
+    suffix = ""  # added to the module's parameter names, it gives those of the problem
 
     def __init__(self, problem: Problem, modules: ModuleType) -> None:
         case, shape = problem.case, problem.case.shape
@@ -76,7 +76,7 @@ class _Inference(Runner):
 
 
 class _Training(_Inference):
-    """Gradients are assigned and not added to earlier ones, as with `set_to_none`."""
+    """A runner that assigns gradients, and does not add to earlier ones, as with `set_to_none`."""
 
     grad = True
 
@@ -101,7 +101,7 @@ class _Training(_Inference):
 
 
 class _Loop(_Training):
-    """A cell over the steps of a sequence, from states of zeros."""
+    """A loop that calls a cell for each step of a sequence, from states of zeros."""
 
     suffix = "_l0"
 
@@ -111,7 +111,7 @@ class _Loop(_Training):
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs, states = [], None
-        # Steps taken as x[t] would each add a gradient of all of x.
+        # With x[t] instead, each step would add a gradient in the shape of all of x.
         for step in x.unbind():
             states = self._module(step, states)
             outputs.append(states[0] if isinstance(states, tuple) else states)
@@ -119,7 +119,7 @@ class _Loop(_Training):
 
 
 class _Steps(_Training):
-    """A layer that is called with one step after the other."""
+    """A loop that calls a layer for each step of a sequence."""
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs, states = [], None
@@ -130,9 +130,9 @@ class _Steps(_Training):
 
 
 class _InAModel(_Training):
-    """A layer between two linear ones, all of which are trained.
+    """A layer between two linear layers; all three are trained.
 
-    Their weights are those of the identity, so that the layer's answer is as without them.
+    The linear layers compute the identity, so that the answer is that of the layer alone.
     """
 
     def __init__(self, problem: Problem, modules: ModuleType) -> None:
@@ -153,7 +153,7 @@ class _InAModel(_Training):
 
 
 class _Packed(_Training):
-    """A layer from a PackedSequence to a PackedSequence, with its data's gradients."""
+    """A layer that takes and returns a PackedSequence, with the gradient at its data."""
 
     def __init__(self, problem: Problem, modules: ModuleType) -> None:
         super().__init__(problem, modules)
@@ -185,7 +185,7 @@ class _Packed(_Training):
 
 
 class _Empty(torch.autograd.Function):
-    """Of `inputs`, outputs of `shapes`, and gradients, none of which anything is written to."""
+    """A function of `inputs` whose outputs, of `shapes`, and gradients are left unwritten."""
 
     @staticmethod
     def forward(ctx: Any, shapes: list[tuple[int, ...]], *inputs: torch.Tensor) -> Any:
@@ -197,12 +197,12 @@ class _Empty(torch.autograd.Function):
         return None, *map(torch.empty_like, ctx.saved_tensors)
 
 
-# Without what Python's `apply` does for `torch.func`, as a lean module would.
+# This skips the part of Python's `apply` that is for `torch.func`, as a lean module would.
 _empty = super(torch.autograd.Function, _Empty).apply
 
 
 class Nothing(_Training):
-    """A layer that computes nothing: what torch's autograd takes of a training step by itself."""
+    """A layer that computes nothing, to show what autograd alone takes of a training step."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem, torch.nn)
@@ -216,7 +216,7 @@ class Nothing(_Training):
 
 
 class NothingInALoop(_Loop):
-    """The same for a loop of cells, whose weights take part once, as what stands for them."""
+    """The same for a loop of cells. One tensor stands for the weights in all steps."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem, torch.nn)

@@ -1,4 +1,4 @@
-"""PyTorch in low precision: its modules in bfloat16, and quantised to int8."""
+"""PyTorch in low precision: modules in bfloat16, and modules quantised to int8."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _InInt8(_Inference):
 
     def __init__(self, problem: Problem, modules: ModuleType) -> None:
         super().__init__(problem, modules)
-        # Only what is inside of a module is quantised.
+        # `quantize_dynamic` quantises only the children of a module.
         whole = torch.nn.Sequential(self._module)
         (self._module,) = quantize_dynamic(whole, {type(self._module)}, dtype=torch.qint8)
 
@@ -53,7 +53,7 @@ def _array(tensor: torch.Tensor) -> NDArray:
 
 
 class TorchBfloat16(Peer):
-    """Module, inputs and gradients in bfloat16."""
+    """Layers in bfloat16, with inputs and gradients in bfloat16."""
 
     def refuses(self, case: Case, mode: str) -> str | None:
         return None
@@ -63,7 +63,7 @@ class TorchBfloat16(Peer):
 
 
 class TorchInt8(Peer):
-    """`quantize_dynamic`: weights in int8 ahead, operands at each step."""
+    """Layers of `quantize_dynamic`: int8 weights, and operands that each step rounds to int8."""
 
     def refuses(self, case: Case, mode: str) -> str | None:
         if mode == "training":

@@ -1,11 +1,11 @@
-"""A plain LSTM of one layer in a shared library, that nothing should be slower than.
+"""A plain LSTM of one layer in a shared library, which ours should not be slower than.
 
-    void* mkp(int I, int H, W, R, b_w, b_r)                    packs weights in torch's layout
+    void* mkp(int I, int H, W, R, b_w, b_r)                    packs weights of torch's layout
     void fwd(p, int T, int B, x, h0, c0, y, c, gates, int training, int fuse)
     void bwd(p, int T, int B, x, h0, c0, y, c, gates, dy, dx, dW, dR, db, dh0, dc0)
 
-All arrays are float32. dW, dR and db are added to; `fuse`, 0 or 1, chooses between two ways to take
-the input product, of which the faster is timed.
+All arrays are float32. `bwd` adds to dW, dR and db. `fuse`, 0 or 1, chooses between two ways to
+compute the input product; the faster one is timed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.problem import Problem
 from bench.shapes import Case
 from bench.timing import seconds_per_call
 
-VECTOR = 16  # it has no other code than for whole vectors of AVX-512
+VECTOR = 16  # the library only has code for whole vectors of AVX-512
 
 
 def _pointer(array: NDArray) -> ctypes.c_void_p:
@@ -29,7 +29,7 @@ def _pointer(array: NDArray) -> ctypes.c_void_p:
 
 
 class Yardstick(Peer):
-    """It keeps its output buffers from call to call."""
+    """The LSTM of the shared library, which writes to the same buffers in every call."""
 
     def __init__(self, library: str) -> None:
         self._library = ctypes.CDLL(library)

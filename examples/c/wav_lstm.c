@@ -2,10 +2,10 @@
  *
  *     wav_lstm [IN.wav [OUT.wav]]
  *
- * IN.wav is 16-bit PCM, mono or stereo; without it, 10 s of plucked strings are made. Each channel
- * is a row of the batch, so that a frame of the file is the x of a step. The network is an LSTM of
- * 16 units and a linear layer, added to its input: the form of models of guitar amplifiers. Its
- * weights are random, from a fixed seed, so that it distorts without imitating anything.
+ * IN.wav is 16-bit PCM, mono or stereo. Without it, the program makes 10 s of plucked strings. Each
+ * channel is a row of the batch, so a frame of the file is the x of a step. The network is an LSTM
+ * of 16 units and a linear layer, whose output is added to the input, as in models of guitar
+ * amplifiers. Its weights are random, from a fixed seed: it distorts, but imitates no amplifier.
  *
  * It prints the real-time factor: how many seconds of sound it filters in a second. */
 #include <rnnfast.h>
@@ -33,7 +33,7 @@ static void fail(const char* what, const char* why) {
 }
 
 static float* new_samples(size_t count) {
-    float* samples = calloc(count + 1, sizeof *samples); /* one more: an empty file is no error */
+    float* samples = calloc(count + 1, sizeof *samples); /* + 1: for an empty file, too */
     if (!samples) fail("samples", "not enough memory");
     return samples;
 }
@@ -112,7 +112,7 @@ static void write_wav(const char* path, const Sound* sound) {
     if (ferror(file) | fclose(file)) fail(path, "cannot be written");
 }
 
-/* Uniform in -1..1, the same everywhere: xorshift (Marsaglia 2003). */
+/* A uniform number in -1..1, by xorshift (Marsaglia 2003), so that all systems give the same. */
 static float draw(uint32_t* seed) {
     *seed ^= *seed << 13;
     *seed ^= *seed >> 17;
@@ -120,9 +120,10 @@ static float draw(uint32_t* seed) {
     return (float)(*seed / 2147483648.0 - 1);
 }
 
-/* Two plucked strings, one a channel: noise that goes round, averaged (Karplus & Strong 1983). */
+/* Two plucked strings, one for each channel, by the algorithm of Karplus & Strong 1983: noise that
+ * repeats with a period, and is averaged each time. */
 static Sound pluck(void) {
-    const size_t period[MAX_CHANNELS] = {401, 301}; /* of 110 and 147 Hz */
+    const size_t period[MAX_CHANNELS] = {401, 301}; /* samples; 110 and 147 Hz */
     Sound sound = {MAX_CHANNELS, 44100, 441000, NULL};
     uint32_t seed = 1;
     sound.samples = new_samples(sound.frames * MAX_CHANNELS);
@@ -130,7 +131,7 @@ static Sound pluck(void) {
         for (size_t c = 0; c < MAX_CHANNELS; ++c) {
             float* const now = sound.samples + t * MAX_CHANNELS + c;
             const float* const before = now - period[c] * MAX_CHANNELS;
-            if (t % sound.rate <= period[c]) /* anew each second */
+            if (t % sound.rate <= period[c]) /* a new pluck each second */
                 *now = draw(&seed) / 2;
             else
                 *now = 0.498f * (before[0] + before[-MAX_CHANNELS]);
@@ -179,7 +180,7 @@ static rnnfast_stream* open_stream(const Network* network, unsigned channels) {
     return stream;
 }
 
-/* What a real-time thread would do with each frame: (channels) in, and out in its place. */
+/* The work of a real-time thread for each frame: it filters the channels of `frame` in place. */
 static void filter(rnnfast_stream* stream, const Network* network, unsigned channels,
                    float* frame) {
     float h[MAX_CHANNELS * HIDDEN];

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""A filter of samples by an LSTM, a loop in Cython that runs without the GIL."""
+"""A filter that runs an LSTM over samples, in a Cython loop without the GIL."""
 from rnnfast.c cimport (
     rnnfast_config, rnnfast_create, rnnfast_destroy, rnnfast_error, rnnfast_layer, rnnfast_step,
     rnnfast_stream,
@@ -7,7 +7,9 @@ from rnnfast.c cimport (
 
 
 cdef class Filter:
-    """y_t = w h_t + b, with h the output of an LSTM that reads x; for one thread at a time.
+    """Computes y_t = w h_t + b, where h is the output of an LSTM that reads x.
+
+    Only one thread at a time may call a filter.
 
     layer : an `rnnfast.LSTM(1, H)` in float32; its weights are copied.
     w : (H,) float32.
@@ -44,7 +46,7 @@ cdef class Filter:
         rnnfast_destroy(self.stream)
 
     def __call__(self, const float[::1] x, float[::1] y):
-        """Filters x (T,) to y (T,), which may be the same array, from where the last call ended."""
+        """Filters x (T,) to y (T,), which may be x; goes on where the last call ended."""
         cdef Py_ssize_t t, k
         cdef float total
         if x.shape[0] != y.shape[0]:

@@ -1,4 +1,4 @@
-"""Times the steps of filter.pyx, once it is found to give what the layer gives."""
+"""Times the steps of filter.pyx, after it has checked that they agree with the layer's."""
 
 import time
 
