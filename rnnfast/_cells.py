@@ -1,4 +1,4 @@
-"""The cells and dtypes that rnnfast knows: the one Python list of each."""
+"""The cells and dtypes that rnnfast supports; no other Python module lists them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Cell:
-    """What the layers and backends need to know of a cell besides its equations.
+    """The properties of a cell, besides its equations, that the layers and backends need.
 
-    name : its name in every backend, the same as in `csrc/core/cells.inc`.
+    name : its name in every backend, also in `csrc/core/cells.inc`.
     gates : the gates in the order of the rows of `weight_ih` and `weight_hh`.
-    states : the states carried from step to step; `h` first.
-    projects : whether `weight_hr` (LSTMP) may be given.
+    states : the states that go from step to step, `h` first.
+    projects : whether the cell may have a projection `weight_hr`, as LSTM may.
     """
 
     name: str
@@ -40,9 +40,9 @@ DTYPES: dict[str, np.dtype] = {name: np.dtype(name) for name in ("float32", "flo
 
 
 class Weights(NamedTuple):
-    """The parameters of one layer in one direction, or their gradients; torch's names and shapes.
+    """The parameters of one layer in one direction, or their gradients, as torch names them.
 
-    G gates, H hidden, I input, P projection size. `None`: the layer has no such parameter.
+    G gates, H hidden, I input, P projection size. None: the layer has no such parameter.
     """
 
     weight_ih: NDArray  # (G*H, I)
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The sizes that weights fix: I, H and P (0: no projection)."""
+    """The sizes that determine the shapes of the weights: I, H and P (0: no projection)."""
 
     input: int
     hidden: int
@@ -61,12 +61,12 @@ class Sizes(NamedTuple):
 
     @property
     def output(self) -> int:
-        """The width of h: P, or H where there is no projection."""
+        """The width of h: P, or H if there is no projection."""
         return self.projection or self.hidden
 
 
 def weight_shapes(cell: Cell, sizes: Sizes, bias: bool) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter that a layer of `cell` has, in torch's order."""
+    """The shape of each parameter of a layer of `cell`, in torch's order."""
     rows = len(cell.gates) * sizes.hidden
     shapes: dict[str, tuple[int, ...]] = {
         "weight_ih": (rows, sizes.input),

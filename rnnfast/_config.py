@@ -1,4 +1,4 @@
-"""What is in use, and how to choose: backend, instruction set (ISA), threads."""
+"""Functions that show and choose the backend, the instruction set (ISA) and the threads."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 from rnnfast import _backend, _cuda, _validate
 
 _MOST_THREADS = 1024
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # as a container sees its own cgroup (v2)
-_threads: int | None = None  # what `set_num_threads` was given
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # where a container sees its own cgroup (v2)
+_threads: int | None = None  # the last argument of `set_num_threads`
 
 
 @functools.cache
 def version() -> str:
-    """The version of the installed distribution, which takes half a millisecond to read."""
+    """The version of the installed distribution; it is cached, as reading it takes 0.5 ms."""
     try:
         return importlib.metadata.version("rnnfast")
     except importlib.metadata.PackageNotFoundError:
@@ -30,26 +30,31 @@ def version() -> str:
 
 
 def set_backend(name: str) -> None:
-    """Puts a backend in use: "native" (compiled), "numba" or "numpy" (the reference).
+    """Selects the backend for all layers and functions from now on.
 
-    Layers pack their weights anew for it; tapes that exist keep the backend they were made with.
+    Layers pack their weights again for the new backend. Tapes and streams that exist keep the
+    backend they were made with.
+
+    Parameters
+    ----------
+    name : "native" (compiled), "numba" or "numpy" (the reference).
 
     Raises
     ------
-    ValueError : an unknown name.
-    RuntimeError : it is not available here; the one in use stays.
+    ValueError : `name` is not one of these.
+    RuntimeError : the backend is not available here. The one in use stays in use.
     """
     _backend.use(name)
 
 
 def active_isa() -> str | None:
-    """The ISA in use, one of those in `show_config()["isas"]`.
+    """The name of the ISA in use, one of `show_config()["isas"]`, such as "avx2".
 
-    None where the backend in use is not `native`: NumPy and Numba choose for themselves.
+    None if the backend in use is not `native`: NumPy and Numba choose an ISA for themselves.
 
     Raises
     ------
-    RuntimeError : `RNNFAST_ISA` forces one that this CPU or build lacks.
+    RuntimeError : `RNNFAST_ISA` forces an ISA that this CPU or build lacks.
     """
     native = _native() if _backend.current().name == "native" else None
     return native.active_isa() if native else None
@@ -58,12 +63,17 @@ def active_isa() -> str | None:
 def set_num_threads(n: int) -> None:
     """Sets how many threads a call of the backend `native` may use.
 
-    The other backends run on the thread that calls, but for products of matrices: these are
-    NumPy's, whose BLAS has threads of its own.
+    The other backends run on the calling thread, except for matrix products. NumPy computes these
+    in its BLAS, which has threads of its own.
+
+    Parameters
+    ----------
+    n : the number of threads, 1 to 1024.
 
     Raises
     ------
-    TypeError, ValueError : `n` is no integer in 1..1024.
+    TypeError : `n` is not an integer.
+    ValueError : `n` is not in 1..1024.
     """
     global _threads
     count = _validate.integer("n", n, 1)
@@ -76,21 +86,22 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a call may use.
+    """How many threads a call of the backend `native` may use.
 
-    What `set_num_threads` or threadpoolctl set last, else `RNNFAST_NUM_THREADS`, else the number
-    of CPUs that this process may use: those that it may run on, within a container's quota.
+    The number is the one that `set_num_threads` or threadpoolctl set last. If neither did, it is
+    `RNNFAST_NUM_THREADS`. If that is not set either, it is the number of CPUs that this process
+    may run on, or a container's CPU quota, rounded up, if that is less.
 
     Raises
     ------
-    ValueError : `RNNFAST_NUM_THREADS` is no integer in 1..1024.
+    ValueError : `RNNFAST_NUM_THREADS` is not an integer in 1..1024.
     """
     native = _native() if _backend.current().name == "native" else None
     return native.get_num_threads() if native else wanted_threads()
 
 
 def wanted_threads() -> int:
-    """The number of threads that the native backend is to start with."""
+    """The number of threads that the native backend starts with."""
     if _threads is not None:
         return _threads
     text = os.environ.get("RNNFAST_NUM_THREADS")
@@ -100,7 +111,7 @@ def wanted_threads() -> int:
                 f"RNNFAST_NUM_THREADS: expected an integer in 1..{_MOST_THREADS}, got {text!r}"
             )
         return int(text)
-    if hasattr(os, "sched_getaffinity"):  # Linux; fewer than cpu_count in a job
+    if hasattr(os, "sched_getaffinity"):  # Linux; in a batch job fewer than cpu_count
         cpus = len(os.sched_getaffinity(0))
     else:
         cpus = os.cpu_count() or 1
@@ -108,16 +119,16 @@ def wanted_threads() -> int:
 
 
 def cpu_quota() -> int:
-    """How many CPUs' time a container may take, rounded up."""
+    """The container's CPU quota in CPUs, rounded up; `_MOST_THREADS` if there is none."""
     try:
         quota, period = _CPU_QUOTA.read_text().split()
         return max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # there is none, or it is "max"
+    except (OSError, ValueError):  # there is no such file, or it says "max"
         return _MOST_THREADS
 
 
 class Configuration(dict[str, Any]):
-    """What `show_config` returns: a dict that prints as a table."""
+    """The result of `show_config`: a dict that prints as a table."""
 
     def __str__(self) -> str:
         width = max(map(len, self))
@@ -125,21 +136,29 @@ class Configuration(dict[str, Any]):
 
 
 def show_config() -> Configuration:
-    """Prints what is in use, and returns it.
+    """Prints the configuration in use, and returns it.
+
+    If the library of CUDA kernels is there, this counts the devices, which initialises CUDA. A
+    process that is forked afterwards cannot use CUDA, as after `torch.cuda.is_available()`.
 
     Returns
     -------
-    config : version, backend, native (whether the compiled module is there, or why not), isa,
-        isas (those compiled in), amx (whether low precision multiplies in the CPU's tile registers;
-        None where the backend is not `native`), threads, cuda (whether it was found, or why not).
+    config : a dict that prints as a table, with the keys
 
-    Where there is a library of CUDA kernels it counts the devices, which initialises CUDA: a
-    process that is forked afterwards cannot use it, as after `torch.cuda.is_available()`.
+        * version: the version of rnnfast.
+        * backend: the name of the backend in use.
+        * native: "compiled", or why the compiled module cannot be used.
+        * isa: the ISA in use, as `active_isa` returns it.
+        * isas: the list of the ISAs compiled in.
+        * amx: whether low precision multiplies in the CPU's tile registers (AMX); None if the
+          backend is not `native`.
+        * threads: the number of threads, as `get_num_threads` returns it.
+        * cuda: what was found of CUDA, or why it cannot be used.
 
     Raises
     ------
-    RuntimeError, ValueError : a backend, ISA or number of threads that the environment forces
-        is not available.
+    RuntimeError, ValueError : the environment forces a backend, ISA or number of threads that is
+        not available.
     """
     backend = _backend.current()
     native_state, isas = _describe_native()
@@ -158,7 +177,7 @@ def show_config() -> Configuration:
 
 
 def active_amx() -> bool | None:
-    """Whether low precision multiplies in AMX's registers; None if not on the backend `native`."""
+    """Whether low precision multiplies in AMX's registers; None if the backend is not `native`."""
     native = _native() if active_isa() else None
     return native.active_amx() if native else None
 
@@ -169,7 +188,7 @@ def _native() -> ModuleType | None:
 
 
 def _describe_native() -> tuple[str, list[str]]:
-    """Whether the compiled module works, or why not, and the ISAs it has kernels for."""
+    """The entries native and isas of `show_config`."""
     if not _backend.native_is_installed():
         return f"missing: {_source_tree() or 'a pure-Python install, it was not built'}", []
     try:
@@ -179,7 +198,7 @@ def _describe_native() -> tuple[str, list[str]]:
 
 
 def fallback_warning() -> str:
-    """What `import rnnfast` says where there is no compiled module."""
+    """The warning that `import rnnfast` gives if there is no compiled module."""
     found = _source_tree() or "installed without its compiled module"
     text = (
         f"rnnfast was {found}; it falls back to Numba, or else to NumPy, which is slow. "
@@ -195,7 +214,7 @@ def fallback_warning() -> str:
 
 
 def _source_tree() -> str:
-    """What to say of the source tree that this package lies in, if it is not an installed one."""
+    """How to report that this package was imported from a source tree; "" if it was installed."""
     root = Path(__file__).parents[1]
     if not (root / "pyproject.toml").exists():
         return ""
@@ -209,12 +228,12 @@ def _text(value: Any) -> str:
 
 
 def register_with_threadpoolctl() -> None:
-    """Lets threadpoolctl, where it is installed, see and limit the native backend's threads."""
+    """Lets threadpoolctl, if it is installed, see and limit the native backend's threads."""
     if importlib.util.find_spec("threadpoolctl") is None:
         return
     import threadpoolctl
 
-    if not hasattr(threadpoolctl, "register"):  # before 3.2
+    if not hasattr(threadpoolctl, "register"):  # threadpoolctl before 3.2
         return
 
     class RnnfastController(threadpoolctl.LibController):  # type: ignore[misc]

@@ -1,4 +1,8 @@
-"""Where the axes T and B of (T, B, ·) are in a user's arrays."""
+"""The order and presence of the axes T and B in users' arrays, and conversion to (T, B, ·).
+
+Letters: T steps, B batch, I input size, H hidden size, P projection size (0: none), W the width
+of h (P, or H without projection), L layers, D directions.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,20 @@ from numpy.typing import NDArray
 from rnnfast import _validate
 from rnnfast._cells import Cell, Sizes
 
-# By name: h (L*D, B, W) and, for LSTM, c (L*D, B, H). None: zeros.
+# The states by name: h (L*D, B, W) and, for LSTM, c (L*D, B, H). None: zeros.
 MaybeStates = Mapping[str, NDArray | None]
-# In the user's form: h, or (h, c).
+# A state in the user's form: h, or (h, c).
 State = NDArray | tuple[NDArray, NDArray]
-# Of a layer or cell, the one of the two that it has.
+# The one of these two forms that a given layer or cell has.
 StateT = TypeVar("StateT", NDArray, tuple[NDArray, NDArray])
 
 
 class Layout(NamedTuple):
     """The leading axes that a user's arrays have.
 
-    has : whether there are T and B; for states, the layers and B. A layer called with unbatched
-        input has no B, a cell has no T.
-    batch_first : x and output are (B, T, ·). States and `reset` never are.
+    has : whether arrays have the axes T and B; for states, the axes L*D and B. Unbatched input
+        has no B, and a cell has neither T nor L*D.
+    batch_first : whether x and the output are (B, T, ·). It does not affect states and `reset`.
     """
 
     has: tuple[bool, bool]
@@ -53,7 +57,7 @@ class Layout(NamedTuple):
         return array[tuple(slice(None) if has else 0 for has in self.has)]
 
     def states_outward(self, states: MaybeStates) -> Any:
-        """States (L*D, B, ·) in the user's form, a `State`; None where all are."""
+        """States (L*D, B, ·) in the user's form, a `State`; None if all of them are None."""
         parts = [None if s is None else self.state_outward(s) for s in states.values()]
         if all(part is None for part in parts):
             return None
@@ -62,7 +66,10 @@ class Layout(NamedTuple):
     def floats(
         self, name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...], letters: str
     ) -> NDArray:
-        """`value` checked against the (T, B, ·) shape and letters, as a view (T, B, ·)."""
+        """`value`, whose shape must be `shape` in the user's layout, as a view (T, B, ·).
+
+        shape, letters : of (T, B, ·), such as (-1, -1, 40) and "T B I".
+        """
         axes, text = _axes(self, letters)
         array = _validate.floats(name, value, dtype, tuple([shape[k] for k in axes]), text)
         return self.inward(array)
@@ -70,7 +77,7 @@ class Layout(NamedTuple):
 
 @lru_cache
 def _axes(layout: Layout, letters: str) -> tuple[list[int], str]:
-    """Which axes of "T B I" or the like a user's array has, in its order, and as "(B, I)"."""
+    """The axes of `letters`, such as "T B I", in a user's array: their numbers, and "(B, I)"."""
     axes = [k for k, has in enumerate((*layout.has, True)) if has]
     if layout.batch_first:
         axes[:2] = axes[1::-1]
@@ -89,15 +96,16 @@ def state_widths(cell: Cell, sizes: Sizes) -> dict[str, int]:
 
 
 class Signature(NamedTuple):
-    """What a layer or cell takes and gives: the sizes, forms and dtype of its arrays.
+    """The sizes, layouts and dtype of the arrays that a layer or cell takes and returns.
 
-    one_step : a cell's: no T, and states of one layer without its axis.
-    directions : D; rows : L*D.
-    batch_first : as the layer's.
+    one_step : whether it is a cell, whose arrays have no axis T, and whose states have no L*D.
+    directions : D.
+    rows : L*D.
+    batch_first : the layer's option.
     """
 
     cell: Cell
-    sizes: Sizes  # of the first layer
+    sizes: Sizes  # those of the first layer
     dtype: np.dtype
     one_step: bool = False
     directions: int = 1
@@ -105,12 +113,12 @@ class Signature(NamedTuple):
     batch_first: bool = False
 
     def layout(self, axes: int) -> Layout | None:
-        """The layout of an array (T, B, ·) that has so many axes; None: none has."""
+        """The layout of an x or output with `axes` axes; None if there is no such layout."""
         form = (CELL_LAYOUTS if self.one_step else LAYER_LAYOUTS).get(axes)
         return form and _with_order(form, self.batch_first)
 
     def input(self, x: Any) -> tuple[NDArray, Layout]:
-        """`x` checked, as a view (T, B, I), and its layout, which its number of axes tells."""
+        """`x` checked, as a view (T, B, I), and its layout, which follows from its axes."""
         array = _validate.of_dtype("x", x, self.dtype)
         layout = self.layout(array.ndim)
         if layout is None:
@@ -123,9 +131,10 @@ class Signature(NamedTuple):
     def states(
         self, name: str, value: Any, layout: Layout, batch: int, partly: bool = False
     ) -> MaybeStates:
-        """A state h, or pair (h, c), as contiguous (L*D, B, ·) by the names of the cell's states.
+        """A state h, or a pair (h, c), checked: contiguous arrays (L*D, B, ·) by their names.
 
-        None: all are None. `partly`: one of a pair may be None, as gradients may.
+        value : the state in the user's form; None gives None for every name.
+        partly : whether one of a pair may be None, as in gradients.
         """
         cell, sizes = self.cell, self.sizes
         if value is None:
@@ -154,7 +163,7 @@ class Signature(NamedTuple):
     def gradients(
         self, d_output: Any, d_state: Any, output: NDArray
     ) -> tuple[NDArray | None, MaybeStates, Layout]:
-        """The gradients with respect to `output`, as (T, B, D*W), and to the state."""
+        """The gradients at `output`, as a view (T, B, D*W), and at the state; and the layout."""
         layout = cast("Layout", self.layout(output.ndim))
         shape = layout.inward(output).shape
         dy = None
@@ -164,17 +173,17 @@ class Signature(NamedTuple):
 
 
 def _with_order(layout: Layout, batch_first: bool) -> Layout:
-    """`layout` with `batch_first` where it has both axes."""
+    """`layout` with `batch_first`, which has no effect unless it has both axes."""
     return Layout(layout.has, batch_first and all(layout.has))
 
 
 def reversed_reset(
     reset: NDArray | None, lengths: NDArray | None, memory: _validate.Memory = _validate.HOST
 ) -> NDArray | None:
-    """`reset` as a reversed backend takes it: where the state is zero before a step, as run.
+    """`reset` (T, B) for a backend that runs the steps in reverse.
 
-    A cut before step t is a zero state before step t - 1, which runs after t; a cut past a row's
-    last step is none.
+    Backends set the state to zero before a step in the order run. A cut before step t thus becomes
+    a zero state before step t - 1, which runs after t. A cut past a row's last step has no effect.
     """
     if reset is None or not reset.size:
         return reset

@@ -13,15 +13,16 @@ else:
     RLock = type(threading.RLock())
 
 
-class Lock(RLock):  # type: ignore[misc]  # which is final for type checkers alone
-    """A reentrant lock, for `with`.
+class Lock(RLock):  # type: ignore[misc]  # final for type checkers only
+    """A reentrant lock for `with` statements, which stays usable after `os.fork`.
 
-    `os.fork` copies a lock that another thread holds as held, but not that thread, so that nobody
-    in the child would ever release it. These are free there, unless the forking thread holds them.
+    A fork copies a lock that another thread holds in the held state, but does not copy the thread,
+    so nobody in the child would ever release it. This lock is freed in the child, unless the
+    forking thread itself holds it.
 
-    What `with` calls is the interpreter's own: where it were Python, a KeyboardInterrupt could come
-    after the lock is taken, and before the block. (Who replaces threading's locks, as gevent does,
-    has others in Python.)
+    `with` calls the interpreter's own C methods. With methods in Python, a KeyboardInterrupt could
+    come after the lock is taken but before the block begins. (Libraries that replace threading's
+    locks, such as gevent, may bring locks in Python.)
     """
 
     __slots__ = ()

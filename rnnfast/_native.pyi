@@ -1,4 +1,7 @@
-"""The compiled module. `rnnfast/_backend.py` says what the arrays are; the binding checks them."""
+"""The compiled module. `rnnfast/_backend.py` describes the arrays; the binding checks them.
+
+Letters: T steps, B batch, L layers, D directions, N rows: the steps of all sequences together.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -9,11 +12,11 @@ Array = Any  # a NumPy array; or, after `take_tensors`, a tensor
 State = Any  # h, or a pair (h, c)
 Tensors = tuple[Array, ...]
 
-# The C functions of csrc/api/functions.h, in a capsule, for `rnnfast.stream`.
+# A capsule with the table of C functions in csrc/api/functions.h, for `rnnfast.stream`.
 c_functions: Any
 
 class Packed:
-    """One layer's weights: in panels, for the ISA in use, or where `borrow` found them."""
+    """One layer's weights: packed in panels for the ISA in use, or borrowed in place."""
 
 class Saved:
     """What a forward pass keeps for its backward pass."""
@@ -28,13 +31,13 @@ def pack(
     format: str | None = ...,
     /,
 ) -> Packed:
-    """A copy in panels; `format` : a name in core/formats.inc, of float32 weights."""
+    """A copy in panels; `format` : a name in core/formats.inc, for float32 weights only."""
 
 def repack(packs: list[Packed], weights: tuple[Array, ...], /) -> list[Packed] | None:
-    """Others as `packs`, of other weights of the same layers: all that these have, in their order.
+    """New packs like `packs`, of other `weights`: all parameters of `packs`, in the same order.
 
-    Borrowed ones keep them. None where they are more or fewer, or one is not contiguous, aligned,
-    or of the shape and dtype of that before.
+    New packs of borrowed weights borrow, too. Returns None if the number of weights differs, or if
+    one is not contiguous and aligned or has another shape or dtype than before.
     """
 
 def borrow(
@@ -46,11 +49,11 @@ def borrow(
     weight_hr: NDArray | None,
     /,
 ) -> Packed:
-    """The arrays themselves, kept and read in each pass, which gives the bits of `pack`.
+    """Keeps the arrays themselves; each pass reads them in place, with the same bits as `pack`.
 
-    A stack of them runs passes of one step and few rows, without lengths and resets; it answers
-    NotImplemented to others. The backward pass, too, reads them as they are when it runs; of one
-    step and layer without gradients at x and at the state it reads none, and takes any rows.
+    A stack of borrowed packs runs passes of one step and few rows (`few_rows`), without lengths
+    and resets, else it returns NotImplemented. A backward pass reads the arrays as they then are.
+    `step_backward` of one layer, for the gates alone, reads none and takes any number of rows.
     """
 
 def forward(
@@ -92,15 +95,15 @@ def backward(
 ) -> None: ...
 
 class Stack:
-    """The packed weights of a layer or cell, which runs whole passes of it.
+    """The packed weights of a layer or cell, and whole passes over them.
 
-    Its arguments are arrays as users have them, in the layout of `stack`: of the right dtype and
-    shape, aligned, in native byte order; x and gradients of the output with unit stride in the
-    last axis, states contiguous; a pair of states in a tuple. Of everything else, right or wrong,
-    it computes nothing and returns NotImplemented.
+    The arguments of a pass are users' arrays, in the layout that `stack` was given. They need the
+    right dtype and shape, alignment and native byte order. x and gradients of the output need unit
+    stride in the last axis, states are contiguous, a pair of states is a tuple. For any other
+    argument, right or wrong, a method computes nothing and returns NotImplemented.
 
-    lengths : (B,) int64; of a ragged stack, in their place, (T,) batch sizes, as a PackedSequence
-        has them. reset, reset_reversed : (T, B) bool, as either direction runs it. All contiguous.
+    lengths : (B,) int64, contiguous; for a ragged stack the batch sizes (T,) of a PackedSequence.
+    reset, reset_reversed : (T, B) bool, contiguous, as the direction runs it.
     """
 
     def infer(
@@ -113,12 +116,12 @@ class Stack:
         threads: int = ...,
         /,
     ) -> tuple[Any, State]:
-        """The output, a cell's None, and the last state; on up to `threads`, if above 0."""
+        """The output (a cell's: None) and the last state. threads : the most to use, if above 0."""
 
     def infer_at(
         self, place: bytes, weights: Tensors, x: Any, state: Any, threads: int, seen: int | None, /
     ) -> tuple[Any, State]:
-        """The same if `can_read` is true and the weights' fingerprint is `seen`, or that None."""
+        """As `infer`, if `can_read` is true and `seen` is None or the weights' fingerprint."""
 
     def record(
         self,
@@ -129,20 +132,20 @@ class Stack:
         reset_reversed: Array | None = ...,
         /,
     ) -> tuple[Run, Array, State]:
-        """The same, read-only, and a run with copies of the arguments; not of a ragged stack."""
+        """A run with copies of the arguments, and `infer`'s results, read-only; not if ragged."""
 
     def forward(
         self, x: Array, state: State | None, lengths: Array | None, threads: int, /
     ) -> tuple[Any, State, Array]:
-        """What `infer` gives, and a tape: a 1-D array of what else `backward` needs, if anything.
+        """The results of `infer`, and a tape: a 1-D array of what else `backward` needs.
 
-        The caller keeps all of it, and the arguments, as they are.
+        Until `backward`, the caller keeps the results and the arguments, and does not change them.
         """
 
     def forward_at(
         self, place: bytes, weights: Tensors, x: Any, state: Any, threads: int, seen: int | None, /
     ) -> tuple[Any, State, Array]:
-        """Of one step to `forward` as `infer_at` to `infer`."""
+        """As `forward` without lengths, on the conditions of `infer_at`."""
 
     def backward(
         self,
@@ -159,8 +162,8 @@ class Stack:
     ) -> tuple[Array | None, State | None, list[Array | None]]:
         """The gradients of a pass that `forward` ran: at x, at the state, and at each parameter.
 
-        wanted : for x, for the state, and for each parameter, layer by layer and direction by
-            direction, whether its gradient is to be computed; None stands for the others.
+        wanted : whether to compute the gradient at x, at the state, and at each parameter, layer
+            by layer and direction by direction. A gradient that is not computed is None.
         """
 
     def step_backward(
@@ -177,11 +180,11 @@ class Stack:
     ) -> tuple[Array | None, State | None, Array | None]:
         """The gradients of one step that `forward` ran: at x, at the state, and at the gates.
 
-        The last are rows for `steps_backward`. Not of two directions, of a projection, nor of a
-        cell with two products in a step.
+        `steps_backward` takes those at the gates. Stacks with two directions, with a projection or
+        of a cell with two products in a step (gru_reset_before) return NotImplemented.
 
-        output : of a layer; only an RNN reads it.
-        wanted : of each of the three, as of `backward`.
+        output : the layer's output; only an RNN needs it.
+        wanted : whether to compute each of the three gradients, as for `backward`.
         """
 
     def steps_backward(
@@ -191,21 +194,21 @@ class Stack:
         threads: int,
         /,
     ) -> list[Array | None]:
-        """The gradients at the parameters, of all steps together.
+        """The gradients at the parameters, summed over all steps.
 
-        steps : of each its x, the h before it, its tape, which one layer does not need, and what
-            `step_backward` gave for the gates.
+        steps : for each step its x, the h before it, its tape (None suffices for one layer), and
+            the gradients at the gates from `step_backward`.
         """
 
 class Run:
-    """A forward pass that has run, with all that its backward pass needs."""
+    """A forward pass that has run, with everything that its backward pass needs."""
 
     def backward(
         self, d_output: Array | None, d_state: Any, /
     ) -> tuple[Array, State, dict[str, Array]]:
         """The gradients at x, at the state, and at the parameters by name.
 
-        d_state : as a state; one of a pair may be None.
+        d_state : in the form of a state; one of a pair may be None.
         """
 
 def stack(
@@ -220,13 +223,13 @@ def stack(
 ) -> Stack:
     """A stack of `packs`, layer by layer and direction by direction: all borrowed, or none.
 
-    names : for each pack, those of its parameters in the order of `pack`'s arguments, by which
-        `Run.backward` returns their gradients; None: the pack has no such parameter.
-    one_step : a cell's: arrays have no T, and states no axis of layers.
+    names : for each pack, the names of its parameters in the order of `pack`'s arguments, under
+        which `Run.backward` returns their gradients. None: the pack has no such parameter.
+    one_step : the stack is a cell: arrays have no axis T, and states no axis of layers.
     batch_first : x and the output are (B, T, ·), unless they are unbatched.
-    tensors : x may be a tensor of a type given to `take_tensors`, and the results then are, too.
-    ragged : x and the output are (N, ·), the steps of all sequences and no padding, as the data of
-        a PackedSequence; the batch sizes that stand for lengths must be given.
+    tensors : x may be a tensor of a type given to `take_tensors`; results then are tensors, too.
+    ragged : x and the output are (N, ·) without padding, as the data of a PackedSequence. Passes
+        then need the batch sizes in place of `lengths`.
     """
 
 def tape_row(
@@ -239,110 +242,109 @@ def tape_row(
     directions: int,
     /,
 ) -> int:
-    """How much of a tape of `Stack.forward` each row of T*B takes; of a ragged stack, of N."""
+    """The numbers that one row of T*B (ragged: of N) takes in a tape of `Stack.forward`."""
 
 def fingerprint(arrays: tuple[Array, ...], threads: int = ..., /) -> int:
-    """A number of 64 bits for the contents of contiguous arrays: another one when they change.
+    """A 64-bit hash of the contents of contiguous arrays, which tells whether they have changed.
 
-    Not the same on every ISA, and no defence against whoever means to deceive.
-    threads : no more than so many, if above 0.
+    It is not the same on every ISA, and not safe against arrays made to deceive it.
+    threads : the most threads to use, if above 0.
     """
 
 def place(arrays: tuple[Array, ...], /) -> bytes | None:
-    """Something that tells where arrays lie in memory, of which shapes and dtypes.
+    """An opaque record of the addresses, shapes and dtypes of arrays.
 
-    None where one is not contiguous, or not an array of up to three axes.
+    None if one of them is not contiguous, or is no array of up to three axes.
     """
 
 def moved(place: bytes, tensors: tuple[Any, ...], /) -> bytes | None:
-    """The place of tensors of the shapes and dtypes of those at `place`, wherever they lie.
+    """The place of `tensors`, which must have the shapes and dtypes that `place` records.
 
-    None where one is another, or is not contiguous or aligned, or the negative of what lies there.
+    None if one does not, is not contiguous or aligned, or stands for the negatives of its memory.
     """
 
 def can_read(place: bytes, weights: tuple[Any, ...], x: Any, states: Any, /) -> bool:
-    """Whether a pass may read them all: tensors, and `weights` are still where `place` says.
+    """Whether a pass may read these tensors: `weights` are still where `place` says, contiguous.
 
-    x has elements and lies in the CPU's memory. states : a tensor, a tuple or None. No tensor is
-    the negatives of what lies there. All else is for the pass to find, or a TypeError.
+    Besides, x must have elements and lie in the CPU's memory, and no tensor may stand for the
+    negatives of its memory. The pass itself checks all else. states : a tensor, a tuple or None.
     """
 
 def take_tensors(
     table: object, tensor: type, parameter: type, is_negated: Callable[[Any], bool], /
 ) -> bool:
-    """From now on `place` and what is asked of it, `fingerprint`, `repack` and stacks take these.
+    """Makes stacks and the functions around this one take a library's tensors of these types.
 
-    table : their library's capsule `__dlpack_c_exchange_api__`.
-    is_negated : whether a tensor stands for the negatives of what lies in its memory, which shows
-        in `moved` and `can_read` alone.
-    Returns whether the table's version is one that can be used.
+    table : the capsule `__dlpack_c_exchange_api__` of their library.
+    is_negated : tells whether a tensor stands for the negatives of the values in its memory.
+        `moved`, `can_read` and `Stack.step_backward` ask this.
+    Returns whether the version of the table can be used.
     """
 
 def empty_like(tensor: object, half: bool, /) -> Any:
-    """A tensor of those types in the shape of another, without values: float32, or bfloat16.
+    """A tensor without values in the shape of `tensor`: float32, or bfloat16 if `half`.
 
-    Contiguous, or but for two axes, if that other is. Its memory, where it is large, is kept from
-    call to call. None where the other is none, or has more than three axes.
+    Contiguous, or with the first two axes swapped in memory if those of `tensor` are. Later calls
+    reuse large memory. None if `tensor` cannot be read or has more than three axes.
     """
 
 def copy(other: object, /) -> Any:
-    """A tensor of those types with the values of another, in memory as that of `empty_like`.
+    """A copy of a tensor or an array of floats, in the memory order that `empty_like` has.
 
-    Or an array of floats. None where the other is neither, is not contiguous, nor but for two axes,
-    or has more than three axes.
+    None if `other` is neither, has more than three axes, or is in another order.
     """
 
 def isas() -> list[str]:
     """The ISAs compiled in, best first."""
 
 def supported_isas() -> list[str]:
-    """Those of them that this CPU has."""
+    """The ISAs compiled in that this CPU supports, best first."""
 
 def active_isa() -> str:
-    """The ISA in use; RuntimeError where RNNFAST_ISA names one that cannot be."""
+    """The ISA in use; RuntimeError if RNNFAST_ISA names one that this CPU or build lacks."""
 
 def active_amx() -> bool:
-    """Whether formats are multiplied in AMX's tile registers."""
+    """Whether low precision multiplies in AMX's tile registers."""
 
 def few_rows() -> int:
-    """The most rows of a float32 pass on borrowed weights."""
+    """The most rows that a float32 pass on borrowed weights takes."""
 
 def vector_bytes() -> int:
-    """The width of that ISA's vectors, as its kernels were compiled."""
+    """The bytes of a vector in the kernels of the ISA in use."""
 
 def get_num_threads() -> int: ...
 def set_num_threads(count: int, /) -> None: ...
 def set_cpu_quota(count: int, /) -> None:
-    """So many CPUs' time is all that the callers of several threads have together, if so much."""
+    """Tells how many CPUs' time a container has; concurrent callers share no more than that."""
 
 def use_openmp(path: str, /) -> bool:
-    """Whether the loaded shared object at `path` calls an OpenMP, and the process is no fork.
+    """Runs passes called with a number of threads on the OpenMP of the shared object at `path`.
 
-    From now on its threads run the passes that are called with a number of threads, if one thread
-    would take some 0.2 ms or more for them, and shorter ones within 2 ms of such. After that
-    library's own work they spin for milliseconds, and would have half of the time of the cores that
-    the pool's threads want.
+    After that library's own work its threads spin for milliseconds, and the pool's threads would
+    get half of their cores' time. A pass that takes one thread 0.2 ms or more wakes them; shorter
+    ones use them up to 2 ms later, while they spin, or wake them after several in quick succession.
+    Returns False, and changes nothing, if no such OpenMP is loaded or the process is a fork.
     """
 
 def force_schedule(name: str, /) -> None:
-    """For tests: how passes are shared out to threads from now on; "none": as estimates say."""
+    """For tests: sets how passes are split over threads from now on; "none": by estimates."""
 
 def last_schedule() -> str:
-    """How the last pass was shared out: "none" where it ran on one thread."""
+    """How the last pass was split over threads; "none" if it ran on one thread."""
 
 def activation(
     name: Literal["sigmoid", "tanh"], x: NDArray, out: NDArray, /, rounds: int = 1
 ) -> None:
-    """The kernels' own sigmoid or tanh of a contiguous 1-D array, `rounds` times; for tests."""
+    """For tests: the kernels' sigmoid or tanh of a contiguous 1-D array, `rounds` times."""
 
 def probe_fma(dtype: str, rounds: int, /) -> int:
-    """Does multiplications and additions in registers for `rounds`, and tells how many."""
+    """Runs `rounds` of multiply-adds in registers; returns the number of operations."""
 
 def probe_dot(format: str, rounds: int, /) -> int:
-    """Products of words of a format in registers; returns the operations, two a product."""
+    """Runs `rounds` of a format's products in registers; returns the operations, two a product."""
 
 def probe_meetings(threads: int, rounds: int, /) -> int:
-    """So many threads meet `rounds` times, as in the steps of a layer; returns how many came."""
+    """Makes threads wait for each other `rounds` times, as layers do; returns how many came."""
 
 def probe_read(array: NDArray, rounds: int, /) -> float:
-    """The sum of a contiguous 1-D array, read `rounds` times but for what fills no vector."""
+    """The sum of the full vectors of a contiguous 1-D array, which is read `rounds` times."""

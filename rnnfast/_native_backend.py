@@ -1,4 +1,4 @@
-"""The backend `native`: the compiled module, behind the same interface as the others."""
+"""The backend `native`: the compiled module behind the interface that all backends have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NativeBackend:
     def __init__(self, module: Any) -> None:
         self._module = module
         self.memory: Memory = _KeptMemory(module)
-        # Of `rnnfast._native`, which describes them; without a method's cost in between.
+        # `_native.pyi` documents these functions. Methods around them would only cost time.
         self.can_read = module.can_read
         self.empty_like = module.empty_like
         self.few_rows: int = module.few_rows()
@@ -33,11 +33,11 @@ class NativeBackend:
         self.tape_row = module.tape_row
 
     def pack(self, cell: Cell, weights: Weights, format_name: str | None = None) -> Any:
-        """A private copy of the weights in panels, for the ISA in use."""
+        """A private copy of the weights, in panels for the ISA in use."""
         return self._module.pack(cell.name, *weights, format_name)
 
     def borrow(self, cell: Cell, weights: Weights) -> Any:
-        """The weights where they are, contiguous; see `rnnfast._native.borrow`."""
+        """Contiguous weights, used in place without a copy; see `rnnfast._native.borrow`."""
         return self._module.borrow(cell.name, *weights)
 
     def stack(
@@ -50,7 +50,7 @@ class NativeBackend:
         tensors: bool = False,
         ragged: bool = False,
     ) -> Any:
-        """What runs whole passes of a layer or cell in one call; see `rnnfast._native.stack`."""
+        """An object that runs whole passes of a layer or cell; see `rnnfast._native.stack`."""
         return self._module.stack(packs, names, directions, one_step, batch_first, tensors, ragged)
 
     def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
@@ -92,7 +92,7 @@ class NativeBackend:
 
 
 class _KeptMemory(Memory):
-    """The host's; copies lie where others did that have gone, instead of on new pages."""
+    """The host's memory, where copies reuse the memory of freed copies: new pages cost time."""
 
     def __init__(self, module: Any) -> None:
         self.copy = module.copy
@@ -103,44 +103,46 @@ _threads_are_set = False
 
 
 def preload() -> None:
-    """Loads the compiled module where it can be, so that threadpoolctl finds it from the start.
+    """Loads the compiled module, if possible, so that threadpoolctl finds it from the start.
 
-    What is wrong with it or with the environment is said at its first use.
+    Errors of the module or the environment are suppressed here; its first use raises them.
     """
     with contextlib.suppress(ImportError, ValueError):
         _module()
 
 
 def take_tensors(table: Any, tensor: type, parameter: type, is_negated: Any) -> bool:
-    """Has the compiled module take a library's tensors in place of arrays, if it can.
+    """Makes the compiled module take a library's tensors in place of arrays, if it can.
 
-    table : the library's capsule of DLPack's functions; None: it has none.
+    Returns whether it does. See `rnnfast._native.take_tensors`.
+
+    table : the library's capsule of DLPack functions; None: the library has none.
     """
     try:
         given = table, tensor, parameter, is_negated
         return table is not None and _module().take_tensors(*given)
-    except (ImportError, ValueError):  # said at the module's first use
+    except (ImportError, ValueError):  # the module's first use raises it again
         return False
 
 
 def use_openmp(path: str) -> None:
-    """Has the long passes of a library's tensors run by the threads of its OpenMP, if it has any.
+    """Runs long passes over a library's tensors on the threads of that library's OpenMP, if any.
 
-    path : of a shared object of that library. See `rnnfast._native.use_openmp`.
+    path : the path of a shared object of the library. See `rnnfast._native.use_openmp`.
     """
-    with contextlib.suppress(ImportError, ValueError):  # said at the module's first use
+    with contextlib.suppress(ImportError, ValueError):  # the module's first use raises it again
         _module().use_openmp(path)
 
 
 def copy_of(tensor: Any) -> Any:
-    """A copy of a tensor of those types; see `rnnfast._native.copy`."""
+    """A copy of a tensor of the types that `take_tensors` gave; see `rnnfast._native.copy`."""
     return _module().copy(tensor)
 
 
 def _module() -> ModuleType:
     global _threads_are_set
     module = importlib.import_module(NATIVE_MODULE)
-    if not _threads_are_set:  # once: a limit may be set from then on
+    if not _threads_are_set:  # only once: the user may change them later
         module.set_num_threads(_config.wanted_threads())
         module.set_cpu_quota(_config.cpu_quota())
         _threads_are_set = True
@@ -155,7 +157,7 @@ def load() -> NativeBackend:
     ImportError : this install has no compiled module, or it cannot be imported.
     RuntimeError : `RNNFAST_ISA` forces an ISA that this CPU or build lacks, or `RNNFAST_AMX` is
         neither 0 nor 1.
-    ValueError : `RNNFAST_NUM_THREADS` is no number of threads.
+    ValueError : `RNNFAST_NUM_THREADS` is not an integer in 1..1024.
     """
     global _backend
     if _backend is None:

@@ -1,4 +1,4 @@
-"""A forward pass that keeps the states at chunk borders only, and runs again for the backward."""
+"""A forward pass that keeps the states at chunk borders only; `backward` runs it again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rnnfast._backend import Backward, Forward
 from rnnfast._cells import Weights
 from rnnfast.functional import Gradients, Packed, run_checked, zero_weights
 
-# A chunk has at least so many rows, so that the products over it stay large.
+# The least rows (steps times batch) in a chunk, so that the matrix products over it stay large.
 _LEAST_ROWS = 128
 
 
 class RecomputedRun:
-    """What `Run` is, in O(sqrt(T)) memory beside x and y, for a second forward pass.
+    """A `functional.Run` with O(sqrt(T)) memory besides x and y, at the cost of a second pass.
 
-    Chen et al. 2016, "Training deep nets with sublinear memory cost": with chunks of about
-    sqrt(T) steps, the borders and what one chunk needs for backward take about as much memory.
+    Chen et al. 2016, "Training deep nets with sublinear memory cost". With chunks of about sqrt(T)
+    steps, the states at the borders take about as much memory as the backward pass of one chunk.
     """
 
     def __init__(self, packed: Packed, args: Forward) -> None:
@@ -29,10 +29,10 @@ class RecomputedRun:
         self.args = args
         steps, batch = args.x.shape[:2]
         if not batch:
-            steps = 0  # nothing happens in any of them, however many
+            steps = 0  # no step computes anything, and there may be very many
         size = max(1, math.ceil(math.sqrt(steps)), math.ceil(_LEAST_ROWS / max(1, batch)))
         chunks = [slice(t, min(t + size, steps)) for t in range(0, steps, size)] or [slice(0, 0)]
-        self._chunks = chunks[::-1] if args.reverse else chunks  # in the order run
+        self._chunks = chunks[::-1] if args.reverse else chunks  # in the order in which they run
         self._borders: list[tuple[NDArray | None, NDArray | None]] = []
         h, c = args.h0, args.c0
         for chunk in self._chunks:
@@ -53,11 +53,11 @@ class RecomputedRun:
         want_dx: bool = True,
         into: Weights | None = None,
     ) -> Gradients:
-        """As `Run.backward_checked`."""
+        """See `functional.Run.backward_checked`."""
         args, packed = self.args, self.packed
         dx = np.empty(args.x.shape, packed.dtype) if want_dx else None
         weights = zero_weights(packed) if into is None else into
-        # A scratch y: the caller may be reading the one that forward wrote.
+        # The second pass writes to a scratch y, as the caller may be reading the first one.
         longest = max(chunk.stop - chunk.start for chunk in self._chunks)
         scratch = np.empty((longest, *args.y.shape[1:]), packed.dtype)
         for chunk, (h, c) in zip(reversed(self._chunks), reversed(self._borders), strict=True):
@@ -77,7 +77,7 @@ class RecomputedRun:
         return Gradients(dx, cast("NDArray", dh), dc, weights)
 
     def _part(self, chunk: slice, h: NDArray | None, c: NDArray | None, y: NDArray) -> Forward:
-        """The arguments of the steps of `chunk`, with new arrays for its last states."""
+        """The arguments of a pass over `chunk`, with new arrays for its last states."""
         args, lengths = self.args, self.args.lengths
         if lengths is not None:
             lengths = np.clip(lengths - chunk.start, 0, chunk.stop - chunk.start)

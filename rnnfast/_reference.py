@@ -1,13 +1,12 @@
-"""The NumPy reference: slow, obvious, the definition of what every backend computes.
+"""The NumPy reference: slow and obvious, it defines the results of every backend.
 
-Everything is computed in the dtype of the arrays given; tests run it in float64. In low precision
-the matrices are those of `_low_precision`, which round what they are multiplied with, and nothing
-else changes. A cell is two functions: one step forward, one step backward. The time loop below them
-is shared.
+Everything is computed in the dtype of the given arrays; tests run it in float64. In low precision
+only the matrices differ: those of `_low_precision` round the values that they are multiplied with.
+A cell is two functions, one step forward and one step backward. All cells share the time loop.
 
-Notation: ax = W x_t + b_ih, R = weight_hh, b = b_hh, h and c the states before the step;
-d + a name is the gradient of the loss with respect to it. A step backward returns
-(dax, dah, dR, dh, dc), dah being the gradient at the recurrent bias b.
+Notation: ax = W x_t + b_ih, R = weight_hh, b = b_hh, and h and c are the states before the step.
+A name with d in front is the gradient of the loss with respect to the named value. A step backward
+returns (dax, dah, dR, dh, dc), where dah is the gradient at the recurrent bias b.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def sigmoid(a):
 
 
 def gradient(matrix, da, rows):
-    """The gradient at the matrix in a = rows matrix^T, from that at a."""
+    """The gradient at `matrix` in a = rows matrix^T, from the gradient `da` at a."""
     return da.T @ rows if isinstance(matrix, np.ndarray) else matrix.gradient(da, rows)
 
 
@@ -53,7 +52,7 @@ def rnn_relu_forward(ax, h, c, R, b):
 
 
 def rnn_relu_backward(saved, h, c, R, dh_new, dc_new):
-    """The gradient of `rnn_relu_forward`; 0 where h' is 0, as torch has it."""
+    """The gradient of `rnn_relu_forward`; it is 0 where h' is 0, as in torch."""
     (h_new,) = saved
     da = np.where(h_new <= 0, 0, dh_new)
     return da, da, gradient(R, da, h), da @ R, None
@@ -86,7 +85,7 @@ def lstm_backward(saved, h, c, R, dh_new, dc_new):
 def gru_forward(ax, h, c, R, b):
     """r, z = sigmoid; n = tanh(ax_n + r (R_n h + b_n)); h' = (1 - z) n + z h.
 
-    Cho et al. 2014 with the reset after the product, as torch and cuDNN have it.
+    Cho et al. 2014, but with the reset after the product, as in torch and cuDNN.
     """
     xr, xz, xn = np.split(ax, 3, axis=-1)
     hr, hz, hn = np.split(h @ R.T + b, 3, axis=-1)
@@ -110,7 +109,7 @@ def gru_backward(saved, h, c, R, dh_new, dc_new):
 def gru_reset_before_forward(ax, h, c, R, b):
     """r, z = sigmoid; n = tanh(ax_n + R_n (r h) + b_n); h' = (1 - z) n + z h.
 
-    Cho et al. 2014, equation 8, and ONNX's default (`linear_before_reset=0`).
+    Cho et al. 2014, equation 8; also ONNX's default (`linear_before_reset=0`).
     """
     H = h.shape[-1]
     xr, xz, xn = np.split(ax, 3, axis=-1)
@@ -150,14 +149,14 @@ class ReferenceBackend:
     memory = HOST
 
     def pack(self, cell: Cell, weights: Weights, format_name: str | None = None) -> Weights:
-        """A copy, with zeros for absent biases."""
+        """A copy of the weights, with zeros for absent biases; low-precision matrices if asked."""
         given = {name: np.array(w) for name, w in weights._asdict().items() if w is not None}
         zeros = np.zeros(len(weights.weight_ih), weights.weight_ih.dtype)
         copies = Weights(**{"bias_ih": zeros, "bias_hh": zeros, **given})
         return copies if format_name is None else operands(copies, format_name)
 
     def forward(self, cell: Cell, packed: Weights, args: Forward, training: bool) -> Any:
-        """See `rnnfast._backend.Backend`; saves h, c, the unprojected h and the step's own."""
+        """See `rnnfast._backend.Backend`; saves for each step what `_forward` appends."""
         with np.errstate(all="ignore"):
             return _forward(cell, packed, args, training)
 
@@ -170,7 +169,7 @@ class ReferenceBackend:
 
 
 def _columns(mask):
-    """A mask (B,) as (B, 1), to choose whole rows with."""
+    """A mask (B,) as (B, 1), which selects whole rows."""
     return mask[:, None]
 
 
@@ -183,10 +182,10 @@ def _initial(args: Forward, packed: Weights):
 
 
 def _steps(args: Forward):
-    """(t, rows that have this step, rows whose state is reset before it), in the order run."""
+    """For each step, as run: t, the rows that have it, and the rows that are reset before it."""
     steps, batch = args.x.shape[:2]
     if not batch:
-        return  # nothing happens in any of the steps, however many
+        return  # no step computes anything, and there may be very many
     never = np.zeros(batch, bool)
     lengths = np.full(batch, steps) if args.lengths is None else args.lengths
     for t in reversed(range(steps)) if args.reverse else range(steps):
@@ -251,5 +250,5 @@ def _backward(cell, packed, saved, args, grads):
 
 
 def load() -> ReferenceBackend:
-    """The backend; always there."""
+    """The backend, which is always available."""
     return ReferenceBackend()

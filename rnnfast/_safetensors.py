@@ -1,16 +1,17 @@
-"""Reads and writes safetensors files: arrays by name, and strings about them.
+"""Reads and writes safetensors files, which hold arrays by name, and strings as metadata.
 
-A file is the length N of its header, 8 bytes, little-endian; N bytes of JSON, padded with spaces,
+A file consists of three parts: the length N of the header as 8 bytes, little-endian; the header,
+which is N bytes of JSON, padded with spaces,
 
     {"__metadata__": {string: string, ...},
      name: {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}, ...}
 
-and the arrays, C-contiguous and little-endian, one after the other without holes or overlaps;
-offsets count from the header's end. https://huggingface.co/docs/safetensors
+and the arrays, C-contiguous and little-endian, one after the other without holes or overlaps.
+Offsets count from the end of the header. https://huggingface.co/docs/safetensors
 
-What is read may have been damaged, or made to do harm. The parser knows the header's form, so that
-nothing nests, repeats or needs more memory than a few times the header's, and no array is allocated
-before its place has been found in the file.
+A file may be damaged, or made to do harm. The parser therefore accepts the form above only: no
+deeper nesting, no repeated keys, and no more memory than a few times the header's. It allocates an
+array only after it has checked the array's place in the file.
 """
 
 from __future__ import annotations
@@ -33,24 +34,24 @@ from numpy.typing import NDArray
 from rnnfast import _validate
 from rnnfast._cells import DTYPES
 
-# The format's names of dtypes.
+# The dtypes by the names that the format gives them, such as "F32".
 _DTYPES = {f"F{8 * dtype.itemsize}": dtype for dtype in DTYPES.values()}
 _TAGS = {dtype: tag for tag, dtype in _DTYPES.items()}
 
 _LENGTH = struct.Struct("<Q")
-_ALIGNMENT = 8  # of the arrays in a file
-_MAX_HEADER = 100_000_000  # as in the format's own library
-_MAX_AXES = 64  # as in NumPy
-_MAX_METADATA = 64  # strings: several times as many as a layer has options
+_ALIGNMENT = 8  # the arrays in a file start at a multiple of 8 bytes
+_MAX_HEADER = 100_000_000  # bytes; the same limit as in the format's own library
+_MAX_AXES = 64  # the same limit as in NumPy
+_MAX_METADATA = 64  # strings; a layer has several times fewer options
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-# Up to 18 digits, which fit an int64.
+# At most 18 digits, so that every value fits an int64.
 _INTEGER = re.compile(r"(?:0|[1-9][0-9]{0,17})(?![0-9.eE])")
-_STRING = json.JSONDecoder()  # used where a string begins only
+_STRING = json.JSONDecoder()  # called only where a string begins
 
 
 class Tensor(NamedTuple):
-    """An array of a file, and where it begins and ends in the data."""
+    """The description of an array in a file; `begin` and `end` count from the header's end."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -59,18 +60,18 @@ class Tensor(NamedTuple):
 
 
 class Reader:
-    """A file with a header that has been found right.
+    """An open safetensors file whose header has been read and checked.
 
-    metadata : the strings.
-    tensors : what arrays there are.
+    metadata : the strings by key.
+    tensors : the descriptions of the arrays by name.
 
     Raises
     ------
-    ValueError : it is no safetensors file, is incomplete, or has arrays of other dtypes.
+    ValueError : the file is not in this format, is incomplete, or has arrays of other dtypes.
     """
 
     def __init__(self, file: BufferedReader) -> None:
-        # file: at its beginning; it can be sought in
+        # `file` is seekable and at its beginning.
         self._file = file
         rest = os.fstat(file.fileno()).st_size - _LENGTH.size
         if rest < 0:
@@ -88,7 +89,7 @@ class Reader:
         _check_places(self.tensors, rest - length)
 
     def read(self, name: str) -> NDArray:
-        """The array of that name, in native byte order."""
+        """The array called `name`, in native byte order; ValueError if the file has got shorter."""
         dtype, shape, begin, end = self.tensors[name]
         array = np.empty(shape, dtype.newbyteorder("<"))
         self._file.seek(self._start + begin)
@@ -99,7 +100,7 @@ class Reader:
 
 
 def write(path: str | bytes, tensors: Mapping[str, NDArray], metadata: Mapping[str, str]) -> None:
-    """Makes a file, or replaces it once the new one is whole; arrays are in the given order."""
+    """Writes a file with the arrays in the given order; it replaces an old one only when whole."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, array in tensors.items():
@@ -119,15 +120,15 @@ def write(path: str | bytes, tensors: Mapping[str, NDArray], metadata: Mapping[s
 
 @contextmanager
 def _replacing(path: str | bytes) -> Iterator[BinaryIO]:
-    """A new file, which takes the place of `path`, and its permissions, at the end of the block."""
-    target = os.path.realpath(os.fsdecode(path))  # a link stays one
+    """A new file, which replaces `path` at the end of the block and takes over its permissions."""
+    target = os.path.realpath(os.fsdecode(path))  # so that a symbolic link stays one
     exists = os.path.exists(target)
-    if exists and not os.path.isfile(target):  # a device or pipe must not become a file
+    if exists and not os.path.isfile(target):  # a device or pipe must not be replaced by a file
         with open(target, "wb") as file:
             yield file
         return
     temporary = os.path.join(os.path.dirname(target), f".rnnfast-{secrets.token_hex(8)}.tmp")
-    # Meanwhile for the owner alone, where the file that it replaces may be so.
+    # The old file may be private: until its permissions are copied, only the owner has access.
     mode = 0o600 if exists else 0o666
     try:
         file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))
@@ -138,12 +139,12 @@ def _replacing(path: str | bytes) -> Iterator[BinaryIO]:
         with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # else a power failure may leave the new name with no contents
+            os.fsync(file.fileno())  # else a power failure may leave an empty file
         if exists:
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except BaseException:
-        with suppress(FileNotFoundError):  # interrupted after it took its place
+        with suppress(FileNotFoundError):  # interrupted after os.replace
             os.unlink(temporary)
         raise
 
@@ -177,7 +178,7 @@ def _parsed(text: str) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _check_places(tensors: Mapping[str, Tensor], size: int) -> None:
-    """That the arrays fill `size` bytes, one after the other."""
+    """Raises ValueError unless the arrays fill `size` bytes, one after the other."""
     at = 0
     for name, (_, _, begin, end) in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if begin != at:
@@ -190,7 +191,10 @@ def _check_places(tensors: Mapping[str, Tensor], size: int) -> None:
 
 
 class _Header:
-    """A place in the text of a header. Each method reads what must come next, and moves past it."""
+    """A parser at a place in the header's text.
+
+    Each method reads the element that must come next and moves past it, or raises ValueError.
+    """
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -201,7 +205,7 @@ class _Header:
         raise ValueError(f"header: expected {expected} at character {self._at}, got {got!r}")
 
     def keys(self) -> Iterator[str]:
-        """The keys of an object; who asks for them reads the value of each before the next."""
+        """The keys of an object. The caller must read a key's value before it takes the next."""
         self._expect("{")
         if self._take("}"):
             return
@@ -272,7 +276,7 @@ class _Header:
         return tuple(values)
 
     def _next(self) -> str:
-        """The next character that is no space, which stays there; "" at the end."""
+        """Skips white space; the next character, which is not consumed, or "" at the end."""
         match = _SPACE.match(self._text, self._at)
         self._at = match.end() if match else self._at
         return self._text[self._at : self._at + 1]

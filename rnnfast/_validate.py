@@ -1,7 +1,9 @@
-"""Checks of what users give. Every message reads `name: expected …, got …`.
+"""Checks of the arguments that users give. Every message reads `name: expected …, got …`.
 
-A wrong dtype is a TypeError; a wrong shape, layout, value or name is a ValueError. An array of
-the right dtype but foreign byte order, alignment or strides is copied into the native form.
+A wrong type or dtype raises TypeError; a wrong shape, layout, value or name raises ValueError. An
+array of the right dtype whose byte order, alignment or strides do not suit is copied.
+
+Letters: T steps, B batch.
 """
 
 from __future__ import annotations
@@ -19,15 +21,16 @@ from numpy.typing import NDArray
 
 from rnnfast._cells import DTYPES
 
-# Steps that NumPy may take to tell whether two arrays overlap; its stubs know only 0 and -1.
+# The most steps in which NumPy may search for an overlap of two arrays. The type is Any because
+# NumPy's stubs admit only 0 and -1.
 _OVERLAP_WORK: Any = 1000
 
-# Characters of a value in an error: of one from a file there may be millions.
+# The most characters of a value in an error message; a value from a file may have millions.
 _MOST_SHOWN = 100
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
-    """The one of `choices` that `value` is, as a plain str also where `value` is of a subclass."""
+    """`value`, if it is one of `choices`; a plain str even if `value` is of a subclass of str."""
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {shown(value)}")
@@ -35,16 +38,16 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """`repr` of a value for an error, of a long one the beginning."""
+    """The `repr` of a value for an error message, cut after `_MOST_SHOWN` characters."""
     try:
         text = repr(value)
-    except ValueError:  # of an int of more digits than Python prints
+    except ValueError:  # an int with more digits than Python prints
         return f"{type(value).__name__} of many digits"
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def integer(name: str, value: Any, least: int) -> int:
-    """`value` as an int of at least `least`; bool is no integer."""
+    """`value` as an int of at least `least`; a bool does not count as an integer."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -58,19 +61,19 @@ def integer(name: str, value: Any, least: int) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value`, if it is a bool."""
+    """`value` as a bool, if it is Python's or NumPy's."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
     return bool(value)
 
 
 def fraction(name: str, value: Any) -> float:
-    """`value` as a float in 0..1; bool is no number."""
+    """`value` as a float in 0..1; a bool does not count as a number."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         number = float(value)
-    except OverflowError:  # of an int
+    except OverflowError:  # a large int
         number = math.nan
     if not 0 <= number <= 1:
         raise ValueError(f"{name}: expected a probability in 0..1, got {shown(value)}")
@@ -78,7 +81,7 @@ def fraction(name: str, value: Any) -> float:
 
 
 def path(name: str, value: Any) -> str | bytes:
-    """That of a file, as `open` takes it."""
+    """The path of a file as a str or bytes, from anything that `open` takes as a path."""
     try:
         return os.fspath(value)
     except TypeError:
@@ -89,7 +92,7 @@ def path(name: str, value: Any) -> str | bytes:
 def float_dtype(name: str, value: Any) -> np.dtype:
     """`value` as one of the dtypes that rnnfast computes in."""
     wrong = f"{name}: expected {' or '.join(DTYPES)}, got {shown(value)}"
-    if value is None:  # NumPy would take it for float64
+    if value is None:  # NumPy would read None as float64
         raise TypeError(wrong)
     try:
         found = np.dtype(value)
@@ -110,8 +113,11 @@ def floats(
 ) -> NDArray:
     """`value` as an aligned array of `dtype` and `shape` with unit stride in its last axis.
 
-    No copy where it is one already. A shape entry of -1 admits any size. `letters` explains the
-    shape in messages, such as "(T, B, I)". `memory` : where it has to lie; None: the host.
+    It is copied only if necessary.
+
+    shape : an entry of -1 admits any size.
+    letters : the names of the axes for messages, such as "(T, B, I)".
+    memory : the memory in which the array must lie; None: the host's.
     """
     memory = memory or HOST
     given = of_dtype(name, value, dtype, memory)
@@ -126,7 +132,7 @@ def floats(
 
 
 def of_dtype(name: str, value: Any, dtype: np.dtype, memory: Memory | None = None) -> NDArray:
-    """`value` as an array of `dtype`, in any byte order, of whatever shape it has."""
+    """`value` as an array of `dtype` in any byte order and of any shape."""
     given = (memory or HOST).array(name, value)
     if given.dtype is not dtype and native_order(given.dtype) != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {given.dtype}")
@@ -134,7 +140,7 @@ def of_dtype(name: str, value: Any, dtype: np.dtype, memory: Memory | None = Non
 
 
 def lengths(value: Any, batch: int, steps: int) -> NDArray | None:
-    """`lengths` as contiguous int64 (B,), each in 0..T; None stays None."""
+    """A contiguous int64 copy of `lengths` (B,), each in 0..T; None stays None."""
     if value is None:
         return None
     given = array("lengths", value)
@@ -151,18 +157,18 @@ def lengths(value: Any, batch: int, steps: int) -> NDArray | None:
 
 
 def reset(value: Any, shape: tuple[int, ...], letters: str = "(T, B)") -> NDArray | None:
-    """`reset` as contiguous bool of `shape`; None stays None."""
+    """A contiguous bool copy of `reset`, which must have `shape`; None stays None."""
     if value is None:
         return None
     given = array("reset", value)
     if given.size == 0 and not isinstance(value, np.ndarray):
-        given = given.astype(bool)  # as that of lengths
+        given = given.astype(bool)  # an empty list has no dtype of its own
     check_reset(given, shape, letters)
     return np.array(given, order="C")
 
 
 def check_reset(given: NDArray, shape: tuple[int, ...], letters: str = "(T, B)") -> None:
-    """That an array is one of booleans of `shape`, wherever it lies."""
+    """Raises unless the array, in any memory, consists of booleans and has `shape`."""
     if given.dtype != np.bool_:
         raise TypeError(f"reset: expected bool, got {given.dtype}")
     if given.shape != shape:
@@ -170,18 +176,18 @@ def check_reset(given: NDArray, shape: tuple[int, ...], letters: str = "(T, B)")
 
 
 def array(name: str, value: Any) -> NDArray:
-    """`value` as an array of whatever dtype and shape it has; a mask must not hide anything."""
+    """`value` as an array of any dtype and shape; TypeError if values are masked."""
     if type(value) is np.ndarray:
         return value
-    if value is None:  # NumPy would make an array of objects of it
+    if value is None:  # NumPy would make it an array of objects
         raise TypeError(f"{name}: expected an array, got None")
-    if cuda_interface(name, value) is not None:  # which some classes would copy from the device
+    if cuda_interface(name, value) is not None:  # else some classes copy it to the host
         raise TypeError(f"{name}: expected an array in the host's memory, got one on a CUDA device")
     try:
         masked, given = np.ma.is_masked(value), np.asarray(value)
     except MemoryError:
         raise
-    except Exception as error:  # whatever the `__array__` of a user's class raises
+    except Exception as error:  # a user's `__array__` may raise anything
         got = type(value).__name__
         raise TypeError(f"{name}: expected an array, got {got}: {error}") from error
     if masked:
@@ -190,25 +196,25 @@ def array(name: str, value: Any) -> NDArray:
 
 
 def cuda_interface(name: str, value: Any) -> dict[str, Any] | None:
-    """The `__cuda_array_interface__` of an array on a CUDA device; None where there is none."""
+    """The `__cuda_array_interface__` of an array on a CUDA device; None if `value` has none."""
     try:
         return getattr(value, "__cuda_array_interface__", None)
-    except Exception as error:  # such as torch's, of a tensor that needs a gradient
+    except Exception as error:  # torch's raises for a tensor that requires grad
         got = type(value).__name__
         raise TypeError(f"{name}: expected an array, got {got}: {error}") from error
 
 
 def native_order(dtype: np.dtype) -> np.dtype:
-    """`dtype` in native byte order; one that is not of floats, which may have no order, as is."""
+    """A float `dtype` in native byte order; any other, which may have no order, unchanged."""
     return dtype.newbyteorder("=") if dtype.kind == "f" else dtype
 
 
 def apart(
     name: str, written: NDArray, others: Mapping[str, NDArray | None], memory: Memory | None = None
 ) -> None:
-    """That the memory of `written` is none of what is read, or also written, under other names.
+    """Raises ValueError if `written` shares memory with one of the `others`.
 
-    Interleaved arrays, such as the halves of the last axis of one, are apart.
+    Interleaved arrays, such as the two halves of the last axis of an array, share none.
     """
     overlap = (memory or HOST).overlap
     for other, array in others.items():
@@ -217,7 +223,10 @@ def apart(
 
 
 def rows_apart(name: str, written: NDArray) -> None:
-    """That the rows of `written`, along its last axis, lie one after the other in memory."""
+    """Raises ValueError unless the rows of `written` lie one after the other in memory.
+
+    A row runs along the last axis.
+    """
     extent = written.shape[-1] * written.itemsize
     axes = zip(written.strides[:-1], written.shape[:-1], strict=True)
     for stride, size in sorted(axis for axis in axes if axis[1] > 1):
@@ -227,9 +236,9 @@ def rows_apart(name: str, written: NDArray) -> None:
 
 
 def _row_major(given: NDArray, dtype: np.dtype) -> NDArray:
-    """`given`, copied unless its rows lie in the given order, aligned, with unit stride."""
+    """`given` if it is aligned, native, with unit stride and no negative ones; else a copy."""
     flags = given.flags
-    if given.dtype is dtype and flags.c_contiguous and flags.aligned:  # usual; five times faster
+    if given.dtype is dtype and flags.c_contiguous and flags.aligned:  # usual; 5 times faster
         return given
     rows = given.strides[:-1]
     fine = (
@@ -243,18 +252,18 @@ def _row_major(given: NDArray, dtype: np.dtype) -> NDArray:
 
 
 class Memory:
-    """Where arrays lie, and what makes them there: the host's memory and NumPy.
+    """A memory and the functions that make arrays in it: here the host's memory and NumPy.
 
-    `_cupy.Device` is another such place, whose arrays are CuPy's.
+    `_cupy.Device` is another one, with CuPy's arrays.
 
-    dtypes : by name, those that are computed in.
+    dtypes : the dtypes in which rnnfast computes, by name.
     """
 
     dtypes: Mapping[str, np.dtype] = DTYPES
     array = staticmethod(array)
     row_major = staticmethod(_row_major)
     contiguous: Any = staticmethod(np.ascontiguousarray)
-    copy: Any = staticmethod(np.array)  # of a contiguous array
+    copy: Any = staticmethod(np.array)  # its argument is contiguous
     empty: Any = staticmethod(np.empty)
     zeros: Any = staticmethod(np.zeros)
     arange: Any = staticmethod(np.arange)
@@ -262,18 +271,19 @@ class Memory:
     reset = staticmethod(reset)
 
     def current(self) -> contextlib.AbstractContextManager[Any]:
-        """Where arrays are made and read that no method here makes."""
+        """A context for code that makes or reads arrays without a method of this class."""
         return contextlib.nullcontext()
 
     @staticmethod
     def overlap(a: NDArray, b: NDArray) -> bool:
-        """Whether they may share memory."""
-        # Almost always the bounds alone tell. The search beyond them is limited, and errs to yes.
+        """Whether two arrays may share memory; False is certain."""
+        # The bounds alone almost always tell. If the further search reaches its limit, the answer
+        # is yes.
         return np.may_share_memory(a, b, _OVERLAP_WORK)
 
     @staticmethod
     def is_writable(given: Any, taken: NDArray) -> bool:
-        """Whether what is written to `taken`, which a check made of `given`, gets there."""
+        """Whether writing to `taken`, which a check returned for `given`, changes `given`."""
         return taken is given and taken.flags.writeable
 
 
@@ -281,7 +291,7 @@ HOST = Memory()
 
 
 def shape_text(shape: tuple[int, ...], letters: str = "") -> str:
-    """A shape as messages show it: `(T, B, I) = (*, *, 40)`."""
+    """A shape in the form that messages show, such as `(T, B, I) = (*, *, 40)`."""
     sizes = ", ".join("*" if n < 0 else str(n) for n in shape)
     sizes = f"({sizes},)" if len(shape) == 1 else f"({sizes})"
     return f"{letters} = {sizes}" if letters else sizes

@@ -1,7 +1,7 @@
-"""The C functions of include/rnnfast.h, which says what they do.
+"""The C functions of include/rnnfast.h for Cython; that header documents them.
 
-A module that uses them compiles with the flags that `python -m rnnfast cflags` prints, and links with
-those of `python -m rnnfast libs`.
+To use them, compile a module with the flags that `python -m rnnfast cflags` prints, and link it
+with the flags that `python -m rnnfast libs` prints.
 """
 from libc.stdint cimport int64_t, uint8_t
 

@@ -1,10 +1,11 @@
 # cython: language_level=3, freethreading_compatible=True
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
-"""Streams on the compiled kernels: a layer one step at a time, with its state inside.
+"""Streams on the compiled kernels: they run a layer one step at a time and hold its state.
 
-A step of a small layer takes less than the checks of an array in Python would. Here an array that
-lies as the kernels need it is recognised by the fields of NumPy's own struct; every other one,
-right or wrong, goes to `rnnfast._streams.Form`, which checks and converts it.
+A step of a small layer takes less time than it would take Python to check its arrays. This module
+therefore reads the fields of NumPy's own struct to recognise an array that the kernels can use as
+it is. Every other array, right or wrong, goes to `rnnfast._streams.Form`, which checks and
+converts it.
 """
 
 cimport cython
@@ -22,7 +23,7 @@ from rnnfast import _native
 
 cdef extern from *:
     """
-    /* The first fields of NumPy's arrays and of their dtypes, the same since its 1.7. */
+    /* The first fields of NumPy's arrays and dtypes; they are the same since NumPy 1.7. */
     typedef struct {
         PyObject_HEAD
         PyTypeObject *typeobj;
@@ -40,7 +41,7 @@ cdef extern from *:
         int flags;
     } rnnfast_ndarray;
 
-    /* Whether a flag was free and is now taken. */
+    /* rnnfast_take takes a flag and tells whether it was free; rnnfast_free frees it. */
     #define rnnfast_take(flag) (!__atomic_exchange_n(flag, 1, __ATOMIC_ACQUIRE))
     #define rnnfast_free(flag) __atomic_store_n(flag, 0, __ATOMIC_RELEASE)
     """
@@ -60,7 +61,7 @@ cdef extern from *:
     void rnnfast_free(int* flag) nogil
 
 
-# NumPy's bits for what it calls C_CONTIGUOUS, ALIGNED and WRITEABLE.
+# NumPy's flags: READABLE is C_CONTIGUOUS and ALIGNED; WRITABLE is these and WRITEABLE.
 cdef enum:
     READABLE = 0x0001 | 0x0100
     WRITABLE = READABLE | 0x0400
@@ -71,20 +72,23 @@ cdef const rnnfast_functions* functions = <const rnnfast_functions*> PyCapsule_G
 
 @cython.final
 cdef class Stream:
-    """A layer one step at a time, with the state inside; `layer.stream()` makes one.
+    """A layer that runs one step at a time and holds its state; `layer.stream()` makes one.
 
-    It has a copy of the weights as they were. A copy of a stream (`copy.copy`) shares its weights
-    and goes on from the same state by itself; a pickle has weights and state, and opens on the
-    backend in use there. A stream is for one thread at a time: a call during another fails.
+    A stream has its own copy of the weights. A copy of a stream (`copy.copy`) shares them, starts
+    from the same state and goes on independently. A pickle contains weights and state, and opens
+    on the backend that is then in use. Only one thread at a time may call a stream: a call during
+    another call raises RuntimeError.
+
+    Letters: T steps, B batch, I input size, H hidden size, P projection size (0: none), L layers.
 
     Attributes
     ----------
-    batch_size : B.
-    input_size : I.
+    batch_size : B, the number of rows.
+    input_size : I, the width of x.
     output_size : W, the width of h: P, or H without projection.
-    dtype : "float32" or "float64".
-    weights : how the weights are kept: as the dtype, or "bfloat16" or "int8".
-    nbytes : the bytes of the packed weights, which copies share.
+    dtype : the dtype of x and h: "float32" or "float64".
+    weights : the format of the weights: the dtype, or "bfloat16" or "int8".
+    nbytes : the size of the packed weights in bytes. Copies of the stream share them.
     """
 
     cdef readonly Py_ssize_t batch_size, input_size, output_size
@@ -93,9 +97,9 @@ cdef class Stream:
     cdef object form, numpy_dtype, output_shapes
     cdef rnnfast_stream* handle
     cdef size_t x_bytes, y_bytes
-    cdef double work  # of a step
-    cdef int type_num  # NumPy's, of the dtype
-    cdef int busy
+    cdef double work  # the cost of a step, in multiplications
+    cdef int type_num  # NumPy's number of the dtype
+    cdef int busy  # 1 during a call
     cdef object __weakref__
 
     def __cinit__(self, form, Stream original=None):
@@ -108,7 +112,7 @@ cdef class Stream:
         self.weights = form.weights
         self.numpy_dtype = signature.dtype
         self.type_num = signature.dtype.num
-        # Without and with B.
+        # The shapes without and with the axis B, so that index nd - 1 selects one.
         self.output_shapes = (self.output_size,), (self.batch_size, self.output_size)
         row = form.batch_size * signature.dtype.itemsize
         self.x_bytes = row * self.input_size
@@ -121,7 +125,8 @@ cdef class Stream:
             rnnfast_free(&original.busy)
         if self.handle is NULL:
             text = functions.error().decode()
-            # The form was checked before, and the environment when the backend was loaded.
+            # Nothing else is expected: `Form` has checked the sizes and formats, and loading the
+            # backend has checked the environment.
             raise (MemoryError if text == "not enough memory" else RuntimeError)(text)
         self.work = functions.step_work(self.handle)
         self.nbytes = functions.weights_bytes(self.handle)
@@ -131,22 +136,23 @@ cdef class Stream:
             functions.destroy(self.handle)
 
     def step(self, x, out=None):
-        """One step.
+        """Runs one step.
 
         Parameters
         ----------
-        x : (B, I), or (I,) where B is 1; the layer's dtype.
-        out : (B, W), or (W,) like x: a C-contiguous array that h is written to, which may share
-            memory with x. With it a step allocates nothing. None: a new array.
+        x : (B, I), or (I,) if B is 1; in the layer's dtype.
+        out : the array to write h to: (B, W), or (W,) if x is (I,); in the layer's dtype,
+            C-contiguous, writable; it may share memory with x. With `out`, a step on an x that
+            needs no conversion allocates nothing. None: a new array.
 
         Returns
         -------
-        out : h of the last layer.
+        out : h of the last layer, (B, W), or (W,) if x is (I,).
 
         Raises
         ------
-        TypeError : an argument of the wrong dtype or form.
-        ValueError : an argument of the wrong shape or layout.
+        TypeError : an argument has the wrong type or dtype.
+        ValueError : an argument has the wrong shape or layout.
         RuntimeError : another thread is in a call of this stream.
             In each case the state stays as it is.
         """
@@ -167,16 +173,16 @@ cdef class Stream:
         return result
 
     def run(self, x, out=None):
-        """Step after step.
+        """Runs T steps, one after the other.
 
         Parameters
         ----------
-        x : (T, B, I), or (T, I) where B is 1, also with `batch_first`; the layer's dtype.
-        out : (T, B, W), or (T, W) like x: as for `step`.
+        x : (T, B, I), or (T, I) if B is 1, also with `batch_first`; in the layer's dtype.
+        out : the array to write to: (T, B, W), or (T, W) if x is (T, I); otherwise as for `step`.
 
         Returns
         -------
-        out : h of the last layer after each step.
+        out : h of the last layer after each step, (T, B, W), or (T, W) if x is (T, I).
 
         Raises
         ------
@@ -189,9 +195,12 @@ cdef class Stream:
 
     @property
     def state(self):
-        """A copy of h (L, B, W), or of an LSTM's pair (h, c) with c (L, B, H).
+        """The state: h (L, B, W), or for LSTM a pair (h, c) with c (L, B, H).
 
-        Takes what the layer takes, also without B where B is 1; None: zeros.
+        Reading it gives a copy, in the layer's dtype. It can be set to whatever state the layer
+        takes, also without the axis B if B is 1; None sets zeros. A value of the wrong dtype or
+        form raises TypeError, one of the wrong shape ValueError. Reading or setting it while
+        another thread is in a call of this stream raises RuntimeError.
         """
         states = self.form.new_states()
         cdef void* h = data_of(states[0])
@@ -215,16 +224,16 @@ cdef class Stream:
         raise AttributeError("state: cannot be deleted; None sets zeros")
 
     def reset(self, rows=None):
-        """Makes the state of rows zero.
+        """Sets the state of some rows, or of all, to zero.
 
         Parameters
         ----------
-        rows : (B,) booleans, or numbers of rows in 0..B-1. None: all.
+        rows : (B,) booleans, or an array of row numbers in 0..B-1. None: all rows.
 
         Raises
         ------
-        TypeError : rows that are neither.
-        ValueError : a mask of another shape, or numbers out of range.
+        TypeError : `rows` contains neither booleans nor integers.
+        ValueError : a mask has another shape than (B,), or a number is out of range.
         RuntimeError : another thread is in a call of this stream.
         """
         mask = self.form.rows(rows)
@@ -246,7 +255,7 @@ cdef class Stream:
         return self.form.text()
 
     cdef bint lies(self, ndarray array, Py_ssize_t width, int flags) noexcept:
-        """Whether the array is (B, width), or (width,) where B is 1, as the kernels need it."""
+        """Whether the kernels can use the array as it is: (B, width), or (width,) if B is 1."""
         if array.flags & flags != flags or array.descr.type_num != self.type_num:
             return False
         if array.descr.byteorder != c"=":
@@ -256,7 +265,7 @@ cdef class Stream:
         return array.nd == 1 and self.batch_size == 1 and array.dimensions[0] == width
 
     cdef bint apart(self, const char* x, const char* y) noexcept:
-        """Whether a step may read x and write y: the same array, or no byte in common."""
+        """Whether a step may read x and write y: they coincide, or have no byte in common."""
         cdef size_t first = <size_t> x, second = <size_t> y
         if first == second:
             return self.x_bytes == self.y_bytes
@@ -273,21 +282,21 @@ cdef class Stream:
         return 0
 
     cdef int take(self) except -1:
-        """Begins a call; `rnnfast_free` ends it."""
+        """Begins a call, or raises RuntimeError during another one; `rnnfast_free` ends it."""
         if not rnnfast_take(&self.busy):
             raise RuntimeError("stream: expected one call at a time, got one during another")
         return 0
 
 
 cdef void* data_of(array) except? NULL:
-    """Where an array lies; NULL for None."""
+    """The address of an array's data; NULL for None."""
     if array is None:
         return NULL
     return (<ndarray?> array).data
 
 
 cdef rnnfast_stream* create(form) except? NULL:
-    """A new stream from the weights of `form`; NULL where there is an error to ask for."""
+    """A new stream from the weights of `form`; NULL if it failed and `error` has the message."""
     signature = form.signature
     sizes = signature.sizes
     cell, dtype = signature.cell.name.encode(), signature.dtype.name.encode()

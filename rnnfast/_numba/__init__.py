@@ -1,8 +1,11 @@
-"""The backend `numba`: compiled on first use, for where the native one was not built.
+"""The backend `numba`: compiled on first use, for installs without the native backend.
 
-What is wide is NumPy's: the products over all rows of a chunk of steps. What is sequential is
-compiled: the time loops of `sequence`, and the equations of `rnn`, `lstm` and `gru`. Low precision
-is the reference's.
+NumPy computes the products over all rows of a chunk of steps. Numba compiles what is sequential:
+the time loops of `sequence`, and the equations of `rnn`, `lstm` and `gru`. Low precision runs on
+the NumPy reference.
+
+Letters: T steps, B batch, I input size, H hidden size, P projection size, W the width of h (P or
+H), N rows, V the units of a block. `sequence` explains rows, blocks and slots.
 """
 
 from __future__ import annotations
@@ -30,20 +33,21 @@ KERNELS: dict[str, Kernel] = {
     "gru_reset_before": Kernel(gru.BEFORE, gru.before_forward, gru.before_backward),
 }
 
-# Numbers in a chunk's pre-activations: 512 KiB of float32 stay in L2, and have rows enough for
-# BLAS. Backward takes more, and not too few rows: each chunk also adds to the whole of dW and dR.
+# The numbers in the pre-activations of a chunk. Forward: 512 KiB of float32 stay in the L2 cache,
+# and give BLAS enough rows. Backward takes more, and at least `_BACKWARD_ROWS` rows, because each
+# chunk also adds to the whole of dW and dR.
 _FORWARD_CHUNK = 1 << 17
 _BACKWARD_CHUNK = 1 << 19
 _BACKWARD_ROWS = 512
 
 
 class Saved(NamedTuple):
-    """What backward needs of forward, in rows."""
+    """The values that a forward pass saves for its backward pass, by rows."""
 
     rows: Rows
     reset: NDArray  # (N,)
-    h: NDArray  # (N, W padded), before each step, after its reset
-    own: NDArray  # (N, blocks * saves * V)
+    h: NDArray  # (N, W padded): h before each step, after its reset
+    own: NDArray  # (N, blocks * saves * V): the saved slots of the cell
 
 
 class NumbaBackend:
@@ -55,20 +59,20 @@ class NumbaBackend:
     def pack(
         self, cell: Cell, weights: Weights, format_name: str | None = None
     ) -> Packed | Weights:
-        """A private copy; in low precision the reference's."""
+        """A private copy of the weights; in low precision, the reference's pack."""
         if format_name is not None:
             return _REFERENCE.pack(cell, weights, format_name)
         return Packed(KERNELS[cell.name], cell, weights)
 
     def forward(self, cell: Cell, packed: Any, args: Forward, training: bool) -> Any:
-        """Runs forward; returns what `backward` needs when `training`."""
+        """Runs a forward pass; returns what `backward` needs if `training`, else None."""
         if not isinstance(packed, Packed):
             return _REFERENCE.forward(cell, packed, args, training)
         with np.errstate(all="ignore"), denormals_are_zero():
             return _forward(packed, args, training)
 
     def backward(self, cell: Cell, packed: Any, saved: Any, args: Forward, grads: Backward) -> None:
-        """Runs backward; leaves `saved` as it was."""
+        """Runs a backward pass; leaves `saved` as it is."""
         if not isinstance(packed, Packed):
             _REFERENCE.backward(cell, packed, saved, args, grads)
             return
@@ -152,12 +156,12 @@ def _backward(packed: Packed, saved: Saved, args: Forward, grads: Backward) -> N
 
 
 def _flushed(x: NDArray) -> NDArray:
-    """A copy with denormals as zeros: the threads of a BLAS would compute with them."""
+    """A copy with denormals set to zero, because the threads of a BLAS do not flush them."""
     return np.multiply(x, x.dtype.type(1))
 
 
 def _input_product(packed: Packed, x: NDArray, a: NDArray) -> None:
-    """a = x W + b, (rows, columns); b alone where the input does not add."""
+    """Sets a (rows, columns) to x W + b, and to b in the columns that the input does not add to."""
     span = packed.x_span
     np.matmul(x, packed.weight_x, out=a[:, span])
     a[:, span] += packed.bias[span]
@@ -184,13 +188,13 @@ def _add_weight_gradients(
 
 
 def _unprojected(packed: Packed, own: NDArray) -> NDArray:
-    """What the projection took, o tanh(c'): (rows, H)."""
+    """The h that the projection multiplied, o tanh(c'): (rows, H)."""
     o, t = _slot(packed, own, lstm.SAVED_O), _slot(packed, own, lstm.SAVED_T)
     return (o * t)[:, : packed.hidden]
 
 
 def _slot(packed: Packed, own: NDArray, slot: int) -> NDArray:
-    """One of the saved slots, (rows, units)."""
+    """The values of one saved slot, (rows, units)."""
     rows, saves = len(own), packed.kernel.groups.saves
     return own.reshape(rows, -1, saves, V)[:, :, slot].reshape(rows, -1)
 
@@ -200,5 +204,5 @@ _BACKEND = NumbaBackend()
 
 
 def load() -> NumbaBackend:
-    """The backend, always the same one, so that packed weights stay good."""
+    """The backend: always the same object, so that packed weights stay valid."""
     return _BACKEND

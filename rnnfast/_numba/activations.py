@@ -1,8 +1,9 @@
-"""sigmoid and tanh that LLVM can vectorise: no calls, no branches, no tables.
+"""sigmoid and tanh without calls, branches and tables, so that LLVM can vectorise them.
 
 exp(x) = 2^n (1 + p) with n = round(x / ln 2) and p = exp(r) - 1 for r = x - n ln 2, |r| <= 0.35.
-Each rounding error that would reach the result is computed and put back, which keeps both within
-1.5 ULP in float32 and 1.6 in float64 (2.5 without). Beyond the clamps the results are constant.
+Each rounding error that would affect the result is computed and added back. This keeps both
+functions within 1.5 ULP in float32 and 1.6 in float64 (2.5 without it). Arguments are clamped, and
+the results are constant beyond the clamps.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from rnnfast._numba.compiling import INLINED_OPTIONS, inlined
 def _functions(
     real: type, integer: type, ln2_high: float, terms: int, sigmoid_end: float, tanh_end: float
 ) -> tuple[Callable, Callable]:
-    """sigmoid and tanh for one dtype.
+    """Makes sigmoid and tanh for one dtype.
 
-    ln2_high : ln 2 cut to so few bits that n * ln2_high is exact.
+    ln2_high : ln 2 truncated to few enough bits that n * ln2_high is exact.
     terms : the degree of the Taylor polynomial of exp; its error is below a tenth of an ULP.
     sigmoid_end : sigmoid(-a) is taken as 0 above it, so that exp(a) stays finite.
     tanh_end : tanh(a / 2) is 1 above it.
     """
     info = np.finfo(real)
     shift, bias = integer(info.nmant), integer(info.maxexp - 1)
-    # Adding it rounds to an integer, and leaves that in the low bits.
+    # Adding `magic` to a number rounds it to an integer and leaves this in the low bits.
     magic = real(1.5 * 2.0**info.nmant)
     per_ln2, high = real(1 / math.log(2)), real(ln2_high)
     low = real(float(np.longdouble(2) * np.arctanh(np.longdouble(1) / 3) - np.longdouble(ln2_high)))
@@ -91,12 +92,12 @@ _FUNCTIONS = {
 
 
 def sigmoid(a):
-    """1 / (1 + exp(-a)); compiled code gets the one above."""
+    """1 / (1 + exp(-a)); compiled code calls `sigmoid_of` instead."""
     return 0.5 + 0.5 * math.tanh(0.5 * a)
 
 
 def tanh(a):
-    """The hyperbolic tangent; compiled code gets the one above."""
+    """The hyperbolic tangent; compiled code calls `tanh_of` instead."""
     return math.tanh(a)
 
 

@@ -1,4 +1,4 @@
-"""How the functions of this backend are compiled."""
+"""The ways in which Numba compiles the functions of this backend."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from typing import Any
 
 from numba import njit
 
-# Multiply-adds may be fused. Anything more of `fastmath` would break NaN, Inf and the rounding
-# tricks of `activations`.
+# Multiply-adds may be fused ("contract"). The other flags of `fastmath` would break NaN, Inf and
+# the corrections of rounding errors in `activations`.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
 
-# A part of an entry point. Always inlined: a call in a loop keeps LLVM from vectorising it.
+# For a part of an entry point. It is always inlined, as a call in a loop keeps LLVM from
+# vectorising the loop.
 inlined = njit(forceinline=True, **_OPTIONS)
 
-# A part that is called: compiled once for all entry points, which saves seconds.
+# For a part that is called. It is compiled once for all entry points, which saves seconds.
 called = njit(nogil=True, **_OPTIONS)
 
-# For `numba.extending.overload`, the same.
+# The options of `inlined`, for `numba.extending.overload`.
 INLINED_OPTIONS: dict[str, Any] = {"forceinline": True, **_OPTIONS}
 
 
 def entry(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles what Python calls, on its first call, and keeps the machine code on disk."""
-    # Numba takes machine code for stale by the file of `function` only, and names the files that
-    # it keeps after the qualified name: with the digest, any change here is a new name.
+    """Compiles a function that Python calls, on its first call; caches machine code on disk."""
+    # To detect stale code, Numba checks only the file of `function`. It names the cached files
+    # after the qualified name, so the digest gives a new name after any change of this package.
     function.__qualname__ += f"_{_DIGEST}"
     try:
         return njit(cache=True, nogil=True, **_OPTIONS)(function)
-    except RuntimeError:  # no directory to keep it in: neither this one nor the user's cache
+    except RuntimeError:  # neither this folder nor the user's cache can be written
         return njit(nogil=True, **_OPTIONS)(function)

@@ -1,6 +1,6 @@
-"""Denormals as zero, for the calling thread, for the duration of a call.
+"""Treats denormals as zero on the calling thread for the duration of a call.
 
-Gradients that decay through hundreds of steps become denormal, and arithmetic with those takes
+Gradients that decay over hundreds of steps become denormal, and arithmetic with denormals takes
 some twenty times as long.
 """
 
@@ -20,8 +20,9 @@ from rnnfast._numba.compiling import entry
 
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 _IS_ARM = platform.machine().lower() in ("aarch64", "arm64")
-# x86-64: flush-to-zero and denormals-are-zero in MXCSR, which has the status flags too. AArch64:
-# FZ in FPCR; the status flags are in FPSR, which stands above it in the values here.
+# x86-64: the bits flush-to-zero and denormals-are-zero of MXCSR, which also has the status flags.
+# AArch64: the bit FZ of FPCR. The status flags are in FPSR; a value here has FPCR in the low 32
+# bits and FPSR in the high ones.
 _FLUSH = np.uint64(0x8040 if _IS_X86 else 1 << 24 if _IS_ARM else 0)
 
 _I32, _I64, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
@@ -34,13 +35,14 @@ def _call(builder, name, result, *arguments):
 
 
 def _fpsr(builder):
-    # As metadata: older LLVMs have no intrinsic for it, and Numba's no assembler for inline code.
+    # The register is named by metadata: older LLVMs have no intrinsic for it, and Numba's LLVM has
+    # no assembler for inline code.
     return builder.module.add_metadata(["fpsr"])
 
 
 @intrinsic
 def _read(typingctx):
-    """The floating-point control and status of this thread; 0 where it is not known."""
+    """The floating-point control and status of this thread; 0 on other architectures."""
 
     def codegen(context, builder, signature, arguments):
         if _IS_X86:
@@ -59,7 +61,7 @@ def _read(typingctx):
 
 @intrinsic
 def _write(typingctx, value):
-    """Sets what `_read` reads."""
+    """Sets the floating-point control and status of this thread, as `_read` returns them."""
 
     def codegen(context, builder, signature, arguments):
         if _IS_X86:
@@ -79,7 +81,7 @@ def _write(typingctx, value):
 
 @entry
 def _set(value):
-    """Sets control and status, and returns what they were."""
+    """Sets control and status; returns their previous value."""
     before = _read()
     _write(value)
     return before
@@ -87,7 +89,7 @@ def _set(value):
 
 @entry
 def _add(bits):
-    """Sets bits of the control, and returns what control and status were."""
+    """Sets some bits of the control; returns the previous control and status."""
     before = _read()
     _write(before | bits)
     return before
@@ -95,7 +97,7 @@ def _add(bits):
 
 @contextmanager
 def denormals_are_zero() -> Iterator[None]:
-    """Restores the caller's floating-point environment at its end, status flags included."""
+    """A context without denormals; at its end, control and status flags are restored."""
     before = _add(_FLUSH)
     try:
         yield

@@ -1,8 +1,11 @@
 """The two forms of the GRU, Cho et al. 2014.
 
-r, z = sigmoid(a); h' = (1 - z) n + z h, with n = tanh(x_n + r h_n), where h_n = R_n h + b_n (the
-reset after the product, as torch and cuDNN have it), or n = tanh(x_n + R_n (r h) + b_n) (the
-reset before it, equation 8 of the paper and ONNX's default).
+r, z = sigmoid(a); h' = (1 - z) n + z h. With the reset after the product, as in torch and cuDNN,
+n = tanh(x_n + r h_n), where h_n = R_n h + b_n. With the reset before the product, as in equation 8
+of the paper and by default in ONNX, n = tanh(x_n + R_n (r h) + b_n).
+
+In the names of slots, A.. are pre-activations or their gradients: AX is x_n, AH is h_n, AN is the
+pre-activation of n. S.. are saved values: SR, SZ, SN and SHN are r, z, n and h_n.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ def _after_backward(s):
 
 @inlined
 def _before_forward_first(s):
-    """r, z in place, and r h, which the candidate's product takes."""
+    """Computes r and z in place, and r h, which the candidate's product takes."""
     for j in range(V):
         r = sigmoid(s[BEFORE_AR + j])
         s[H + j] = r * s[H_PREV + j]
@@ -67,7 +70,7 @@ def _before_forward(s):
 
 @inlined
 def _before_backward(s):
-    """The gradients of z and of the candidate; that of r waits for d(r h)."""
+    """The gradients at z and at the candidate. The one at r needs d(r h) first."""
     one = s.dtype.type(1)
     for j in range(V):
         z, n = s[SZ + j], s[SN + j]
@@ -80,7 +83,7 @@ def _before_backward(s):
 
 @inlined
 def _before_backward_last(s):
-    """The gradient of r; d(r h) comes in the slot DC, which this cell has no other use for."""
+    """The gradient at r, from d(r h) in the slot DC, which this cell does not use otherwise."""
     one = s.dtype.type(1)
     for j in range(V):
         r, drh = s[SR + j], s[DC + j]

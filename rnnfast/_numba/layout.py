@@ -1,4 +1,4 @@
-"""How this backend lays out weights, rows and states; see `sequence` for the columns."""
+"""The layout of weights, rows and states in this backend; see `sequence` for the columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rnnfast._numba.tile import V
 
 
 class Kernel(NamedTuple):
-    """A cell's columns and entry points; `sequence` explains both."""
+    """The columns of a cell and its entry points; `sequence` explains both."""
 
     groups: Groups
     forward: Callable[..., None]
@@ -39,7 +39,11 @@ def panels(weights: NDArray) -> NDArray:
 
 
 class Packed:
-    """A private copy of one layer's weights; what each direction needs is laid out when needed."""
+    """A private copy of one layer's weights; each panel layout is made on its first use.
+
+    columns : the number of columns of the pre-activations; `x_columns` and `h_columns` give the
+        column of each row of `weight_ih` and `weight_hh`.
+    """
 
     def __init__(self, kernel: Kernel, cell: Cell, weights: Weights) -> None:
         self.kernel = kernel
@@ -51,8 +55,8 @@ class Packed:
         self.units = padded(self.hidden)
         lead, together, tail, _ = kernel.groups
         self.columns = (lead + together + tail) * self.units
-        # Those that the input adds to, and those that the products with h add to. A candidate with
-        # the reset before its product has that for itself.
+        # The columns that the input adds to, and those that the product with h adds to. A candidate
+        # with the reset before its product has a product of its own.
         self.x_span = slice(self.columns - tail * lead * self.units)
         self.own_candidate = tail > lead
         self.h_span = slice(lead * self.units, self.columns - self.own_candidate * self.units)
@@ -61,13 +65,12 @@ class Packed:
         block, lane = np.divmod(unit, V)
         grouped = (lead * self.units // V + block * together + gate) * V + lane
         last = (lead + together) * self.units + unit
-        # The column of each row of weight_hh, and of weight_ih.
         self.h_columns = np.where(gate < together, grouped, last)
         self.x_columns = np.where(gate < together, grouped, unit if lead else last)
 
     @cached_property
     def weight_x(self) -> NDArray:
-        """(I, columns of x): weight_ih transposed, its columns in place."""
+        """(I, columns of x): weight_ih transposed, with its columns in this layout."""
         weight = self.weights.weight_ih
         result = np.zeros((weight.shape[1], self.x_span.stop), self.dtype)
         result[:, self.x_columns] = weight.T
@@ -75,7 +78,7 @@ class Packed:
 
     @cached_property
     def bias(self) -> NDArray:
-        """(columns,): both biases in place."""
+        """(columns,): the sum of both biases, in this layout."""
         result = np.zeros(self.columns, self.dtype)
         if self.weights.bias_ih is not None:
             result[self.x_columns] += self.weights.bias_ih
@@ -84,13 +87,17 @@ class Packed:
 
     @cached_property
     def _weight_h(self) -> NDArray:
-        """(columns, W): weight_hh, its rows in place."""
+        """(columns, W): weight_hh, with its rows in this layout."""
         result = np.zeros((self.columns, self.output), self.dtype)
         result[self.h_columns] = self.weights.weight_hh
         return result
 
     def _recurrent(self) -> tuple[NDArray, NDArray, NDArray]:
-        """Weights (columns of the product, W), (columns of the candidate's, W), (P, H)."""
+        """The matrices of a step; (0, 0) stands for a missing one.
+
+        They are those of the product with h (its columns, W), of the candidate's own product (its
+        columns, W), and of the projection (P, H).
+        """
         nothing = np.zeros((0, 0), self.dtype)
         candidate = self._weight_h[self.h_span.stop :] if self.own_candidate else nothing
         projection = self.weights.weight_hr
@@ -98,22 +105,24 @@ class Packed:
 
     @cached_property
     def forward_panels(self) -> tuple[NDArray, ...]:
-        """What `sequence.forward` takes."""
+        """The panels that `sequence.forward` takes: recurrent, candidate, projection."""
         return tuple(panels(w.T) for w in self._recurrent())
 
     @cached_property
     def backward_panels(self) -> tuple[NDArray, ...]:
-        """What `sequence.backward` takes."""
+        """The panels that `sequence.backward` takes: recurrent, candidate, projection."""
         return tuple(panels(w) for w in self._recurrent())
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The steps that exist, (t, b), as rows: by t, then by length, the longest first.
+    """The steps (t, b) that exist, as rows: sorted by t, then by length, the longest first.
 
-    order : (B,), the sequences by length; the first n of them have the step.
-    offsets : (T + 1,), the rows before each step.
-    index : t and b of each row; None where every sequence has all T steps.
+    batch : B.
+    order : (B,), the sequences by length, the longest first, so that those that have a step are
+        the first ones. None: the given order.
+    offsets : (T + 1,), the number of rows before each step.
+    index : t and b of each row. None: every sequence has all T steps.
     """
 
     batch: int
@@ -126,7 +135,7 @@ class Rows:
         """The rows of a pass."""
         steps, batch = args.x.shape[:2]
         if not batch:
-            steps = 0  # no rows in any of them, of which there may be more than fit in memory
+            steps = 0  # no step has a row; one offset each might not fit in memory
         lengths = args.lengths
         if lengths is None or (lengths == steps).all():
             return cls(batch, None, np.arange(steps + 1, dtype=np.int64) * batch, None)
@@ -136,7 +145,7 @@ class Rows:
         return cls(batch, order, offsets, (t, order[place]))
 
     def chunks(self, rows: int) -> list[tuple[int, int]]:
-        """Ranges of steps of at most `rows` rows (at least one step)."""
+        """Consecutive ranges of steps, each of at most `rows` rows, but of at least one step."""
         total = int(self.offsets[-1])
         if total <= rows:
             return [(0, len(self.offsets) - 1)] if total else []
@@ -149,14 +158,14 @@ class Rows:
         return list(itertools.pairwise(borders))
 
     def most(self, chunks: list[tuple[int, int]]) -> int:
-        """The rows of the largest of the chunks."""
+        """The number of rows of the largest chunk."""
         sizes = (self.offsets[end] - self.offsets[begin] for begin, end in chunks)
         return int(max(sizes, default=0))
 
     def gather(self, array: NDArray, begin: int, end: int) -> NDArray:
-        """(T, B, ...) -> (rows, ...) of the steps from `begin` to `end`; a view if it can be."""
+        """(T, B, ...) -> (rows, ...) of the steps from `begin` to `end`; a view if possible."""
         if self.index is None:
-            count = (end - begin) * self.batch  # not -1, which needs a size other than 0
+            count = (end - begin) * self.batch  # -1 fails if a size is 0
             return array[begin:end].reshape(count, *array.shape[2:])
         return array[self._index(begin, end)]
 
@@ -168,18 +177,18 @@ class Rows:
             array[self._index(begin, end)] = rows
 
     def direct(self, array: NDArray) -> bool:
-        """Whether what `gather` returns can be written to instead of `scatter`."""
+        """Whether `gather` returns a view of `array`, which makes `scatter` unnecessary."""
         return self.index is None and array.flags.c_contiguous
 
     def state_in(self, state: NDArray | None, width: int, dtype: np.dtype) -> NDArray:
-        """A state (B, n), ordered like the rows and padded with zeros to `width`."""
+        """A copy of a state (B, n), in the order of the rows, padded with zeros to `width`."""
         result = np.zeros((self.batch, width), dtype)
         if state is not None:
             result[:, : state.shape[1]] = state if self.order is None else state[self.order]
         return result
 
     def state_out(self, state: NDArray, out: NDArray) -> None:
-        """The inverse of `state_in`."""
+        """Writes a state in the order of the rows to `out`: the inverse of `state_in`."""
         out[slice(None) if self.order is None else self.order] = state[:, : out.shape[1]]
 
     def _index(self, begin: int, end: int) -> tuple[NDArray, NDArray]:

@@ -1,6 +1,7 @@
-"""i, f, o = sigmoid(a); g = tanh(a); c' = f c + i g; h' = o tanh(c').
+"""The LSTM: i, f, o = sigmoid(a); g = tanh(a); c' = f c + i g; h' = o tanh(c').
 
-a = W x + b_ih + R h + b_hh. Hochreiter & Schmidhuber 1997, the forget gate of Gers et al. 2000.
+a = W x + b_ih + R h + b_hh. Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al.
+2000.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from rnnfast._numba.tile import V
 
 GROUPS = Groups(lead=0, together=4, tail=0, saves=6)
 AI, AF, AG, AO = (A + k * V for k in range(4))
-SI, SF, SG, SO, SC, ST = (SAVED + k * V for k in range(6))  # the gates, c and tanh(c')
+SI, SF, SG, SO, SC, ST = (SAVED + k * V for k in range(6))  # saved: i, f, g, o, c, tanh(c')
 SAVED_O, SAVED_T = 3, 5
 
 

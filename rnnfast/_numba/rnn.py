@@ -1,4 +1,4 @@
-"""h' = tanh(a) or max(a, 0), with a = W x + b_ih + R h + b_hh. Elman 1990."""
+"""The RNN: h' = tanh(a) or max(a, 0), with a = W x + b_ih + R h + b_hh. Elman 1990."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
 """The time loops, forward and backward, written once for every cell.
 
-Units are in blocks of V. Rows are those of `layout.Rows`: only steps that exist, the rows of a
-step one after the other, so that the active rows of a step are the first n of the state.
+Units are grouped in blocks of V. The rows are those of `layout.Rows`: there are only steps that
+exist, and the rows of a step follow one another. The active rows of a step are therefore the first
+n rows of the state.
 
-A cell is functions of one scratch array of slots, V units each. Loops over j in V with constant
-distances between the slots vectorise without a run-time check of overlaps.
+The functions of a cell work on one scratch array, which consists of slots of V units each. Loops
+over j in V with constant distances between the slots vectorise without a run-time check of
+overlaps.
 """
 
 from __future__ import annotations
@@ -12,26 +14,28 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy import uint64 as at  # an unsigned index is not tested for wrapping: that hinders LLVM
+from numpy import uint64 as at  # unsigned: LLVM vectorises without a test for negative indices
 
 from rnnfast._numba.compiling import called, inlined
 from rnnfast._numba.tile import V, multiply
 
-# The slots. Forward: A.. and H_PREV, C_PREV in; H, C and SAVED.. out. Backward: H_PREV, SAVED..,
-# DH and DC in; A.. (gradients), DH (the part that is no product) and DC out.
+# Where the slots begin. Forward reads A (4 slots of pre-activations), H_PREV and C_PREV, and writes
+# H, C and SAVED (6 slots). Backward reads H_PREV, SAVED, DH and DC. It writes A (gradients), DH
+# (the part that needs no product) and DC.
 A, H_PREV, C_PREV, H, C, SAVED = 0, 4 * V, 5 * V, 6 * V, 7 * V, 8 * V
 DH, DC = H, C
 SLOTS = 14
 
 
 class Groups(NamedTuple):
-    """The columns of a row of pre-activations `a`, each group of them in blocks.
+    """The columns of a row of pre-activations `a`: three groups, one after the other, in blocks.
 
-    lead : 1: first those that only the input adds to, [block][V].
-    together : how many gates are next, [block][gate][V]; the input and h add to them.
-    tail : 1: last those of the candidate, [block][V]. With a lead only h adds to them; without,
-        the input does, and the candidate's own product.
-    saves : the slots saved for backward.
+    lead : 1 if there is a first group [block][V], to which only the input adds; else 0.
+    together : the number of gates in the second group [block][gate][V], to which the input and h
+        add.
+    tail : 1 if there is a last group [block][V], that of the candidate; else 0. If there is a
+        lead, only h adds to it; if not, the input and the candidate's own product add to it.
+    saves : the number of slots that are saved for backward.
     """
 
     lead: int
@@ -95,7 +99,7 @@ def _load_gates(a, i, block, blocks, groups, slots):
 
 @inlined
 def _store_gates(slots, a, i, block, blocks, groups, count):
-    """Stores `count` units of every gate; the padding beyond them stays."""
+    """Stores `count` units of every gate; leaves the padding beyond them as it is."""
     first = groups.lead * blocks + block * groups.together
     last = groups.lead + groups.together
     if groups.lead:
@@ -108,19 +112,23 @@ def _store_gates(slots, a, i, block, blocks, groups, count):
 
 @inlined
 def forward(cell, first, groups, args):
-    """The steps from `begin` to `end`, whose rows are those of the arrays (rows, ...).
+    """Runs the steps from `begin` to `end`; arrays (rows, ...) have the rows of these steps.
 
-    cell, first : the cell's functions; first: what comes before the candidate's own product of a
-        GRU that resets before it, else None.
+    cell : the equations of the cell after the last product of a step.
+    first : the equations before the candidate's own product, in a GRU that resets before it; else
+        None.
     groups : a `Groups`.
-    args : a tuple of what Python gives, as below.
+    args : a tuple of the arguments that Python gives, in the order of the assignment below:
 
-    offsets : (T + 1,), the rows before each step.
-    recurrent, candidate, projection : panels of weights; empty where the layer has none.
-    reset : (rows,); a : (rows, columns) in/out, x W + b on entry.
-    h, u, c : (B, ...) in/out, the states, padded with zeros; u: h before the projection, or h;
-        c: (B, 0) where the cell has none, and dc also.
-    y : (rows, W) out; h_saved : (rows, W padded), saved : (rows, blocks * saves * V), out.
+    offsets : (T + 1,), the number of rows before each step.
+    recurrent, candidate, projection : panels of weights; empty if the layer has no such matrix.
+    reset : (rows,).
+    h, c : (B, ...) in/out, the states, padded with zeros. c is (B, 0) if the cell has none.
+    u : (B, ...), scratch: h before the projection, or r h for the candidate's product; else h.
+    a : (rows, columns) in/out, x W + b on entry.
+    y : (rows, W) out.
+    h_saved : (rows, W padded) out, if `training`.
+    saved : (rows, blocks * saves * V) out, if `training`.
     """
     (
         offsets, begin, end, reverse, hidden, training,
@@ -179,15 +187,16 @@ def forward(cell, first, groups, args):
 
 @inlined
 def backward(cell, last, groups, args):
-    """The steps of `forward` in the opposite order.
+    """Runs the gradients of the steps of `forward`, in the opposite order.
 
-    Its arguments, and:
+    The arguments are those of `forward`, and:
 
-    last : what comes after the gradient of the candidate's own product, or None.
+    last : the equations after the gradient of the candidate's own product; None if there is none.
     recurrent, candidate, projection : panels of the transposed weights.
-    dy : (rows, W), or empty.
-    dh, dc : (B, ...) in/out, gradients of the states; du : (B, ...), scratch of H's width.
-    dh_rows : (rows, W) out, the gradient of h at each row, for the projection's; else empty.
+    dy : (rows, W), or empty: zeros.
+    dh, dc : (B, ...) in/out, the gradients at the states. dc is (B, 0) if the cell has no c.
+    du : (B, H padded), scratch.
+    dh_rows : (rows, W) out, the gradient at h of each row, if there is a projection; else empty.
     da : (rows, columns) out; its padding must be zero on entry.
     """
     (

@@ -1,8 +1,8 @@
-"""Tiles of a product with panels of weights, written in LLVM's vectors.
+"""Tiles of a product with panels of weights, generated as vector code for LLVM.
 
-LLVM keeps the sums of such a tile in registers for the whole of a panel. Those of a loop in Python
-it writes to memory again and again: 65 GFLOP/s at H = 128 and 8 rows, where this has 98 of a peak
-of 113.
+A tile consists of the sums of a few rows in a few registers of columns. LLVM keeps these sums in
+registers for the whole depth of a panel. The sums of a loop in Python it writes to memory again
+and again: that reaches 65 GFLOP/s at H = 128 and 8 rows, the tiles here 98, of a peak of 113.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from numba.extending import intrinsic
 
 V = 32  # units in a block, and columns in a panel of weights: two AVX-512 vectors of float32
 
-# A row's sums wait for one another: a tile of fewer rows takes several sums of each, which it adds
-# up at the end. Four of two registers hide the latency of a multiply-add.
+# The additions to one sum wait for one another. A tile of fewer rows than this therefore has
+# several sums for each row, and adds them up at the end. Four sums of two registers each hide the
+# latency of a multiply-add.
 _SUMS = 4
 
 
 def tile_shape(triple: str, features: str, itemsize: int) -> tuple[int, tuple[int, ...]]:
-    """The columns of a tile on a CPU, two of its registers, and the rows that it may have.
+    """The columns of a tile on a CPU, which fill two registers, and the rows that it may have.
 
-    With 6 rows, sums, weights and a factor take 15 of 16 registers.
+    With 6 rows, the sums, the weights and a factor take 15 of 16 registers.
     """
     few, many = (6, 4, 2, 1), (8, 4, 2, 1)
     if "+avx512f" in features:
@@ -37,8 +38,9 @@ def tile_shape(triple: str, features: str, itemsize: int) -> tuple[int, tuple[in
 def multiply(typingctx, a, i, p, n, depth, panels, w, out, k, q):
     """out[k + m, q : q + V] += a[i + m, p : p + depth] @ weights, for the first rows m < n.
 
-    Returns how many rows it did, at least 1. The weights are the (depth, V) from panels[w] on, and
-    depth is a multiple of V. A sum is in the order of depth, in up to four parts in a low tile.
+    Returns the number of rows that it computed, at least 1. The weights are the matrix (depth, V)
+    that begins at panels[w]; depth is a multiple of V. A sum adds in the order of depth; in a tile
+    of few rows it has up to four parts.
     """
     for array in (a, panels, out):
         if not isinstance(array, types.Array) or array.layout != "C":
@@ -49,7 +51,7 @@ def multiply(typingctx, a, i, p, n, depth, panels, w, out, k, q):
 
 
 def _multiply(context, builder, signature, arguments) -> ir.Value:
-    """Branches to the highest tile that there are rows for."""
+    """Branches to the highest tile for which there are enough rows."""
     a, i, p, n, depth, panels, w, out, k, q = arguments
     a, panels, out = (
         context.make_array(kind)(context, builder, array)
@@ -75,7 +77,7 @@ def _multiply(context, builder, signature, arguments) -> ir.Value:
 
 
 def _tile(builder, sources, depth, panel, targets, columns, align) -> None:
-    """Each of the targets += its source's `depth` numbers @ the panel; all are addresses."""
+    """Adds source[:depth] @ panel to each target; sources, targets and panel are addresses."""
     index, vector = depth.type, ir.VectorType(sources[0].type.pointee, columns)
     targets = [builder.bitcast(target, vector.as_pointer()) for target in targets]
     zeros = [ir.Constant(vector, None)] * len(targets)
@@ -107,7 +109,7 @@ def _at(builder, array, row, more: int, column) -> ir.Value:
 
 
 def _splat(builder, number, count) -> ir.Value:
-    """The vector of `count` times the number."""
+    """A vector with `number` in each of its `count` lanes."""
     lane, undefined = ir.IntType(32), ir.Constant(ir.VectorType(number.type, count), ir.Undefined)
     single = builder.insert_element(undefined, number, lane(0))
     return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(lane, count), None))

@@ -1,8 +1,9 @@
 """`python -m rnnfast demo`: a character model of English, trained through the public layers.
 
-The modules are an example to read as well as a command: `model` holds the model and its
-gradients, `training` the loop with Adam, `gradients` measures how far back in time a gradient
-reaches, `plot` draws both, `cli` is the command. They use nothing but NumPy and the layers.
+The modules are an example to read as well as a command. `model` has the model and its gradients,
+`training` the loop with Adam, `gradients` measures how far back in time a gradient reaches, `plot`
+draws the losses and the gradients, and `cli` is the command. All but `plot` and `cli` use nothing
+beyond NumPy, the standard library and the layers.
 """
 
 from rnnfast.demo.cli import main

@@ -25,7 +25,7 @@ from rnnfast.demo.text import Text, python_topics
 from rnnfast.demo.training import Training, evaluate, train
 
 INSTALL = 'pip install ".[demo]"'
-# What the demo does without these packages.
+# Optional packages, and the effect if one is missing.
 WITHOUT = {
     "matplotlib": "No figure",
     "tqdm": "No progress bar",
@@ -33,14 +33,15 @@ WITHOUT = {
 }
 PROMPT = "The "
 SAMPLE = 300
-# The comparison of the cells trains three more models, each this part of the first one's updates.
+# The comparison of the cells trains three more models; the first model's number of updates is
+# divided by this.
 COMPARED_PART = 10
-# Held-out characters that are read in low precision too: each time a second in NumPy.
+# The held-out characters on which the precisions are compared; each takes a second in NumPy.
 COMPARED_CHARACTERS = 10_000
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
+    """The parser for the arguments of the command."""
     made = argparse.ArgumentParser(
         prog="python -m rnnfast demo",
         description="Trains a character model on the English of Python's help(), prints text that "
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo with the arguments `argv` (None: the command line's); returns 0."""
+    """Runs the demo with the arguments `argv` (None: those of the command line); returns 0."""
     arguments = parser()
     options = arguments.parse_args(argv)
     if options.backend:
@@ -133,7 +134,7 @@ def _compare_and_plot(
 
 @contextmanager
 def _bar(label: str) -> Iterator[Callable[[Training], None] | None]:
-    """A function that shows how a training goes on; None where tqdm is not installed."""
+    """A function that shows the progress of a training; None if tqdm is not installed."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -154,10 +155,10 @@ def _bar(label: str) -> Iterator[Callable[[Training], None] | None]:
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """Keeps NumPy's products on one thread, where threadpoolctl is installed.
+    """Keeps NumPy's products on one thread, if threadpoolctl is installed.
 
-    They are small here, and OpenBLAS's threads spin after a product, on the core that rnnfast's
-    would use: on two cores the training takes about three times as long with them.
+    The products are small here. After each one, OpenBLAS's threads spin on the cores that rnnfast's
+    threads need: on two cores the training takes about three times as long with them.
     """
     try:
         from threadpoolctl import threadpool_limits
@@ -173,7 +174,7 @@ def _installed(package: str) -> bool:
 
 
 def _printable(text: str) -> str:
-    """`text` with what the terminal's encoding lacks replaced."""
+    """`text`, in which "?" replaces the characters that the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 

@@ -16,12 +16,12 @@ LEAD_IN = 50
 def gradient_norms(model: CharModel, ids: NDArray[np.intp], distance: int = 100) -> NDArray:
     """The norm of the gradient of one prediction's loss with respect to the earlier states h.
 
-    The prediction comes after `LEAD_IN + distance` characters. One tape a step, run backward one
-    after the other: each one's `grads.state` is the next one's `d_state`.
+    The prediction comes after `LEAD_IN + distance` characters. There is one tape for each step. The
+    tapes run backward one after the other: `grads.state` of one is `d_state` of the next.
 
     Parameters
     ----------
-    ids : (n,) integers, the text; `ROWS` places in it, evenly spread, are averaged.
+    ids : (n,) integers, the text. The norms are averaged over `ROWS` places, evenly spread in it.
     distance : how many steps to go back.
 
     Returns
@@ -39,7 +39,7 @@ def gradient_norms(model: CharModel, ids: NDArray[np.intp], distance: int = 100)
         state = tapes[-1].state
     h = _h(state)
     _, d_logits = cross_entropy(model.logits(h[0]), read[-1])
-    # The loss is a mean over the rows; each row's own loss is wanted here.
+    # The loss is a mean over the rows; times ROWS it gives the gradient of each row's own loss.
     d_h = (d_logits @ model.out_weight)[None] * np.float32(ROWS)
     d_state: Any = (d_h, np.zeros_like(d_h)) if isinstance(state, tuple) else d_h
     norms = [_mean_norm(d_state)]
@@ -55,5 +55,5 @@ def _h(state: Any) -> NDArray:
 
 
 def _mean_norm(d_state: Any) -> float:
-    # float64, as the squares of vanishing gradients vanish before these do.
+    # In float64, because the squares of vanishing gradients underflow before the gradients do.
     return float(np.linalg.norm(_h(d_state).astype(np.float64), axis=-1).mean())

@@ -19,13 +19,13 @@ EMBEDDING = 64
 
 
 class Cell(NamedTuple):
-    """A cell of the demo: its layer, and the peak of the learning rate that suits it."""
+    """A cell of the demo: its layer, and the peak learning rate that suits it."""
 
     layer: type
     rate: float
 
 
-# The plainer the cell, the sooner its training becomes unstable.
+# The simpler the cell, the lower the learning rate at which its training becomes unstable.
 CELLS = {
     "rnn": Cell(rnnfast.RNN, 0.003),
     "lstm": Cell(rnnfast.LSTM, 0.012),
@@ -41,7 +41,7 @@ class CharModel:
     cell : a key of `CELLS`.
     characters : V, the number of different characters.
     hidden : H.
-    seed : of the initial parameters.
+    seed : determines the initial parameters.
     """
 
     def __init__(self, cell: str, characters: int, hidden: int, seed: int = 0) -> None:
@@ -67,7 +67,7 @@ class CharModel:
     def gradients(
         self, ids: NDArray[np.intp], targets: NDArray[np.intp], state: Any
     ) -> tuple[float, dict[str, NDArray], Any]:
-        """One chunk of truncated backpropagation through time.
+        """Runs one chunk of truncated backpropagation through time.
 
         Parameters
         ----------
@@ -76,14 +76,15 @@ class CharModel:
 
         Returns
         -------
-        The mean loss in nats, its gradients under the names of `edit`, and the state after the
-        chunk, which no gradient crosses.
+        loss : the mean loss in nats.
+        gradients : its gradients, under the names that `edit` uses. They stop at `state`.
+        state : the layer's state after the chunk.
         """
         tape = self.layer.record(self.embedding[ids], state)
         hidden = tape.output.reshape(targets.size, -1)
         loss, d_logits = cross_entropy(self.logits(hidden), targets.ravel())
         grads = tape.backward((d_logits @ self.out_weight).reshape(tape.output.shape))
-        # Each character's row collects the gradients of all its places: one matrix product.
+        # The row of a character sums the gradients of all its places, which is a matrix product.
         one_hot = np.zeros_like(d_logits)
         one_hot[np.arange(ids.size), ids.ravel()] = 1
         named = {
@@ -103,7 +104,7 @@ class CharModel:
     def sample(
         self, prompt: NDArray[np.intp], length: int, temperature: float = 0.7, seed: int = 0
     ) -> NDArray[np.intp]:
-        """`length` characters that the model writes after those of `prompt`, as numbers."""
+        """The numbers of `length` characters that the model writes after those of `prompt`."""
         random = np.random.default_rng(seed)
         output, state = self.layer(self.embedding[prompt[:, None]])
         ids = np.empty(length, np.intp)
@@ -118,7 +119,7 @@ class CharModel:
 def cross_entropy(logits: NDArray, targets: NDArray[np.intp]) -> tuple[float, NDArray]:
     """The mean of -log softmax(logits)[target] in nats, and its gradient.
 
-    logits : (N, V), overwritten: the gradient takes their place.
+    logits : (N, V); the gradient overwrites them.
     targets : (N,) integers.
     """
     rows = np.arange(targets.size)

@@ -1,4 +1,4 @@
-"""The figure of the demo: the loss, and the gradients that vanish."""
+"""The figure of the demo: the loss during training, and how gradients vanish back in time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Okabe & Ito 2008: told apart by colour-blind readers too.
+# Colours of Okabe & Ito 2008, which colour-blind readers can tell apart, too.
 COLOURS = {"rnn": "#D55E00", "lstm": "#0072B2", "gru": "#009E73"}
 GREY = "#595959"
 SMOOTHING = 50
@@ -27,12 +27,13 @@ def figure(
 ) -> None:
     """Writes the figure to `path` as a PNG; needs matplotlib.
 
-    cell, hidden : of the model that was trained.
-    losses : bits per character of each update of its training.
-    held_out : its bits per character on the held-out tenth.
-    norms : cell -> (before, after) training for `updates` updates, from `gradient_norms`.
+    cell, hidden : the cell and the hidden size of the trained model.
+    losses : the bits per character of each update of its training.
+    held_out : its bits per character on the held-out tenth of the text.
+    norms : for each cell, the results of `gradient_norms` before and after a training of `updates`
+        updates.
     """
-    # Without pyplot: no window system, no settings that outlive the call.
+    # pyplot is not used, as it needs a window system and has settings that outlive the call.
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(9, 3.9), dpi=150, layout="constrained")
@@ -72,7 +73,8 @@ def _draw_norms(axes: Any, norms: Mapping[str, tuple[NDArray, NDArray]], updates
         colour = COLOURS[cell]
         axes.semilogy(before, color=colour, linewidth=1.2, linestyle=":")
         axes.semilogy(after, color=colour, linewidth=2)
-        # The name stands where the line ends: at the right, or at the floor, left of both lines.
+        # The cell's name stands at the end of its line: at the right, or, if the gradient vanishes,
+        # at the floor, left of both lines.
         vanishes = after[-1] <= FLOOR
         lines = (before, after) if vanishes else (after,)
         end = min(int(np.flatnonzero(line > FLOOR)[-1]) for line in lines)

@@ -1,4 +1,4 @@
-"""The text of the demo: Python's own language reference, which every CPython carries."""
+"""The text of the demo: Python's language reference, which every CPython contains."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 
 class Text:
-    """A text as numbers, cut into nine tenths to train on and a last tenth held out.
+    """A text as numbers, in two parts: nine tenths for training, and a last tenth held out.
 
-    characters : the sorted characters of the text; a character's number is its place in them.
+    characters : the different characters of the text, sorted. A character's number is its index.
     train, held_out : integer arrays, the first nine tenths and the last tenth of the text.
     """
 
@@ -31,7 +31,7 @@ class Text:
 def python_topics() -> Text:
     """The topics of Python's `help()`, about 465,000 characters; they vary with its version.
 
-    The last tenth is about types, and all of it comes after what is trained on.
+    The held-out last tenth is about types.
     """
     from pydoc_data.topics import topics
 

@@ -21,12 +21,12 @@ FINAL_RATE = 0.05
 
 @dataclass
 class Training:
-    """How a training has gone so far.
+    """The course of a training so far.
 
-    losses : bits per character of each update's chunk, before the update.
-    characters : how many were trained on.
-    seconds : how long that took.
-    fraction : how much of the training is done, 0 to 1.
+    losses : for each update, the bits per character on its chunk, before the update.
+    characters : the number of characters trained on.
+    seconds : the time that the training took.
+    fraction : the part of the training that is done; at least 1 at the end.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Training:
 
 
 class Adam:
-    """Adam of Kingma & Ba 2015, in place."""
+    """The optimiser Adam of Kingma & Ba 2015, which updates parameters in place."""
 
     def __init__(self, beta1: float = 0.9, beta2: float = 0.99, epsilon: float = 1e-8) -> None:
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
@@ -77,7 +77,7 @@ class Adam:
 def clip_norm(gradients: Mapping[str, NDArray], limit: float) -> float:
     """Scales all gradients, in place, so that their common norm is at most `limit`.
 
-    Returns the norm before. Pascanu, Mikolov & Bengio 2013.
+    Returns the norm before the scaling. Pascanu, Mikolov & Bengio 2013.
     """
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients.values()))
     if norm > limit:
@@ -96,18 +96,25 @@ def train(
 ) -> Training:
     """Trains `model` in place on the text `ids`, for `updates` updates or else for `seconds`.
 
-    `STREAMS` readers start at even distances and read the text round and round, `STEPS`
-    characters an update, each carrying its state on. The learning rate rises over `WARM_UP`
-    updates and then falls, in a straight line, to `FINAL_RATE` of its peak.
+    `STREAMS` readers start at even distances in the text and read it round and round, `STEPS`
+    characters in an update. Each keeps its state from update to update. The learning rate rises
+    over `WARM_UP` updates and then falls linearly to `FINAL_RATE` of its peak.
 
-    With `updates`, the losses depend on nothing but the arguments. Without, the first `WARM_UP`
-    of them do, and the later ones on the time as well, through the learning rate.
+    With `updates`, the losses depend on the arguments only. Without it, this holds for the first
+    `WARM_UP` losses. The later ones depend on the machine's speed as well, because the learning
+    rate follows the time.
 
     Parameters
     ----------
-    ids : (n,) integers.
-    seconds : how long to train, checked between updates; unused with `updates`.
-    progress : is called after each update.
+    model : the model, trained in place.
+    ids : (n,) integers, the text.
+    seconds : how long to train, checked between updates; unused if `updates` is given.
+    updates : the number of updates. None: train for `seconds`.
+    progress : a function that is called after each update.
+
+    Raises
+    ------
+    ValueError : neither `seconds` nor `updates` is given.
     """
     if updates is None and not math.isfinite(seconds):
         raise ValueError("train: expected seconds or updates, got neither")
@@ -137,14 +144,17 @@ def train(
 def evaluate(
     model: CharModel, ids: NDArray[np.intp], streams: int = 16, weights: str = "float32"
 ) -> float:
-    """Bits per character of `model` on the text `ids`, each but the first character predicted.
+    """The bits per character with which `model` predicts the text `ids`.
 
-    The text is cut into `streams` parts that are read side by side, each with its state carried
-    from end to end, starting from zeros: a handicap of a few characters a part.
+    All characters but the first are predicted. The text is cut into `streams` parts, which are read
+    side by side. Each part starts from a state of zeros, so its first few characters are harder to
+    predict.
 
     Parameters
     ----------
-    weights : how the layer's are kept, as `stream` of the layer has it.
+    ids : (n,) integers, the text.
+    streams : the number of parts.
+    weights : the precision of the layer's weights, as for the layer's method `stream`.
     """
     layer = model.layer.stream(streams, weights)
     count = ids.size - 1
