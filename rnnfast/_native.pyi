@@ -327,7 +327,7 @@ def use_openmp(path: str, /) -> bool:
     """
 
 def force_schedule(name: str, /) -> None:
-    """For tests: sets how passes are split over threads from now on; "none": by estimates."""
+    """For tests: sets how passes are split over threads from now on; "none": as ever."""
 
 def last_schedule() -> str:
     """How the last pass was split over threads; "none" if it ran on one thread."""

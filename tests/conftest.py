@@ -111,6 +111,14 @@ def native(keep_backend):
 
 
 @pytest.fixture
+def estimated(native):
+    """Passes are shared out as estimated, whatever took less on a machine that is busy."""
+    native.force_schedule("estimated")
+    yield native
+    native.force_schedule("none")
+
+
+@pytest.fixture
 def keep_threads():
     """Puts the number of threads back, and that of torch's where it is imported."""
     before, wanted = rnnfast.get_num_threads(), _config._threads

@@ -32,7 +32,7 @@ TASKS = Path("/proc/self/task")
 
 
 @pytest.fixture(autouse=True)
-def three_threads(native, keep_threads):
+def three_threads(estimated, keep_threads):
     rnnfast.set_num_threads(3)
 
 

@@ -121,7 +121,8 @@ ptrdiff_t tape_row(CellId cell, const Sizes& sizes, int layers, int directions) 
 }
 
 // In the order of `Forced`.
-constexpr const char* kScheduleNames[] = {"none", "shards", "units", "directions", "layers"};
+constexpr const char* kScheduleNames[] = {"none",       "shards", "units",
+                                          "directions", "layers", "estimated"};
 
 Forced find_schedule(const std::string& name) {
     std::string known;

@@ -124,6 +124,10 @@ JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const F
 
 void force_schedule(Forced schedule) { forced = schedule; }
 Forced forced_schedule() { return forced.load(std::memory_order_relaxed); }
+bool is_forced() {
+    const Forced now = forced_schedule();
+    return now != Forced::none && now != Forced::estimated;
+}
 
 void note_schedule(Forced ran) { last.store(ran, std::memory_order_relaxed); }
 Forced last_schedule() { return last.load(std::memory_order_relaxed); }
@@ -131,7 +135,7 @@ Forced last_schedule() { return last.load(std::memory_order_relaxed); }
 bool worth_a_team(double alone_ns, Workers workers) {
     const bool is_worth = workers == Workers::near ? alone_ns > kLeastForNearNs
                                                    : alone_ns * gain(alone_ns, workers) > kTeamNs;
-    return is_worth || forced_schedule() != Forced::none;
+    return is_worth || is_forced();
 }
 
 Split best_split(const JobWork& work, int threads) {
@@ -164,6 +168,7 @@ Schedule best_schedule(const JobWork* jobs, int layers, int directions, int thre
     if (!worth_a_team(alone, workers)) return best;
     switch (forced_schedule()) {
         case Forced::none:
+        case Forced::estimated:
             break;
         case Forced::directions:
             return {directions == 2 ? Order::directions : Order::in_turn, threads};

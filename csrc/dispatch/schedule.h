@@ -58,9 +58,11 @@ JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const F
 
 // For tests: schedules that estimates would not choose, on whatever sizes. Teams then wait for every
 // thread that they ask for.
-enum class Forced { none, shards, units, directions, layers };
+enum class Forced { none, shards, units, directions, layers, estimated };
 void force_schedule(Forced forced);
 Forced forced_schedule();
+// Whether it is one that estimates might not choose. `estimated` only leaves out trials of other ways.
+bool is_forced();
 
 // What the last pass of any thread ran as, to prove that what was forced is what ran; `none`: alone.
 void note_schedule(Forced ran);

@@ -19,14 +19,14 @@ public:
         const auto best = [&](int threads, Workers workers) {
             return best_schedule(work.data(), layers, directions, threads, workers);
         };
-        const bool is_forced = forced_schedule() != Forced::none;
+        const bool is_forced = rnnfast::is_forced();
         const int most = is_forced ? allowed_threads() : busy_.threads();
         Workers workers = Workers::anywhere;
         schedule_ = best(most, workers);
         if (schedule_.threads == 1) schedule_ = best(most, workers = Workers::near);
         if (schedule_.threads == 1) return;
         Way way = Way::team;
-        if (alone_ns < kTriedNs && !is_forced) {
+        if (alone_ns < kTriedNs && forced_schedule() == Forced::none) {
             start_ = Clock::now();
             kind_ = hash_of(work, most);
             way = way_of(kind_);
