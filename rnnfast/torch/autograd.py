@@ -1,4 +1,4 @@
-"""Layers with gradients: one `autograd.Function` over the compiled kernels."""
+"""Passes by the compiled kernels, and the `autograd.Function` that puts them on torch's graph."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _get_num_threads = torch.get_num_threads
 
 
 class Lone:
-    """The only step of a graph, as far as is known; `is_back` : it has gone back."""
+    """A step that is, so far, the only one of its graph.
+
+    is_back : whether its backward pass has run.
+    """
 
     __slots__ = ("is_back",)
 
@@ -35,11 +38,12 @@ class Lone:
 
 
 class Call(NamedTuple):
-    """One pass: what runs it, and what its arrays look like.
+    """One pass: the weights that it uses, and the layout of its arrays.
 
-    packs : of `parameters`, or of one of its layers.
-    batch_sizes : of packed input (N, I); None: x is (T, B, I), or (B, T, I) if `batch_first`.
-    lone : what is to be told that a cell's step goes back.
+    packs : the packs of `parameters`, or of one of its layers.
+    batch_sizes : the batch sizes of packed input (N, I); None: x is (T, B, I), or (B, T, I) if
+        `batch_first`.
+    lone : the mark of a cell's step that is alone on its graph; backward sets its `is_back`.
     """
 
     parameters: Parameters
@@ -49,14 +53,17 @@ class Call(NamedTuple):
     lone: Lone | None = None
 
     def stack(self, packs: Packs) -> Any:
-        """What runs the pass on `packs`."""
+        """The stack that runs the pass on `packs`."""
         return packs.stack(self.batch_first, self.batch_sizes is not None)
 
 
 def infer(
     stack: Any, x: Tensor, states: Sequence[Tensor] | None, batch_sizes: Tensor | None = None
 ) -> tuple[Tensor, States] | None:
-    """Output (a cell's: None) and last states, without gradients. None: the arguments don't fit."""
+    """The output (None for a cell) and the last states, without gradients.
+
+    None : the kernels cannot take the arguments.
+    """
     result = stack.infer(x, state_of(states), batch_sizes, None, None, _get_num_threads())
     if result is NotImplemented:
         return None
@@ -67,23 +74,23 @@ def infer(
 def record(
     call: Call, weights: Sequence[Tensor], x: Tensor, states: Sequence[Tensor] | None
 ) -> tuple[Tensor, States] | None:
-    """The same of a layer or of a cell, on torch's graph."""
+    """The results of `infer`, on torch's graph."""
     kind, batch_sizes = call.packs.kind, call.batch_sizes
     result = call.stack(call.packs).forward(x, state_of(states), batch_sizes, _get_num_threads())
     if result is NotImplemented:
         return None
     y, last, tape = result
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
-    # Backward reads the output. Where it is y itself, a y changed in place is an error, as with
-    # oneDNN's LSTM; torch's other layers read none of theirs, and so a copy is read here. Of a
-    # module in bfloat16 no caller sees y, but what it is rounded to.
+    # Backward reads the output. If that is the caller's y, changing it in place is an error, as it
+    # is with oneDNN's LSTM. Torch's other layers do not read theirs, so for them backward reads a
+    # copy here. A module in bfloat16 needs no copy: its caller gets a rounded y.
     if y is None or call.parameters.format_name is not None:
         kept = y
     else:
         is_read = torch_reads_output(kind.cell, kind.directions, kind.sizes.projection, x.dtype)
         kept = y if is_read and batch_sizes is None else copy_of(y)
         x = apart(x) if call.batch_first else x
-    if batch_sizes is not None:  # as they are now, whatever the caller makes of them
+    if batch_sizes is not None:  # a copy, since the caller may change them before backward
         call = call._replace(batch_sizes=batch_sizes.clone())
     results = (y, *states_of(last), kept, tape)
     outputs = _apply(call, results, x, h0, c0, *weights)
@@ -91,18 +98,19 @@ def record(
 
 
 def apart(x: Tensor) -> Tensor:
-    """What a layer with `batch_first` reads: a copy where there are several steps and rows.
+    """The x that a layer with `batch_first` reads: a copy if x has several steps and rows.
 
-    As torch's, so that the caller may change x before backward, such as by `x += layer(x)[0]`.
+    Torch's layers also copy it, so the caller may change x before backward: `x += layer(x)[0]`.
     """
     return x if x.dim() < 3 or 1 in x.shape[:2] else copy_on_graph(x)
 
 
 class _Pass(torch.autograd.Function):
-    """A pass that has run: `results` are its outputs; and, which are none, y as kept and the tape.
+    """A pass that has already run.
 
-    The inputs, the output and the tape are saved tensors, so that torch notices when one is
-    changed before backward, frees them after it, and lets hooks move them elsewhere.
+    Its `results` are the outputs and then two tensors that only backward reads: the y that it
+    keeps, and the tape. The inputs, that y and the tape are saved tensors, so torch notices when
+    one is changed before backward, frees them after it, and lets hooks move them elsewhere.
     """
 
     @staticmethod
@@ -154,5 +162,5 @@ class _Pass(torch.autograd.Function):
         )
 
 
-# Without what Python's `apply` does for `torch.func`, which is not in force here: 2 us of 10.
+# Python's `apply` handles `torch.func`, which is never active here; this one saves 2 us of 10.
 _apply = super(torch.autograd.Function, _Pass).apply

@@ -1,4 +1,4 @@
-"""What a module keeps of its parameters from call to call."""
+"""The cache in which a module keeps its packed parameters from call to call."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rnnfast.torch.packs import Parameters, addresses_of
 
 
 class PackCache:
-    """What is kept of one module's parameters.
+    """What one module keeps of its parameters.
 
     Torch does not tell when a parameter changes: `p.data.mul_(…)`, a view or another process may
-    change it and leave `_version` as it was. So the pack is used only where the memory of the
-    parameters is the same and has the fingerprint that it had. Neither copied nor pickled with its
-    module, and safe to use from several threads.
+    change it and leave `_version` as it was. So packs are used only while the parameters have the
+    fingerprint that they had when they were packed, unless the user has frozen them. A cache is
+    neither copied nor pickled with its module, and several threads may use it.
     """
 
     __slots__ = ("__weakref__", "_parameters", "_promise", "kinds", "lone", "select", "shared")
 
     def __init__(self) -> None:
         self._parameters: Parameters | None = None
-        self.kinds: dict[str, Kind] = {}  # of the module, by its cell, which users may change
-        # From the dict of the module's parameters, those of its flat list.
+        self.kinds: dict[str, Kind] = {}  # by cell: users may change the module's
+        # Takes the flat list of parameters out of the module's dict of them.
         self.select: Callable[[Any], tuple[Tensor, ...]] | None = None
-        self.shared: Any = None  # what `rnnfast.torch.steps` keeps from step to step
+        self.shared: Any = None  # `rnnfast.torch.steps` keeps it from step to step
         self.lone: Any = None  # likewise
-        # Where those parameters lie whose contents the user has promised to leave as they are.
+        # The addresses of the parameters that the user has promised not to change.
         self._promise: tuple[int, ...] | None = None
 
     def __reduce__(self) -> tuple[type[PackCache], tuple[()]]:
@@ -42,11 +42,11 @@ class PackCache:
         return PackCache()
 
     def freeze(self, weights: tuple[Tensor, ...] | None) -> None:
-        """Takes the promise that the contents of these stay as they are; None: gives it back.
+        """Takes the promise that the contents of `weights` do not change; None ends it.
 
-        Of weights in other memory than the CPU's, or made anew for each call, there is none.
+        Weights outside of the CPU's memory, or made for each call, cannot be promised.
         """
-        self._parameters = None  # their pack may be of contents before these
+        self._parameters = None  # its packs may have older contents than these
         lasting = weights is not None and all(
             type(w) in TENSORS and w.is_cpu and is_leaf(w) for w in weights
         )
@@ -54,7 +54,7 @@ class PackCache:
 
     @staticmethod
     def of(module: torch.nn.Module) -> PackCache:
-        """The module's own."""
+        """The cache of a module, made if it has none."""
         own = module.__dict__
         cache = own.get("_rnnfast")
         return own.setdefault("_rnnfast", PackCache()) if cache is None else cache
@@ -62,15 +62,16 @@ class PackCache:
     def known(
         self, kind: Kind, weights: tuple[Tensor, ...], x: Any, states: Any
     ) -> Parameters | None:
-        """What `get` gave before, if it still holds and a pass may read x and the states.
+        """The last result of `get`, if it is still right and a pass may read x and the states.
 
-        One question to the compiled module in place of some for each tensor. None tells nothing.
+        This asks the compiled module once, where `get` needs some questions for each tensor. After
+        None, `get` may still give a result.
         """
         found = self.kept(kind)
         return found if found is not None and found.can_read(weights, x, states) else None
 
     def get(self, kind: Kind, weights: tuple[Tensor, ...]) -> Parameters | None:
-        """The module's weights for the kernels; None where those do not take them, or not now."""
+        """The module's weights for the kernels; None if the kernels cannot take them now."""
         found = self.kept(kind)
         if found is not None and found.are(weights) and not any(map(is_neg, weights)):
             return found
@@ -87,17 +88,17 @@ class PackCache:
         return found
 
     def remembers(self) -> bool:
-        """Whether `Parameters.again` may know such a call."""
+        """Whether there are calls that `Parameters.again` can repeat."""
         found = self._parameters
         return found is not None and bool(found._again)
 
     def kept(self, kind: Kind) -> Parameters | None:
-        """What `get` gave before, if it is of this kind; the weights may lie elsewhere since."""
+        """The last result of `get`, if it is of this kind; the weights may have moved since."""
         found = self._parameters
         if (
             found is not None
             and found.kind is kind
-            and found.promise is self._promise  # another thread may have changed that meanwhile
+            and found.promise is self._promise  # another thread may have changed it
             and found.backend is _backend.current()
         ):
             return found

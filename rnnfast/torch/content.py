@@ -1,4 +1,4 @@
-"""Packed weights of whoever has them, by their contents: those of the registered operators."""
+"""The cache of packed weights for the registered operators, which know no module."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from rnnfast.torch.exchange import taking_tensors
 from rnnfast.torch.kinds import FORMATS, Kind
 from rnnfast.torch.packs import Packs, fingerprint_of, packed_now
 
-# What an operator is told of its weights: cell, directions, bias and format_name.
+# What an operator's arguments say of its weights: cell, directions, bias and format_name.
 Form = tuple[str, int, bool, str | None]
 
 
 class _Kept(NamedTuple):
-    """What a `ContentCache` has of some weights, and whose memory they are."""
+    """An entry of a `ContentCache`.
+
+    seen : the fingerprint of the weights. storages : the memory that they lie in.
+    """
 
     seen: int
     packs: Packs
@@ -31,11 +34,11 @@ class _Kept(NamedTuple):
 
 
 class ContentCache:
-    """The packed weights of the registered operators, which know no module.
+    """The packed weights of the registered operators, with the fingerprints of their contents.
 
-    One for each form and place in memory, which tells of shapes and dtype too, with the fingerprint
-    of the weights there; those of updated weights take the place of those before. They are kept
-    while that memory is in use, up to the next pack.
+    It has one entry for each form and place; a place records addresses, shapes and dtypes. The
+    packs of updated weights replace the earlier ones. Each new entry removes those whose memory has
+    been freed, and the least recently used ones beyond `_MOST`.
     """
 
     _MOST = 256
@@ -47,8 +50,8 @@ class ContentCache:
     def known(
         self, backend: NativeBackend, form: Form, weights: tuple[Tensor, ...]
     ) -> Packs | None:
-        """What `get` gave for weights at this place, if they are the same still."""
-        held = tuple(map(Tensor.detach, weights))  # other threads may give them other memory
+        """The packs that `get` gave for weights at this place, if their contents are the same."""
+        held = tuple(map(Tensor.detach, weights))  # other threads may give `weights` other memory
         found = self._find((form, taking_tensors(backend.place)(held)))
         if found is not None and found.seen == fingerprint_of(backend, held):
             return found.packs
@@ -57,7 +60,10 @@ class ContentCache:
     def get(
         self, backend: NativeBackend, form: Form, kind: Kind, weights: Sequence[Tensor]
     ) -> Packs:
-        """The packed weights, which fit the kind; the format None: that of their dtype."""
+        """Packs of the weights, which must fit the kind.
+
+        A format of None in `form` means the format of the weights' dtype.
+        """
         held = tuple(w.detach().contiguous() for w in weights)
         place = form, taking_tensors(backend.place)(held)
         seen: int | None = fingerprint_of(backend, held)

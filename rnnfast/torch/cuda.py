@@ -1,8 +1,8 @@
 """Layers on CUDA tensors: the recurrence by the library of CUDA kernels, products by torch.
 
-What returns None is left to torch's own implementation, which is cuDNN's: other dtypes than float32
-and bfloat16, projections, devices that the library is missing or has no code for, and whatever
-torch traces or transforms.
+Where `layer` returns None, torch's own implementation runs the call, by cuDNN: for other dtypes
+than float32 and bfloat16, for projections, without the library or on devices that it has no code
+for, and where torch traces or transforms the call.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ DTYPES = {torch.float32: b"float32", torch.bfloat16: b"bfloat16"}
 
 
 def library() -> _cuda.Library | None:
-    """The library, if it and a device are there."""
+    """The library of CUDA kernels; None if it or a device is missing."""
     return _cuda.library(_config.version())
 
 
 def _is_on_device(x: Tensor) -> bool:
-    """Whether it lies on a CUDA device."""
+    """Whether x lies on a CUDA device."""
     return x.is_cuda
 
 
 def _on_stream(x: Tensor) -> tuple[contextlib.AbstractContextManager[Any], int]:
-    """What makes x's device the current one, and its current stream."""
+    """A context in which x's device is the current one, and the current stream of that device."""
     return torch.cuda.device(x.device), torch.cuda.current_stream(x.device).cuda_stream
 
 
-# By the library and the device, which is asked once.
+# The answers of `lacks`: each library is asked once about each device.
 _lacking: dict[tuple[_cuda.Library, torch.device], str] = {}
 
 
 def lacks(x: Tensor) -> str:
-    """Why the kernels do not run on the CUDA device where x lies; empty: they do."""
+    """Why the kernels do not run on the CUDA device where x lies; empty if they do."""
     found = library()
     if found is None:
         return _cuda.describe(_config.version())
@@ -63,14 +63,14 @@ def lacks(x: Tensor) -> str:
 
 
 def runs(weight: Tensor) -> bool:
-    """Whether layers with such weights, and no projection, run here."""
+    """Whether layers with such weights, and without a projection, run by these kernels."""
     return weight.dtype in DTYPES and _is_on_device(weight) and not lacks(weight)
 
 
 def layer(
     module: Layer, input: Tensor | PackedSequence, states: Sequence[Tensor] | None
 ) -> tuple[Tensor | PackedSequence, States] | None:
-    """Output and last states (h,) or (h, c) of a layer, as its `forward` gives them."""
+    """A layer's output and last states (h,) or (h, c), in its own layout; None: left to torch."""
     x = input.data if isinstance(input, PackedSequence) else input
     if type(x) not in TENSORS or not _is_on_device(x) or lacks(x):
         return None
@@ -111,7 +111,7 @@ def _packed(
     states: Sequence[Tensor] | None,
     weights: Sequence[Tensor],
 ) -> tuple[PackedSequence, States] | None:
-    """The same of sequences in the order of their lengths, as torch packs them."""
+    """`layer` for packed sequences, which torch orders by length; x : their data."""
     padded, lengths = pad_packed_sequence(PackedSequence(x, input.batch_sizes))
     if states is not None and input.sorted_indices is not None:
         if any(s.dim() != 3 for s in states):
@@ -144,7 +144,7 @@ def _layers(
     weights: Sequence[Tensor],
     lengths: Tensor | None,
 ) -> tuple[Tensor, States]:
-    """All layers and directions, with torch's dropout in between."""
+    """Runs all layers and directions, with torch's dropout in between."""
     directions = 2 if module.bidirectional else 1
     rows = module.num_layers * directions
     of_row = len(weights) // rows
@@ -170,7 +170,7 @@ def _layers(
 
 
 class _Form(NamedTuple):
-    """Of a pass: a name in `CELLS`, the direction, and its rows' lengths (B), if they differ."""
+    """What a pass computes: a name in `CELLS`, the direction, and the rows' lengths (B), if any."""
 
     cell: str
     reverse: bool
@@ -196,7 +196,7 @@ def _pointer(x: Tensor | None) -> int | None:
 
 
 def _run(own: _cuda.Pass, arrays: _cuda.Outputs | _cuda.Gradients, near: Tensor) -> None:
-    """Puts the pass on the current stream of the device of `near`."""
+    """Puts the pass on the current stream of the device where `near` lies."""
     found = library()
     assert found is not None
     device, own.stream = _on_stream(near)
@@ -222,11 +222,16 @@ def _forward(
     *,
     saves: bool,
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """y (T, B, H), hn (B, H) and, if the cell has it, cn (B, H); and what backward reads."""
+    """Runs one layer in one direction.
+
+    Returns the outputs y (T, B, H), hn (B, H) and, if the cell has it, cn (B, H); and the values
+    that backward reads besides, or None if not `saves`.
+    """
     steps, batch, _ = x.shape
     rows = x.reshape(steps * batch, -1)
     wx = rows @ w_ih.t() if b_ih is None else torch.addmm(b_ih, rows, w_ih.t())
-    # Held until the pass is on the stream: their memory is not to be that of the workspace.
+    # These names hold the copies until the pass is on the stream. Otherwise torch could reuse their
+    # memory for the workspace.
     h0, c0, w_hh, b_hh = _contiguous(h0), _contiguous(c0), w_hh.contiguous(), _contiguous(b_hh)
     hidden = w_hh.shape[1]
     y, hn = x.new_empty(steps, batch, hidden), x.new_empty(batch, hidden)
@@ -243,7 +248,7 @@ def _forward(
 
 
 def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Products of backward in the dtype of its tensors, wherever it is called."""
+    """Disables autocast in `backward`, so that its products have the dtype of its tensors."""
 
     @functools.wraps(backward)
     def in_own_dtype(ctx: Any, *grads: Tensor | None) -> Any:
@@ -287,7 +292,8 @@ class _Pass(torch.autograd.Function):
         own.h0, own.c0 = _pointer(h0), _pointer(c0)
         arrays = saved, y, dy, dhn, dcn, da, da_hidden, dh0, dc0
         _run(own, _cuda.Gradients(*map(_pointer, arrays)), y)
-        # At R h + b_r: those at W x + b_w, but for a gate where the two are apart.
+        # The gradients at R h + b_r. They equal those at W x + b_w, except in a GRU's gate n, which
+        # multiplies R h + b_r by r first.
         at_hidden = da if da_hidden is None else torch.cat((da[:, :-hidden], da_hidden), 1)
         return (
             None,
@@ -307,7 +313,7 @@ def _by_torch(
     given: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients at what was given, by operations of torch that have gradients in turn."""
+    """The gradients at `given`, by torch's operations, which are differentiable in turn."""
     x, _, _, w_ih, w_hh, b_ih, _ = given
     assert x is not None and w_ih is not None and w_hh is not None
     sizes = Sizes(w_ih.shape[1], w_hh.shape[1], 0)
@@ -322,13 +328,13 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def _before(form: _Form, y: Tensor, h0: Tensor | None) -> Tensor:
-    """h before each step, (T*B, H)."""
+    """The h before each step, (T*B, H)."""
     first = torch.zeros_like(y[:1]) if h0 is None else h0.unsqueeze(0)
     if not form.reverse:
         return torch.cat((first, y[:-1])).flatten(0, 1)
     before = torch.cat((y[1:], first))
     if form.lengths is not None and h0 is not None:
-        # The first step that runs of a shorter row has nothing after it but h0.
+        # A shorter row starts at its own last step, before which is h0 and not a row of y.
         last = (form.lengths.long() - 1).clamp_(min=0)
         before[last, torch.arange(len(last), device=last.device)] = h0
     return before.flatten(0, 1)

@@ -1,6 +1,7 @@
-"""The same computation by torch's own differentiable operations.
+"""The computation of the kernels, by torch's own differentiable operations.
 
-For gradients of gradients, and for gradients that no kernel takes, as those of `torch.vmap`.
+It serves gradients of gradients, and incoming gradients that no kernel takes, such as those of
+`torch.vmap`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ def forward(
     c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Output and last states of a layer, x (T, B, I); the states alone of a cell, x (B, I).
+    """The output and last states of layers over x (T, B, I); of a cell over x (B, I), the states.
 
-    What is in bfloat16 is computed in float32, and rounded at the end if x is.
+    Tensors in bfloat16 are computed with in float32. The results are rounded to x's dtype at the
+    end.
     """
     dtype = x.dtype
     x, h0, c0, *weights = _widened(x, h0, c0, *weights)
@@ -64,7 +66,10 @@ def _steps(
     reverse: bool,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, States]:
-    """Output (T, B, W) and last states of a layer in one direction, over rows of `lengths` (B)."""
+    """The output (T, B, W) and last states of a layer in one direction.
+
+    lengths : the rows' lengths (B); None: all rows have T steps.
+    """
     order, outputs = slice(None, None, -1 if reverse else 1), []
     for t in range(x.shape[0])[order]:
         after = _step(kind, x[t], states, weights)
@@ -83,7 +88,7 @@ def _widened(*tensors: Tensor | None) -> list[Any]:
 
 
 def _step(kind: Kind, x: Tensor, states: States, weights: Sequence[Tensor]) -> States:
-    """One step of one layer; the equations are those of `rnnfast.layers`."""
+    """One step of one layer, by the equations in `rnnfast.layers`."""
     biases: Sequence[Tensor | None] = weights[2:4] if kind.bias else (None, None)
     wx, rh = linear(x, weights[0], biases[0]), linear(states[0], weights[1], biases[1])
     if kind.cell == "rnn_tanh":
@@ -109,7 +114,7 @@ def _packed(
     c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """`forward` for packed x (N, I), by torch's kernel, which consists of such operations."""
+    """`forward` for packed x (N, I), by torch's function, which uses differentiable operations."""
     x, h0, c0, *weights = _widened(x, h0, c0, *weights)
     rows, sizes = kind.layers * kind.directions, kind.sizes
     batch = int(batch_sizes[0])
@@ -118,7 +123,7 @@ def _packed(
     run = getattr(torch._VF, kind.cell)
     both = kind.directions == 2
     states = (h, c) if kind.has_c else h
-    options = (kind.bias, kind.layers, 0.0, False, both)  # no dropout, and so as if not training
+    options = (kind.bias, kind.layers, 0.0, False, both)  # no dropout, so not training
     return tuple(run(x, batch_sizes, states, list(weights), *options))
 
 
@@ -134,13 +139,14 @@ def gradients(
     weights: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients at x, h0, c0 and each weight that `wanted` tells.
+    """The gradients at x, h0, c0 and each weight, of which `wanted` selects some.
 
-    Where gradients are enabled, they are differentiable in everything given, dy and dstates too.
+    Where gradients are enabled, the results are differentiable in all arguments, including dy and
+    dstates.
     """
 
     def run(x: Tensor, h0: Any, c0: Any, *weights: Any) -> tuple[Tensor, ...]:
-        axis = 0 if kind.one_step else 1  # of B, where there is one
+        axis = 0 if kind.one_step else 1  # the axis of B, if x is batched
         unbatched = batch_sizes is None and x.dim() == axis + 1
         if unbatched:
             x, h0, c0 = (None if t is None else t.unsqueeze(axis) for t in (x, h0, c0))
@@ -166,9 +172,10 @@ def gradients_of_one(
     given: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The same of one layer in one direction, over rows of such `lengths` (B), padded.
+    """`gradients` for one layer in one direction, over padded x.
 
-    d_outputs : at y (T, B, H) and the last states (B, H).
+    lengths : the rows' lengths (B); None: all rows have T steps.
+    d_outputs : the gradients at y (T, B, H) and the last states (B, H).
     given : x (T, B, I), h0 and c0 (B, H) or None, then the weights as in `Weights`.
     """
 
@@ -191,7 +198,7 @@ def _gradients(
     d_outputs: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of what `run` makes of `given`, at those of them that are wanted."""
+    """The gradients of the outputs of `run(*given)` at the wanted ones of `given`."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         own: list[Any] = [
@@ -215,9 +222,10 @@ def _gradients(
 
 
 def _apart(tensor: Tensor, want: bool) -> Tensor:
-    """A view, or the gradient at x would hold what reaches x through an h0 made from it.
+    """A view of the tensor, at which the gradient is taken.
 
-    One whose gradient is wanted may have been told since that it needs none.
+    Without it, the gradient at x would include what reaches x through an h0 made from x. A tensor
+    whose gradient is wanted may have stopped requiring one since the forward pass.
     """
     if want and not tensor.requires_grad:
         return tensor.detach().requires_grad_()

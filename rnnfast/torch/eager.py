@@ -1,8 +1,8 @@
-"""How a module's call is run outside of compilers and transforms: by the kernels, or not at all.
+"""Calls of modules outside of compilers and transforms, run by the kernels or not at all.
 
-What returns None leaves the call to torch's own implementation, which either covers it or raises
-torch's own error. A call of a small layer takes about as long here as in its kernel, so what is
-asked for in each call is asked once, and by what takes least.
+A function that returns None leaves the call to torch's own implementation, which either covers it
+or raises torch's own error. A small layer's call takes about as long in this file as in its kernel,
+so each call makes every check once, and in the way that takes the least time.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ _tracing_state = torch._C._get_tracing_state
 
 
 def _is_plain(x: Any) -> bool:
-    """Whether the kernels take such a tensor, as far as that shows without its shape."""
+    """Whether x is a tensor that the kernels take, apart from its shape."""
     return is_as_it_lies(x) and x.dtype in _DTYPES and _is_strided(x)
 
 
 def _is_strided(x: Tensor) -> bool:
-    """Whether it lies in the CPU's memory."""
+    """Whether x lies in the CPU's memory, with strides."""
     return x.is_cpu and x.layout is torch.strided
 
 
 def _ready(
     module: Layer | Cell, x: Any, states: Sequence[Tensor] | None
 ) -> tuple[Parameters, tuple[Tensor, ...]] | None:
-    """The module's weights as the kernels take them, and as torch does.
+    """The module's weights, as `Parameters` for the kernels and as torch's tensors.
 
-    None where torch must see the call, or where x or a state is not what lies in its memory. All
-    else that the kernels do not take shows in the call.
+    None : torch must see the call, the kernels do not take the weights, x is empty, or the values
+        of x or a state are not those in its memory. The pass itself refuses all other arguments
+        that the kernels do not take.
     """
     if (
-        type(x) not in TENSORS  # also found below; but parametrizations may count their calls
+        type(x) not in TENSORS  # asked before parametrizations run: they may count calls
         or _tracing_state() is not None
         or forward_ad._current_level >= 0
     ):
@@ -74,10 +75,10 @@ def _ready(
 
 
 def again(module: Layer | Cell, x: Any, hx: Any) -> Any:
-    """(output, state) of a call that is as one before; None: it may be another.
+    """(output, state) of a call that repeats an earlier one; None: it may be another kind of call.
 
-    That was without gradients, or a step on the same graph. The compiled module asks all that
-    `layer` and `cell` would, such as whether the weights lie where they did.
+    The earlier call was one without gradients, or a step on the same graph. The compiled module
+    checks all that `layer` and `cell` would check, such as whether the weights have moved.
     """
     if _tracing_state() is not None or forward_ad._current_level >= 0:
         return None
@@ -91,7 +92,7 @@ def again(module: Layer | Cell, x: Any, hx: Any) -> Any:
         if kept is None or (kept.kind.layers > 1 and module.training and module.dropout):
             return None
         weights = cache.select(own["_parameters"])
-    except KeyError:  # of a mode that is torch's to refuse, or made for each call
+    except KeyError:  # the mode is wrong, which torch reports, or weights are made for each call
         return None
     batch_first = own.get("batch_first")
     if is_step:
@@ -106,11 +107,11 @@ def layer(
     states: Sequence[Tensor] | None,
     format_name: str | None = None,
 ) -> tuple[Tensor, States] | None:
-    """Output (packed: its data) and last states of a layer.
+    """The output (for packed input: its data) and the last states of a layer.
 
-    x, batch_sizes : the input, None; or a PackedSequence's data and batch sizes.
+    x, batch_sizes : the input and None; or the data and the batch sizes of a PackedSequence.
     states : (h,) or (h, c), in the order of the input's sequences.
-    format_name : of the operands of products, of a float32 layer.
+    format_name : the format of the operands of products in a float32 layer; None: float32.
     """
     ready = _ready(module, x, states)
     if ready is None:
@@ -166,7 +167,11 @@ def _run(
     x: Tensor,
     states: Sequence[Tensor] | None,
 ) -> tuple[Tensor, States] | None:
-    """holder : of a module's call of one step, which may have gradients with others; or None."""
+    """Runs the pass, on torch's graph if it needs gradients.
+
+    holder : the module's cache, for a call of one step, whose weights' gradients may be computed
+        together with those of other steps; else None.
+    """
     if not _is_grad_enabled() or not _need_gradients(x, states, weights):
         if batch_sizes is None:
             parameters.remember(packs, batch_first)
@@ -176,7 +181,7 @@ def _run(
         holder is None
         or not steps.goes_on(packs.kind, states)
         or weights[0].is_inference()
-        or not all(map(is_leaf, weights))  # made from others they have none in common
+        or not all(map(is_leaf, weights))  # weights made for each step share no gradient
     ):
         return record(call, weights, x, states)
     outputs = steps.record(holder, call, weights, x, states)
@@ -186,9 +191,9 @@ def _run(
 def _widened(
     parameters: Parameters, x: Tensor, states: Sequence[Tensor] | None
 ) -> tuple[Tensor, States | None] | None:
-    """x and states in float32, for weights in a dtype of `FORMATS`; None: they are in others.
+    """x and the states in float32, for weights in a dtype of `FORMATS`.
 
-    Torch's graph has the conversion, and that of the results.
+    None : x or a state has another dtype than the weights. Torch's graph includes the conversion.
     """
     given, format_name = (x, *(states or ())), parameters.format_name
     if not all(FORMATS.get(t.dtype) == format_name and _is_strided(t) for t in given):
@@ -198,7 +203,7 @@ def _widened(
 
 
 def _rows_of_one_step(x: Tensor, batch_first: bool) -> float:
-    """B; infinity where there are more steps."""
+    """B for an x of one step; infinity if x has several steps."""
     shape = x.shape
     if len(shape) != 3:
         return 1 if shape[:1] == (1,) else math.inf
@@ -208,7 +213,7 @@ def _rows_of_one_step(x: Tensor, batch_first: bool) -> float:
 def cell(
     module: Cell, x: Any, states: Sequence[Tensor] | None, format_name: str | None = None
 ) -> States | None:
-    """The states (h,) or (h, c) of a cell after its step; `format_name` : as of a layer."""
+    """The states (h,) or (h, c) of a cell after its step; `format_name` : as for `layer`."""
     ready = _ready(module, x, states)
     if ready is None:
         return None
@@ -254,13 +259,16 @@ def _step(
         parameters.remember(packs, None)
         result = infer(packs.stack(), x, states)
         return None if result is None else result[1]
-    if weights[0].is_inference():  # which torch refuses to save for backward
+    if weights[0].is_inference():  # torch refuses to save such tensors for backward
         return None
     return steps.record(PackCache.of(module), Call(parameters, packs), weights, x, states)
 
 
 def _again(function: Callable[..., Any], *args: Any) -> Any:
-    """The function of contiguous x and states, its last arguments, if those can be made."""
+    """Calls the function with contiguous copies of x and the states, its last arguments.
+
+    None : no contiguous copy makes x or a state a tensor that the kernels take.
+    """
     *own, x, states = args
     if not _is_plain(x) or not all(map(_is_plain, states or ())):
         return None
@@ -269,7 +277,7 @@ def _again(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _need_gradients(x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor]) -> bool:
-    """Whether any of them takes part in differentiation."""
+    """Whether any of the tensors requires a gradient."""
     return (
         weights[0].requires_grad
         or x.requires_grad
@@ -287,7 +295,7 @@ def _with_dropout(
     states: Sequence[Tensor] | None,
     weights: tuple[Tensor, ...],
 ) -> tuple[Tensor, States] | None:
-    """Layer by layer, with torch's dropout in between: the same masks from the same seed."""
+    """Runs layer by layer, with torch's dropout in between, so that a seed gives torch's masks."""
     kind = parameters.kind
     if not _is_plain(x) or not all(map(_is_plain, states or ())) or x.dim() not in (2, 3):
         return None

@@ -1,8 +1,8 @@
-"""Torch's tensors into the compiled kernels, and out of them.
+"""How torch's tensors get into the compiled kernels, and out of them.
 
-Where torch has DLPack's functions for C, the kernels read and make tensors by them, in 0.05 and
-0.3 us. With older versions tensors become NumPy's arrays on the same memory, and arrays tensors, in
-0.7 us each.
+If torch has DLPack's functions for C, the kernels read and make tensors by them, in 0.05 and
+0.3 us. With older versions of torch, tensors are turned into NumPy's arrays on the same memory, and
+arrays into tensors, in 0.7 us each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rnnfast._native_backend import NativeBackend
 States = tuple[Tensor, ...]  # (h,) or (h, c)
 _NO_STATES: Any = (None, None)
 
-# Subclasses mean something of their own.
+# The types that the kernels take. A subclass may give its memory a meaning of its own.
 TENSORS = (Tensor, torch.nn.Parameter)
 
 # As functions, for `map`.
@@ -48,19 +48,19 @@ _IS_DIRECT = _native_backend.take_tensors(
 if torch.backends.openmp.is_available() and hasattr(torch._C, "__file__"):
     _native_backend.use_openmp(str(torch._C.__file__))
 
-# Elements from which on new memory shows.
+# From this number of elements on, allocating new memory takes time that shows.
 _LARGE = 1 << 17
-# From so many on torch's threads may share an operation on them.
+# From this number of elements on, torch's threads may share an operation.
 _SHARED = 1 << 15
 
 
 def is_as_it_lies(x: Any) -> bool:
-    """Whether it is a tensor that stands for what its memory holds."""
+    """Whether x is a tensor whose values are those in its memory."""
     return type(x) in TENSORS and not (x.is_neg() or x._is_zerotensor() or x.is_nested)
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether all of it lies in its storage, which those who shard parameters resize to nothing."""
+    """Whether the storage holds all of the tensor. Sharding resizes storages of parameters to 0."""
     end = tensor.numel()
     if not end:
         return True
@@ -75,24 +75,25 @@ UNREADABLE = "expected tensors that lie in the CPU's memory as they are, got ano
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """What a tensor of any subclass holds, contiguous."""
+    """The values of a tensor of any subclass, contiguous."""
     if type(tensor) not in TENSORS:
         tensor = tensor.as_subclass(Tensor)
     return tensor.resolve_neg().contiguous()
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """One in bfloat16 in float32, which holds its values; others as they are."""
+    """A tensor in bfloat16 converted to float32, which has all its values; others unchanged."""
     return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
 
 
 def converted(
     tensor: Tensor, dtype: torch.dtype, empty_like: Callable[[Tensor, bool], Tensor | None]
 ) -> Tensor:
-    """One in float32 in bfloat16, or the other way round; on torch's graph where it needs to be.
+    """A tensor in float32 converted to bfloat16, or the reverse; on torch's graph if necessary.
 
-    empty_like : of the compiled module, whose memory for large ones is kept from call to call.
-        Torch's is new each time: with it an LSTM 365 256 32 64 took 1.05 to 1.2 times as long.
+    empty_like : the compiled module's function, which reuses the memory of large tensors from call
+        to call. Torch allocates new memory each time; with that an LSTM 365 256 32 64 (T B I H)
+        took 1.05 to 1.2 times as long.
     """
     if tensor.numel() < _LARGE or tensor.requires_grad or not _IS_DIRECT:
         return tensor.to(dtype)
@@ -101,14 +102,14 @@ def converted(
 
 
 def taking_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of the compiled module, with tensors in place of arrays."""
+    """Makes a function of the compiled module take and return tensors in place of arrays."""
     if _IS_DIRECT:
         return function
 
     def by_arrays(*args: Any) -> Any:
         try:
             arrays = [_with_arrays(value) for value in args]
-        except (BufferError, RuntimeError, TypeError):  # a dtype, layout or device that is torch's
+        except (BufferError, RuntimeError, TypeError):  # a dtype, layout or device of torch's own
             return NotImplemented
         return _with_tensors(function(*arrays))
 
@@ -116,7 +117,7 @@ def taking_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reader_of_tensors(backend: NativeBackend) -> Callable[..., bool]:
-    """Its `can_read`, of tensors."""
+    """The backend's `can_read`, for tensors."""
     if _IS_DIRECT:
         can_read: Callable[..., bool] = backend.can_read
         return can_read
@@ -132,13 +133,13 @@ def reader_of_tensors(backend: NativeBackend) -> Callable[..., bool]:
 
 
 def stack_taking_tensors(stack: Any) -> Any:
-    """A stack of the compiled module, with tensors in place of arrays."""
+    """Makes a stack of the compiled module take and return tensors in place of arrays."""
     return stack if _IS_DIRECT else _Stack(stack)
 
 
 class _Stack:
     __slots__ = ("backward", "forward", "infer", "step_backward", "steps_backward")
-    infer_at = None  # there is none, nor `forward_at`
+    infer_at = None  # this kind of stack has neither it nor `forward_at`
 
     def __init__(self, stack: Any) -> None:
         self.infer = taking_tensors(stack.infer)
@@ -149,11 +150,11 @@ class _Stack:
 
 
 def are_for_torch(gradients: Sequence[Tensor | None]) -> bool:
-    """Whether only torch's operations can take such gradients back.
+    """Whether a backward pass with such gradients must run by torch's operations.
 
-    With `create_graph`, with tangents, or where one is not what lies in its memory: it may stand
-    for several, as with `is_grads_batched` or `torch.vmap`, for its negative, or for what a
-    subclass makes of it.
+    It must with `create_graph`, with tangents, and where a gradient's values are not those in its
+    memory: a tensor may stand for several, as with `is_grads_batched` or `torch.vmap`, for the
+    negatives of its memory, or for what a subclass makes of it.
     """
     return _is_grad_enabled() or forward_ad._current_level >= 0 or any(map(_is_special, gradients))
 
@@ -165,12 +166,12 @@ def _is_special(tensor: Tensor | None) -> bool:
 
 
 def state_of(states: Sequence[Tensor | None] | None) -> Any:
-    """States, or their gradients, as a stack takes them."""
+    """States, or their gradients, in the form that a stack takes."""
     return None if states is None else states[0] if len(states) == 1 else tuple(states)
 
 
 def states_of(state: Any) -> States:
-    """What a stack gives as its state."""
+    """A stack's state as a tuple."""
     return state if isinstance(state, tuple) else (state,)
 
 
@@ -185,9 +186,9 @@ def gradients(
     d_states: Sequence[Tensor | None],
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, States, list[Tensor | None]]:
-    """The gradients that `stack.backward` gives, whatever the strides of its arguments.
+    """The gradients from `stack.backward`, for arguments of any strides.
 
-    Those at states that are not wanted are (None, None).
+    If those at the states are not wanted, they are (None, None).
     """
     threads = _get_num_threads()
     state, d_state = state_of(states), state_of(d_states)
@@ -211,15 +212,16 @@ def step_gradients(
     d_states: Any,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Any, Tensor | None] | None:
-    """What `stack.step_backward` gives, whatever the strides; states as a stack takes them.
+    """The gradients from `stack.step_backward`, for arguments of any strides.
 
-    None: the gradients are for torch, as `are_for_torch` says.
+    Returns None if torch must compute them, as `are_for_torch` tells.
+    states, d_states : in the form that a stack takes.
     """
     if _is_grad_enabled() or forward_ad._current_level >= 0:
         return None
     threads = _get_num_threads()
     given = x, states, output, tape, d_output, d_states
-    if _IS_DIRECT:  # takes no special ones
+    if _IS_DIRECT:  # the stack itself refuses special gradients
         result = stack.step_backward(*given, wanted, threads)
         if result is not NotImplemented:
             return result
@@ -236,7 +238,7 @@ def steps_gradients(
     steps: list[tuple[Tensor, Tensor | None, Tensor | None, Tensor]],
     wanted: tuple[bool, ...],
 ) -> list[Tensor | None]:
-    """What `stack.steps_backward` gives, whatever the strides."""
+    """The gradients from `stack.steps_backward`, for arguments of any strides."""
     threads = _get_num_threads()
     result = stack.steps_backward(steps, wanted, threads)
     if result is NotImplemented:
@@ -257,17 +259,17 @@ class _Copy(torch.autograd.Function):
 
 
 def copy_on_graph(tensor: Tensor) -> Tensor:
-    """A copy through which gradients go; see `copy_of`."""
+    """A copy of the tensor through which gradients flow; see `copy_of`."""
     if not tensor.requires_grad:
         return copy_of(tensor)
-    # What torch's threads do not share takes it 2 us, and a function of Python's 10.
+    # Torch clones a tensor too small for several threads in 2 us; `_Copy.apply` takes 10.
     return tensor.clone() if tensor.numel() < _SHARED else _Copy.apply(tensor)
 
 
 def copy_of(tensor: Tensor) -> Tensor:
-    """Not by torch, whose threads would share a large one, and then spin for milliseconds.
+    """A copy that torch does not make: its threads share a large one, then spin for milliseconds.
 
-    On two cores the kernels would have one of them meanwhile, and take 1.7 times as long.
+    On two cores the kernels would have only one meanwhile, and take 1.7 times as long.
     """
     made = _native_backend.copy_of(tensor) if _IS_DIRECT else None
     if made is not None:
@@ -278,9 +280,9 @@ def copy_of(tensor: Tensor) -> Tensor:
 
 
 def array(tensor: Tensor) -> NDArray:
-    """The memory of a tensor as an array, contiguous; a copy where it is not.
+    """The tensor's memory as an array; a contiguous copy if the tensor is not contiguous.
 
-    Not by its `numpy`, after which torch would refuse to resize its storage, as FSDP does.
+    It avoids `Tensor.numpy`: after that torch refuses to resize the storage, which FSDP does.
     """
     return np.from_dlpack(tensor.detach().contiguous())
 
@@ -293,7 +295,7 @@ def _contiguous(value: Any) -> Any:
 
 def _with_arrays(value: Any) -> Any:
     if isinstance(value, Tensor):
-        if value.dtype is torch.bfloat16:  # weights, as bytes: of what is computed with it is none
+        if value.dtype is torch.bfloat16:  # weights, of which only the bytes matter
             value = value.view(torch.int16)
         return np.from_dlpack(value.detach())
     return type(value)(map(_with_arrays, value)) if isinstance(value, (tuple, list)) else value

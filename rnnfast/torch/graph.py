@@ -1,6 +1,7 @@
-"""Calls that torch traces or transforms: by the registered operators, on its own graph.
+"""Calls that torch traces or transforms. They run by the registered operators, on torch's graph.
 
-For `torch.compile` and `torch.export`, which trace this file, for `torch.func`, and for autocast.
+These are calls in `torch.compile` and `torch.export`, which trace this file, in `torch.func`, and
+under autocast.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from rnnfast.torch.kinds import COMPUTED, FORMATS, native, torch_reads_output
 if TYPE_CHECKING:
     from rnnfast.torch.modules import Cell, Layer
 
-# Registered by importing it; under torch.compile the operators are called by torch's name.
+# This import registers the operators. The code below calls them by their names in `torch.ops`.
 _forward = operators.forward
 
-# Whether torch gives an LSTM of float16 to oneDNN where there are no gradients, as it may from 2.5
-# on; found here, as what compilers trace may not ask.
+# Whether torch gives an LSTM in float16 to oneDNN where there are no gradients, as it may from 2.5
+# on. It is found out here, since code that compilers trace cannot ask it.
 _supports = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
 _ONEDNN_HAS_FLOAT16 = torch.__version__ >= (2, 5) and _supports is not None and bool(_supports())
 
 
 def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) -> Any:
-    """The call of a layer; `format_name` : of the operands of products, if it is in float32."""
+    """A layer's call; `format_name` : the format of operands of products, for a float32 layer."""
     if torch.is_autocast_enabled("cpu"):
         return _with_autocast(module, input, hx)
     states = module._states(hx)
@@ -39,7 +40,7 @@ def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) ->
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if module.batch_first else input
     has_gradients = torch.is_grad_enabled()
     if has_gradients:
-        x = x.contiguous()  # as torch does: the caller may change an input that lies otherwise
+        x = x.contiguous()  # as torch does, so the caller may change an x that is not
     if unbatched and states is not None:
         states = [s.unsqueeze(1) for s in states]
     rows = module.num_layers * (2 if module.bidirectional else 1)
@@ -49,9 +50,9 @@ def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) ->
     y, last = _run_layers(module, x, states, weights, format_name)
     directions = 2 if module.bidirectional else 1
     form = module._cell(), directions, module.proj_size, input.dtype
-    # Of what is compiled, callers may change views that are made anew, and torch sees no change.
+    # Compiled code makes new views of the output, and torch does not notice changes through them.
     if has_gradients and (torch.compiler.is_compiling() or not torch_reads_output(*form)):
-        y = _copied(y)  # backward reads the other
+        y = _copied(y)  # backward reads the original
     if unbatched:
         y, last = y.squeeze(1), [s.squeeze(1) for s in last]
     elif module.batch_first:
@@ -60,7 +61,7 @@ def layer(module: Layer, input: Any, hx: Any, format_name: str | None = None) ->
 
 
 def cell(module: Cell, input: Any, hx: Any, format_name: str | None = None) -> Any:
-    """The call of a cell: a layer's over one step."""
+    """A cell's call, which runs as a layer over one step; `format_name` : as for `layer`."""
     if torch.is_autocast_enabled("cpu"):
         return _with_autocast(module, input, hx)
     states = module._states(hx)
@@ -84,16 +85,16 @@ def cell(module: Cell, input: Any, hx: Any, format_name: str | None = None) -> A
 
 
 def _with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
-    """The call of either under autocast, given in the dtype of torch's.
+    """The call of a layer or cell under autocast; the results have the dtypes of torch's.
 
-    Operands of products are in bfloat16 if that is what autocast is to; all else is in float32.
+    Operands of products are in bfloat16 if that is autocast's dtype; all else is in float32.
     """
     states = module._states(hx)
     x = input.data if isinstance(input, PackedSequence) else input
     given = [x, *(states or ())] if isinstance(states, (tuple, list, type(None))) else [None]
     lower = torch.get_autocast_dtype("cpu")
     own = [p.dtype for p in module._parameters.values() if p is not None]
-    if not own:  # all are parametrized, by products perhaps
+    if not own:  # all are parametrized, perhaps by products that autocast would convert
         with torch.autocast("cpu", enabled=False):
             own = [module._parameter(0).dtype]
     weight = own[0]
@@ -114,20 +115,20 @@ def _with_autocast(module: Layer | Cell, input: Any, hx: Any) -> Any:
     format_name = FORMATS.get(lower) if weight is torch.float32 else None
     with torch.autocast("cpu", enabled=False):
         result = module._call(input.to(weight), hx, format_name)
-    if getattr(module, "proj_size", 0):  # of which c is not projected
+    if getattr(module, "proj_size", 0):  # of h alone: c is not projected
         output, (h, c) = result
         return _to(output, dtype), (_to(h, dtype), c.to(torch.promote_types(dtype, state)))
     return _to(result, dtype)
 
 
 def _autocast_result(module: Layer | Cell, input: Any, state: torch.dtype) -> torch.dtype:
-    """Torch's: products in the dtype of autocast, and what its kernels make of them."""
+    """The dtype of torch's result: its products have autocast's, its kernels may widen that."""
     dtype: torch.dtype = torch.get_autocast_dtype("cpu")
     name = module._cell()
     padded_lstm = name == "lstm" and not isinstance(input, PackedSequence)
     is_layer = hasattr(module, "mode")
-    # An RNN, and a projection, end in products or what has their dtype; oneDNN's LSTM has one
-    # dtype for all.
+    # The results of an RNN or a projection have the dtype of the products. So have those of an LSTM
+    # by oneDNN, which has one dtype for all.
     if name.startswith("rnn") or getattr(module, "proj_size", 0) > 0:
         return dtype
     onednn = _ONEDNN_HAS_FLOAT16 and not torch.is_grad_enabled()
@@ -143,12 +144,12 @@ def _to(result: Any, dtype: torch.dtype) -> Any:
 
 
 def _is_transformed() -> bool:
-    """Whether `torch.func` needs rules of ours; what `torch.compile` traces is the compiler's."""
+    """Whether `torch.func` needs the rules in transforms.py; never within `torch.compile`."""
     return not torch.compiler.is_compiling() and transforms.need_rules()
 
 
 def _covers(input: Any, states: Any) -> bool:
-    """Whether the operators take such arguments, as far as that shows without their shapes."""
+    """Whether the operators take such arguments, apart from their shapes."""
     if not isinstance(input, Tensor) or not (
         states is None or (isinstance(states, (tuple, list)) and len(states))
     ):
@@ -175,17 +176,17 @@ def _fit(
     widths: Sequence[int],
     weights: Sequence[Tensor],
 ) -> bool:
-    """Whether x (T, B, I) and the states fit the module; else the error is torch's to raise."""
+    """Whether x (T, B, I) and the states fit the module; if not, torch raises the error."""
     right = x.dim() == 3 and x.shape[2] == module.input_size and x.shape[0] > 0 and x.shape[1] > 0
     right = right and weights[0].dtype == x.dtype and weights[0].device == x.device
     if right and states is not None:
-        for state, width in zip(states, widths):  # noqa: B905  a state h has one width of the two
+        for state, width in zip(states, widths):  # noqa: B905  one state, h, uses the first width
             right = right and state.dim() == 3 and state.shape == (rows, x.shape[1], width)
     return right
 
 
 def _copied(y: Tensor) -> Tensor:
-    # Compilers leave out a `clone`, since they don't see that its origin is kept.
+    # Compilers would remove a `clone`: they do not see that backward still reads its source.
     return torch.ops.rnnfast.copy(y) if torch.compiler.is_compiling() else y.clone()
 
 

@@ -15,18 +15,20 @@ from rnnfast.torch.exchange import has_memory, is_as_it_lies
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
-# Of tensors that the kernels compute with in float32, all but the operands of products: the format
-# of those.
+# For tensors of these dtypes the kernels compute in float32, except that the operands of products
+# have this format.
 FORMATS = {torch.bfloat16: "bfloat16"}
 
-# The dtype that tensors of each are computed with.
+# The dtype in which the kernels compute with tensors of each dtype.
 COMPUTED = {**{dtype: dtype for dtype in DTYPES}, **dict.fromkeys(FORMATS, torch.float32)}
 
 
 class Kind(NamedTuple):
-    """What a recurrent module computes, whatever its weights.
+    """What a recurrent module computes, apart from the values of its weights.
 
-    cell : a name in `CELLS`; sizes : of the first layer; one_step : a cell module's, without T.
+    cell : a name in `CELLS`.
+    sizes : the sizes of the first layer.
+    one_step : whether it is a cell module, whose arrays have no axis T.
     """
 
     cell: str
@@ -47,7 +49,7 @@ class Kind(NamedTuple):
         return self.directions * self.sizes.output
 
     def sizes_of(self, layer: int) -> Sizes:
-        """Of `layer`: those above the first read D*W."""
+        """The sizes of a layer. Layers above the first have an input of D*W."""
         return self.sizes if layer == 0 else self.sizes._replace(input=self.width)
 
     def shapes(self) -> list[dict[str, tuple[int, ...]]]:
@@ -65,7 +67,7 @@ class Kind(NamedTuple):
         return self.cell.startswith("rnn")
 
     def layer(self, layer: int) -> Kind:
-        """The same for one of its layers alone."""
+        """The kind of one of the layers alone."""
         return self._replace(sizes=self.sizes_of(layer), layers=1)
 
 
@@ -76,9 +78,9 @@ def native() -> NativeBackend | None:
 
 
 def torch_reads_output(cell: str, directions: int, projection: int, dtype: torch.dtype) -> bool:
-    """Whether the backward pass of torch's layer, on padded input, reads what its caller got.
+    """Whether torch's backward pass of a layer, on padded input, reads the caller's output.
 
-    That of oneDNN's LSTM does, where the output of the last layer is not one of two put together.
+    That is so for oneDNN's LSTM, unless its output joins the outputs of two directions.
     """
     return cell == "lstm" and directions == 1 and not projection and dtype is torch.float32
 

@@ -25,7 +25,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 def _is_on_a_graph() -> bool:
-    """Whether a call is traced, transformed or autocast, and so graph.py's."""
+    """Whether graph.py runs a call, because it is traced, transformed or under autocast."""
     return bool(
         _is_compiling()
         or (_is_any_autocast() and torch.is_autocast_enabled("cpu"))
@@ -35,11 +35,11 @@ def _is_on_a_graph() -> bool:
 
 
 def _foreign(module: torch.nn.Module) -> Any:
-    """Torch's class of one of its modules that got here by a name of `patch`."""
+    """Torch's class of a module of torch that got here through a name that `patch` replaced."""
     return next((t for t in TWINS if isinstance(module, t)), torch_rnn.RNNBase)
 
 
-# What is said of a state in no form that is known here.
+# Stands for a state that is left to torch: its form, or the module's mode, is unknown here.
 _OTHER: Any = object()
 
 
@@ -53,14 +53,14 @@ def _given(hx: Any, has_c: bool) -> Any:
 
 
 class _Own:
-    """What layers and cells share: `_rnnfast`, the `PackCache` of a module as it is."""
+    """What layers and cells share. Their attribute `_rnnfast` is the module's `PackCache`."""
 
-    _names: Callable[[], list[str]]  # those of the flat list of parameters
-    _cell: Callable[[], str]  # what it is called in `CELLS`
+    _names: Callable[[], list[str]]  # the names of the flat list of parameters
+    _cell: Callable[[], str]  # the cell's name in `CELLS`
     _new_kind: Callable[[str], Kind]
 
     def _weights(self, cache: PackCache) -> tuple[Tensor, ...]:
-        """The flat list of parameters, as they are now: parametrized, or swapped by a caller."""
+        """The present parameters, in a flat list; callers may have parametrized or swapped them."""
         if cache.select is None:
             cache.select = operator.itemgetter(*self._names())
         try:
@@ -79,7 +79,7 @@ class _Own:
         return kind
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the cache, of which `torch.load(weights_only=True)` would have to be told."""
+        """The state without the cache, whose class `torch.load(weights_only=True)` refuses."""
         is_layer = isinstance(self, torch_rnn.RNNBase)
         state = torch_rnn.RNNBase.__getstate__(self) if is_layer else self.__dict__
         return {name: value for name, value in state.items() if name != "_rnnfast"}
@@ -88,7 +88,7 @@ class _Own:
         if not isinstance(self, _Own):
             return _foreign(self).__setstate__(self, state)
         super().__setstate__(state)  # type: ignore[misc]  # torch's
-        # That of the original, in a shallow copy of a class with a `__getstate__` of its own.
+        # A shallow copy has the original's cache if its class has a `__getstate__` of its own.
         self.__dict__.pop("_rnnfast", None)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -99,7 +99,7 @@ class _Own:
         super().__setattr__(name, value)
 
     def __prepare_scriptable__(self) -> Any:
-        """What `torch.jit.script` asks first; it would fail later, and with other reasons."""
+        """Raises an error here, since `torch.jit.script` would fail later with other reasons."""
         name = type(self).__name__
         raise RuntimeError(
             f"torch.jit.script: expected modules of torch, got {name} of rnnfast.torch: "
@@ -107,33 +107,34 @@ class _Own:
         )
 
 
-# What a `Kind` is made of, beside the cell.
+# The attributes that make up a `Kind`, besides the cell.
 _OF_KIND = frozenset(
     ["input_size", "hidden_size", "proj_size", "num_layers", "bidirectional", "bias"]
 )
 
 
 class Layer(_Own, torch_rnn.RNNBase):
-    """What the three layers share.
+    """The base class of the three layers.
 
-    They are torch's RNNBase, and not its RNN, GRU or LSTM: `torch.compile` refuses to trace into
-    whatever is an instance of those. Each has a `forward` of its own, whose name is in Python's
-    errors, and which may get a module of torch's by a name of `patch`.
+    It derives from torch's RNNBase, not from its RNN, GRU or LSTM: `torch.compile` refuses to trace
+    into instances of those. Each layer defines its own `forward`, because Python's errors show that
+    method's name. In it, `self` may be a module of torch that got there by a name of `patch`.
     """
 
-    # Torch's class of the same name; also for what it does besides: checks, and their messages.
+    # Torch's class of the same name, which also makes the checks and their messages.
     _TORCH: ClassVar[type[torch_rnn.RNNBase]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not isinstance(self, Layer):
             return _foreign(self).__init__(self, *args, **kwargs)
-        # Torch checks the arguments and makes the parameters, which a subclass may fill otherwise.
+        # Torch checks the arguments and makes empty parameters. Then `reset_parameters`, which a
+        # subclass may override, fills them.
         self.__dict__.update(_EMPTY[self._TORCH](*args, **kwargs).__dict__)
-        self.__dict__.pop("_rnnfast", None)  # of a module that is made anew
+        self.__dict__.pop("_rnnfast", None)  # if a module is initialised again
         self.reset_parameters()
 
     def _call(self, input: Any, hx: Any, format_name: str | None = None) -> Any:
-        """`format_name` : of the operands of products, of a float32 layer."""
+        """Runs the layer; `format_name` : the format of operands of products under autocast."""
         if _is_on_a_graph():
             return graph.layer(self, input, hx, format_name)
         known = None if format_name is not None else eager.again(self, input, hx)
@@ -165,7 +166,7 @@ class Layer(_Own, torch_rnn.RNNBase):
         return PackedSequence(data, *input[1:]), last
 
     def _torch_forward(self, input: Any, hx: Any) -> Any:
-        """By the CUDA kernels, or by torch's own implementation, which also has the errors."""
+        """Runs the CUDA kernels, or torch's own implementation, which also raises the errors."""
         if not (_is_compiling() or _is_transformed() or _dispatch_modes()):
             states = self._states(hx)
             result = None if states is _OTHER else cuda.layer(self, input, states)
@@ -175,7 +176,7 @@ class Layer(_Own, torch_rnn.RNNBase):
         return self._TORCH.forward(self, input, hx)
 
     def _states(self, hx: Any) -> Any:
-        known = self.mode in _CELL_OF_MODE  # others are torch's to refuse
+        known = self.mode in _CELL_OF_MODE  # torch refuses other modes
         return _given(hx, self.mode == "LSTM") if known else _OTHER
 
     def _names(self) -> list[str]:
@@ -191,7 +192,7 @@ class Layer(_Own, torch_rnn.RNNBase):
 
 
 def _empty(layer: type[torch_rnn.RNNBase]) -> type[torch_rnn.RNNBase]:
-    """The class of a layer of torch's whose constructor leaves its parameters as memory is."""
+    """A subclass of torch's layer whose constructor leaves the parameters uninitialised."""
     return type(layer.__name__, (layer,), {"reset_parameters": lambda self: None})
 
 
@@ -201,49 +202,49 @@ class RNN(Layer):
     _TORCH = torch_rnn.RNN
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As that of torch's."""
+        """Takes and returns what `torch.nn.RNN.forward` does."""
         if not isinstance(self, Layer):
             return torch_rnn.RNN.forward(self, input, hx)
         return self._call(input, hx)
 
 
 class GRU(Layer):
-    """The gated recurrent unit of `torch.nn.GRU`: as `RNN` for `torch.nn.RNN`."""
+    """The GRU of `torch.nn.GRU`: the same constructor, parameters, results and errors."""
 
     _TORCH = torch_rnn.GRU
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As that of torch's."""
+        """Takes and returns what `torch.nn.GRU.forward` does."""
         if not isinstance(self, Layer):
             return torch_rnn.GRU.forward(self, input, hx)
         return self._call(input, hx)
 
 
 class LSTM(Layer):
-    """The long short-term memory of `torch.nn.LSTM`: as `RNN` for `torch.nn.RNN`."""
+    """The LSTM of `torch.nn.LSTM`: the same constructor, parameters, results and errors."""
 
     _TORCH = torch_rnn.LSTM
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As that of torch's."""
+        """Takes and returns what `torch.nn.LSTM.forward` does."""
         if not isinstance(self, Layer):
             return torch_rnn.LSTM.forward(self, input, hx)
         return self._call(input, hx)
 
-    # Torch's LSTM has these of its own, for its pair of states.
+    # Torch's LSTM defines these itself, for its pair of states.
     get_expected_cell_size = torch_rnn.LSTM.get_expected_cell_size
     check_forward_args = torch_rnn.LSTM.check_forward_args
     permute_hidden = torch_rnn.LSTM.permute_hidden
 
 
 class Cell(_Own, torch_rnn.RNNCellBase):
-    """What the three cells share, which are subclasses of torch's."""
+    """The base class of the three cells, which also derive from torch's."""
 
     _torch_forward: Callable[..., Any]
-    _CELL: ClassVar[str]  # its name in `CELLS`; of RNNCell, one of two
+    _CELL: ClassVar[str]  # the name in `CELLS`; RNNCell has one of two names
 
     def _call(self, input: Any, hx: Any, format_name: str | None = None) -> Any:
-        """`format_name` : of the operands of products, of a float32 cell."""
+        """Runs the cell; `format_name` : the format of operands of products under autocast."""
         if _is_on_a_graph():
             return graph.cell(self, input, hx, format_name)
         known = None if format_name is not None else eager.again(self, input, hx)
@@ -279,13 +280,13 @@ class RNNCell(Cell, torch_rnn.RNNCell):
     _torch_forward = torch_rnn.RNNCell.forward
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As that of torch's."""
+        """Takes and returns what `torch.nn.RNNCell.forward` does."""
         if not isinstance(self, Cell):
             return torch_rnn.RNNCell.forward(self, input, hx)
         return self._call(input, hx)
 
     def _states(self, hx: Any) -> Any:
-        known = self.nonlinearity in ("tanh", "relu")  # others are torch's to refuse, at the call
+        known = self.nonlinearity in ("tanh", "relu")  # torch refuses others, at the call
         return super()._states(hx) if known else _OTHER
 
     def _cell(self) -> str:
@@ -299,7 +300,7 @@ class GRUCell(Cell, torch_rnn.GRUCell):
     _torch_forward = torch_rnn.GRUCell.forward
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As that of torch's."""
+        """Takes and returns what `torch.nn.GRUCell.forward` does."""
         if not isinstance(self, Cell):
             return torch_rnn.GRUCell.forward(self, input, hx)
         return self._call(input, hx)
@@ -312,13 +313,13 @@ class LSTMCell(Cell, torch_rnn.LSTMCell):
     _torch_forward = torch_rnn.LSTMCell.forward
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As that of torch's."""
+        """Takes and returns what `torch.nn.LSTMCell.forward` does."""
         if not isinstance(self, Cell):
             return torch_rnn.LSTMCell.forward(self, input, hx)
         return self._call(input, hx)
 
 
-# Torch's modules and ours.
+# Torch's modules, and rnnfast's of the same names.
 TWINS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch_rnn.RNN: RNN,
     torch_rnn.GRU: GRU,

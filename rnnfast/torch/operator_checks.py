@@ -1,6 +1,6 @@
-"""Checks of what is given to the registered operators, which anyone may call.
+"""Checks of the arguments of the registered operators, which anyone may call.
 
-The same for real tensors and for those that compilers trace with, whose sizes may be symbols.
+They serve real tensors, and those that compilers trace with, whose sizes may be symbols.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor
 from rnnfast._cells import CELLS, Sizes
 from rnnfast.torch.kinds import COMPUTED, FORMATS, Kind
 
-# Without a reset before the product, which torch does not have and `differentiable` does not know.
+# All but the GRU with the reset before the product: torch does not have it, and `differentiable`
+# does not compute it.
 _CELLS = tuple(name for name in CELLS if name != "gru_reset_before")
 
 
@@ -25,7 +26,7 @@ def check(
     shape: Sequence[Any],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """That a tensor, if there is one, has `shape`, `dtype` (None: that of x) and x's device."""
+    """Checks that a tensor, unless None, has `shape`, `dtype` (None: x's) and x's device."""
     if tensor is None:
         return
     dtype = dtype or x.dtype
@@ -46,12 +47,12 @@ def checked_kind(
     bias: bool,
     format_name: str | None = None,
 ) -> Kind:
-    """What is to be computed, once all of it fits together.
+    """The kind that the operator is to compute, after a check that all arguments fit together.
 
     Raises
     ------
-    TypeError : a dtype or device that is not that of x, or none of the kernels'.
-    ValueError : a shape, a number of weights, or an option that does not fit.
+    TypeError : a dtype or device is not that of x, or the kernels do not take the dtype.
+    ValueError : a shape, the number of weights, or an option does not fit.
     """
     if x.dtype not in COMPUTED:
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTED)
@@ -94,7 +95,7 @@ def check_backward(
     weights: int,
     wanted: Sequence[bool],
 ) -> None:
-    """That what a backward pass is given besides fits, too; raises as `checked_kind` does."""
+    """Checks the other arguments of a backward pass; raises the errors of `checked_kind`."""
     steps, batch = x.shape[:2]
     rows, sizes = kind.layers * kind.directions, kind.sizes
     check("y", y, x, (steps, batch, kind.width))
@@ -111,7 +112,7 @@ def check_backward(
 
 
 def _kind(weights: Sequence[Tensor], cell: str, directions: int, bias: bool) -> Kind:
-    """The kind of layers that the first two weights and the number of all tell."""
+    """The kind, as it follows from the first two weights' shapes and the number of weights."""
     if len(weights) < 2 or any(w.dim() != 2 for w in weights[:2]):
         raise ValueError("weights: expected (G*H, I) and (G*H, H or P) first, got others")
     gates = len(CELLS[cell].gates)

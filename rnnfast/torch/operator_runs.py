@@ -1,8 +1,8 @@
-"""What the registered operators compute of tensors that have values.
+"""The computations of the registered operators, for tensors that have values.
 
-Where the weights lie as those of a call before did, the stack that ran it is asked at once: it
-answers NotImplemented to whatever does not fit, in a tenth of the time that the checks take here.
-That, and every first call, is checked, converted, and run if it is right.
+If the weights are those of an earlier call, with the same contents, that call's stack runs at once.
+For arguments that do not fit it returns NotImplemented, in a tenth of the time that the checks in
+Python take. Such a call, and every first call, is checked, converted, and then run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from rnnfast.torch.packs import Packs
 
 _packs = ContentCache()
 
-# Tapes have the size that they have with the widest vectors of any ISA, 64 bytes: compilers keep it
-# in files, which may be loaded where vectors are shorter.
+# A tape always has the size that it has with the widest vectors of any ISA, 64 bytes. Compilers
+# store the size in files, which may be loaded on CPUs with shorter vectors.
 _LANES = {torch.float32: 16, torch.float64: 8}
 
 
@@ -37,9 +37,9 @@ def _backend() -> NativeBackend:
 
 
 def _known(form: Form, weights: Sequence[Tensor], x: Tensor) -> Packs | None:
-    """What `_packed` gave before, of weights in x's dtype that lie where they did.
+    """The packs that `_packed` gave before, for the same weights, in x's dtype; None: unknown.
 
-    Of tensors that stand for the negatives of what they hold, torch gives an operator copies.
+    No tensor here stands for the negatives of its memory: torch gives operators a copy instead.
     """
     backend, dtype = native(), x.dtype
     if backend is None or dtype not in DTYPES or x.dim() != 3:  # others are converted first
@@ -54,18 +54,18 @@ def _packed(form: Form, kind: Kind, weights: Sequence[Tensor]) -> Packs:
 
 
 def _computed(tensor: Tensor | None) -> Any:
-    """What a stack takes for a tensor."""
+    """The tensor in a form that a stack takes: plain, and float32 if it was bfloat16."""
     return None if tensor is None else widened(plain(tensor))
 
 
 def _state(h: Tensor | None, c: Tensor | None) -> Any:
-    """What it takes for states, of which there may be none."""
+    """The states in the form that a stack takes; None if there are none."""
     return h if c is None else (h, c)
 
 
 @lru_cache
 def _tape_row(backend: NativeBackend, kind: Kind, dtype: torch.dtype, lanes: int) -> int:
-    """What a step of one row leaves; `dtype` : that the tape has."""
+    """The tape's elements for each row of T*B; `dtype` : the tape's."""
     width, hidden, projection = kind.sizes
     hidden, projection = (-(-size // lanes) * lanes for size in (hidden, projection))
     sizes = width, hidden, projection
@@ -73,13 +73,13 @@ def _tape_row(backend: NativeBackend, kind: Kind, dtype: torch.dtype, lanes: int
 
 
 def tape_shape(kind: Kind, x: Tensor) -> tuple[Any]:
-    """Of the tape of a pass over x, whose T and B may be symbols."""
+    """The shape of the tape of a pass over x, whose T and B may be symbols."""
     dtype = COMPUTED[x.dtype]
     return (x.shape[0] * x.shape[1] * _tape_row(_backend(), kind, dtype, _LANES[dtype]),)
 
 
 def _filled(tape: Tensor, kind: Kind, x: Tensor) -> Tensor:
-    """The part of a tape that has something in it."""
+    """The part of a tape that the ISA in use fills."""
     count = x.shape[0] * x.shape[1] * _tape_row(_backend(), kind, tape.dtype, 1)
     return tape if tape.shape == (count,) else tape[:count]
 
@@ -115,7 +115,7 @@ def forward(
     tape = kept[0] if training else y.new_empty(0)
     if training:
         missing = tape_shape(packs.kind, x)[0] - len(tape)
-        tape = pad(tape, (0, missing)) if missing else tape  # which would copy for nothing, too
+        tape = pad(tape, (0, missing)) if missing else tape  # a `pad` by 0 would copy, too
     c_or_none = c[0] if c else y.new_empty(0)
     return _in_dtype(y, x), _in_dtype(h, x), _in_dtype(c_or_none, x), tape
 
@@ -173,7 +173,7 @@ def backward(
 
 
 def _places(wanted: Sequence[bool]) -> tuple[bool, ...]:
-    """The same as a stack takes it, with one place for both states."""
+    """`wanted` in the form that a stack takes, with one place for both states."""
     return bool(wanted[0]), bool(wanted[1] or wanted[2]), *map(bool, wanted[3:])
 
 

@@ -1,11 +1,12 @@
 """The operators `rnnfast::forward`, `backward` and `copy`, for torch's compilers and transforms.
 
 They run a stack of layers over (T, B, I), with one list of all parameters in torch's order. The
-tape is what backward needs besides; of no size where `training` is false, or y is all. Tensors
-that a cell does not have, or that are not wanted, have no elements.
+tape holds what `backward` needs besides its other arguments. It is empty if `training` is false, or
+if y is all that `backward` needs. Results that the cell does not have, or that are not wanted, have
+no elements.
 
-format_name : of the operands of products, where tensors are in float32; its default keeps programs
-    loadable that were exported before there was one.
+format_name : the format of the operands of products, for tensors in float32. Its default keeps
+    programs loadable that were exported before the option existed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _FORMAT = "str? format_name=None"
 
 
 def _tape_shape(kind: Kind, x: Tensor) -> tuple[Any]:
-    """Of the tape of a layer whose sizes are symbols, perhaps, which are numbers from then on."""
+    """The shape of the tape. If sizes of the layer are symbols, this fixes them as numbers."""
     sizes = type(kind.sizes)(*map(int, kind.sizes))
     return operator_runs.tape_shape(kind._replace(sizes=sizes), x)
 
@@ -50,7 +51,7 @@ def forward(
     training: bool,
     format_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output (T, B, D*W), h (L*D, B, W), c (L*D, B, H), and the tape."""
+    """Returns the output (T, B, D*W), h (L*D, B, W), c (L*D, B, H), and the tape."""
     form = cell, directions, bias, format_name
     return operator_runs.forward(x, h0, c0, weights, form, training)
 
@@ -101,7 +102,7 @@ def backward(
     wanted: Sequence[bool],
     format_name: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """The gradients at x, h0, c0 and each parameter; `wanted` tells which, in this order."""
+    """Returns the gradients at x, h0, c0 and each parameter; `wanted` has a flag for each."""
     form = cell, directions, bias, format_name
     return operator_runs.backward(dy, dh, dc, x, h0, c0, weights, y, tape, form, wanted)
 
@@ -138,7 +139,7 @@ def _backward_fake(
     "rnnfast::copy", mutates_args=(), device_types="cpu", schema="(Tensor y) -> Tensor"
 )
 def copy(y: Tensor) -> Tensor:
-    """Of an output of `forward`, which keeps its own for its backward pass."""
+    """Returns a copy of an output of `forward`, whose backward pass reads the original."""
     return copy_of(plain(y).detach())
 
 
@@ -168,7 +169,7 @@ def _backward_of_forward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]
     dx, dh0, dc0, found = torch.ops.rnnfast.backward(dy, dh, dc, x, h0, c0, weights, y, tape, *own)
     of_inputs = [g if want else None for g, want in zip((dx, dh0, dc0), wanted[:3], strict=True)]
     of_weights = [g if want else None for g, want in zip(found, wanted[3:], strict=True)]
-    # Torch, which leaves out an option that is the default, wants no gradient for it.
+    # Torch leaves out options that have their defaults, and expects no gradients for them.
     return (*of_inputs, of_weights, *[None] * (len(needs) - 4))
 
 
@@ -214,7 +215,7 @@ def _backward_of_backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
 
 
 def _followed(tensor: Tensor) -> Tensor:
-    """What gradients can be taken at, on the graph of the tensor if it is on one."""
+    """A tensor at which gradients can be taken, on the same graph if `tensor` is on one."""
     if tensor.requires_grad:
         return tensor.view_as(tensor)
     return tensor.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Packed weights of torch parameters, kept while the parameters' contents stay."""
+"""Packed weights of torch parameters, kept while the parameters' contents stay the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from rnnfast.torch.profiling import is_profiled, profiled
 if TYPE_CHECKING:
     from rnnfast._native import Packed, Stack
 
-# Weights of so many bytes are read twice where a call is not as one before it after all.
+# `Parameters.again` may read weights of at most this many bytes for their fingerprint. If the call
+# turns out to be another, they are read twice.
 _SMALL = 1 << 20
 
 _get_num_threads = torch.get_num_threads
@@ -36,8 +37,8 @@ _is_grad_enabled = torch.is_grad_enabled
 class Packs:
     """The weights of each layer and direction, and the stacks that run them.
 
-    format_name : of the operands of products; None: as the weights are.
-    borrowed : they are read where they lie; else packed.
+    format_name : the format of the operands of products; None: that of the weights.
+    borrowed : whether passes read the weights where they lie; if not, they read packed copies.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Packs:
         format_name: str | None = None,
         borrow: bool = False,
     ) -> Packs:
-        """Of weights that fit the kind; `borrow` : contiguous ones, to be read where they lie."""
+        """Packs weights that fit the kind; `borrow` : reads contiguous ones where they lie."""
         cell = CELLS[kind.cell]
         packs, names = [], []
         given = map(array, map(widened, weights))
@@ -78,7 +79,7 @@ class Packs:
         return cls(backend, kind, packs, names, format_name, borrow)
 
     def renewed(self, weights: Sequence[Tensor]) -> Packs:
-        """Of others that fit the kind, held as these are."""
+        """Packs of other weights that fit the kind; packed or borrowed as these are."""
         backend, kind = self._backend, self.kind
         packs = taking_tensors(backend.repack)(self._packs, tuple(map(widened, weights)))
         if packs is None:  # one is not contiguous
@@ -86,7 +87,7 @@ class Packs:
         return Packs(backend, kind, packs, self._names, self.format_name, self.borrowed)
 
     def stack(self, batch_first: bool = False, ragged: bool = False) -> Any:
-        """The `Stack` of all layers; `ragged` : for a PackedSequence's data, and batch_sizes."""
+        """The `Stack` of all layers; `ragged` : x is the data of a PackedSequence."""
         made = self._stacks.get((batch_first, ragged))
         if made is None:
             kind = self.kind
@@ -96,7 +97,7 @@ class Packs:
         return profiled(made) if is_profiled() else made
 
     def layer(self, layer: int) -> Packs:
-        """Those of one layer."""
+        """The packs of one layer."""
         directions = self.kind.directions
         own = slice(layer * directions, (layer + 1) * directions)
         packs, names = self._packs[own], self._names[own]
@@ -105,9 +106,9 @@ class Packs:
 
 
 class Known(NamedTuple):
-    """How a pass is run by one call of the compiled module, by `infer_at` or `forward_at`.
+    """What one call of the compiled module, to `infer_at` or `forward_at`, needs to run a pass.
 
-    place : of the weights, as of `Parameters`. seen : their fingerprint, if that has to be asked.
+    place : the place of the weights. seen : their fingerprint; None: it need not be checked.
     """
 
     stack: Any
@@ -116,11 +117,12 @@ class Known(NamedTuple):
 
 
 class Parameters:
-    """The parameters of a module where they lie, which this keeps: packed, and as they are.
+    """A module's parameters at one place in memory, which it keeps alive, and their packs.
 
-    place : of weights that are held already. promise : that of the module when they were taken up.
-    frozen : it is of these.
-    format_name : the only one that the kernels read them in; None: as they are, or in any.
+    place : the place of the weights, if they are detached already (see `held`).
+    promise : the module's promise (see `PackCache.freeze`) when this object was made.
+    frozen : whether the promise is about these weights.
+    format_name : the only format in which the kernels read them; None: any format.
     """
 
     def __init__(
@@ -140,26 +142,30 @@ class Parameters:
         self._place_of = taking_tensors(backend.place)
         self._place = place or self._place_of(self._weights)
         self._can_read = reader_of_tensors(backend)
-        # By their formats, with the fingerprint that the weights had.
+        # For each format the packs, with the fingerprint that the weights had.
         self._packed: dict[str | None, tuple[int, Packs]] = {}
         self._borrowed: Packs | None = None
-        self._borrowed_before: Packs | None = None  # of others of their kind
-        # Memory that is not contiguous is packed each time: copies of it would show no changes.
+        self._borrowed_before: Packs | None = None  # those of weights that have moved
+        # Weights that are not contiguous are packed for each call: contiguous copies of them would
+        # not show changes.
         self.can_stay = isinstance(self._place, bytes)
-        # How calls without gradients ran, on packs and on weights where they lie; see `again`.
+        # How calls without gradients ran, on borrowed packs (True) and on others; see `again`.
         self._again: dict[bool, tuple[bool | None, Callable[..., Any], int | None]] = {}
         self._are_small = sum(map(bytes_of, weights)) <= _SMALL
 
     def are(self, weights: tuple[Tensor, ...]) -> bool:
-        """Whether these lie in the same memory."""
+        """Whether these weights lie in the same memory."""
         return self._place_of(weights) == self._place
 
     def can_read(self, weights: tuple[Tensor, ...], x: Any, states: Any) -> bool:
-        """Whether these lie in the same memory, of what can stay, and a pass may read them all."""
+        """Whether these weights lie in the same memory, and a pass may read all the tensors."""
         return self._can_read(self._place, weights, x, states)
 
     def moved(self, weights: tuple[Tensor, ...]) -> Parameters | None:
-        """Such parameters in other memory, of which little is asked anew; None: they are others."""
+        """An object for weights that differ only in their memory, made with few checks.
+
+        None : the weights differ in more, or a promise or memory that is not contiguous forbids it.
+        """
         if self.promise is not None or not self.can_stay:
             return None
         own = held(weights)
@@ -172,11 +178,11 @@ class Parameters:
         return made
 
     def known(self, packs: Packs, batch_first: bool) -> Known | None:
-        """How passes on `packs` run from now on; None: they need more than `Known` has."""
+        """How passes on `packs` run from now on; None: they need more than `Known` holds."""
         converts = packs.format_name is not None or self.format_name is not None
         if packs.kind is not self.kind or not self.can_stay or converts or is_profiled():
-            return None  # of one layer; or those that need more
-        seen = None  # borrowed ones show changes, and of frozen ones there are to be none
+            return None  # packs of another kind are those of one layer
+        seen = None  # borrowed weights are read as they are, and frozen ones do not change
         if not packs.borrowed and not self.frozen:
             kept = self._packed.get(None)
             if kept is None or kept[1] is not packs:
@@ -186,7 +192,7 @@ class Parameters:
         return None if stack.infer_at is None else Known(stack, self._place, seen)
 
     def remember(self, packs: Packs, batch_first: bool | None) -> None:
-        """That `packs` runs a call without gradients; batch_first : None: of a cell."""
+        """Keeps `packs` of a call without gradients for `again`; batch_first : None for a cell."""
         known = self.known(packs, bool(batch_first))
         if known is not None and (known.seen is None or self._are_small):
             self._again[packs.borrowed] = batch_first, known.stack.infer_at, known.seen
@@ -194,9 +200,10 @@ class Parameters:
     def again(
         self, batch_first: bool | None, weights: tuple[Tensor, ...], x: Any, states: Any
     ) -> Any:
-        """What such a call gives, as a stack does, which asks all else itself; None: it is another.
+        """The results of a call that repeats a remembered one; None: the call may be another.
 
-        weights : which may have got other memory. x, states : whatever the caller gave.
+        The stack itself checks all that is not checked here: weights may have got other memory,
+        and x and the states are whatever the caller gave.
         """
         for borrowed in (True, False):
             known = self._again.get(borrowed)
@@ -208,10 +215,11 @@ class Parameters:
         return None
 
     def borrowed(self, rows: float, weights: tuple[Tensor, ...]) -> Packs | None:
-        """To be read where they lie, by one step of so many rows; None: packed is better.
+        """Packs for one step of `rows` rows that reads the weights where they lie.
 
-        That reads them once, without a fingerprint.
-        weights : in the same memory; what backward reads is taken from their storage.
+        Such a step reads them once, since it needs no fingerprint. None : packed weights are
+        better, or `weights` are frozen or cannot be borrowed.
+        weights : the weights in the same memory; they are held if those held before have lost it.
         """
         if rows > self.backend.few_rows or self.frozen or not self.can_stay:
             return None
@@ -229,9 +237,10 @@ class Parameters:
         return made
 
     def still(self, packs: Packs, weights: tuple[Tensor, ...]) -> Packs:
-        """`packs`; or others of these weights, where it was of memory that has been given back.
+        """`packs`; or packs of `weights`, if `packs` borrows memory that has been given back.
 
-        Parameters that have got other memory (`p.data = …`) leave that which a pass has read.
+        Parameters that got other memory since the forward pass (`p.data = …`) do not matter: the
+        memory that it has read is still held.
         """
         if not packs.borrowed or self.are(self._weights):
             return packs
@@ -240,9 +249,12 @@ class Parameters:
         return Packs.of(self.backend, self.kind, weights, borrow=True)
 
     def packed(self, weights: tuple[Tensor, ...], format_name: str | None = None) -> Packs:
-        """As they are now, in the same memory: `weights`, whose storage may be another."""
+        """Packs of the weights as they are now.
+
+        weights : the weights in the same memory, though perhaps of another storage.
+        """
         self._take_up(weights)
-        self._borrowed_before = None  # which keeps the memory of others
+        self._borrowed_before = None  # it keeps the memory of other weights alive
         packed, now = self._packed.get(format_name), None
         if packed is not None:
             if self.frozen:
@@ -258,29 +270,29 @@ class Parameters:
         return packs
 
     def _take_up(self, weights: tuple[Tensor, ...]) -> None:
-        """Weights in the same memory, where the storage of those before has given it back."""
+        """Holds `weights`, in the same memory, if the storage of those held has given it back."""
         if self.can_stay and not self.are(self._weights):
             self._weights = held(weights)
             self._borrowed = None
 
 
 def held(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Their memory, whatever others give them."""
+    """Detached weights, which keep their memory even if the weights are given other memory."""
     return tuple(weight.detach() for weight in weights)
 
 
 def addresses_of(weights: Sequence[Tensor]) -> tuple[int, ...]:
-    """Where each begins."""
+    """The address of each weight."""
     return tuple(weight.data_ptr() for weight in weights)
 
 
 def bytes_of(weight: Tensor) -> int:
-    """Those of its elements."""
+    """The bytes of a weight's elements."""
     return weight.numel() * weight.element_size()
 
 
 def fingerprint_of(backend: NativeBackend, weights: tuple[Tensor, ...]) -> int:
-    """Of all their contents together."""
+    """One fingerprint of the contents of all weights."""
     fingerprint: int = taking_tensors(backend.fingerprint)(weights, _get_num_threads())
     return fingerprint
 
@@ -293,10 +305,10 @@ def packed_now(
     seen: int | None,
     before: Packs | None = None,
 ) -> tuple[int | None, Packs]:
-    """Packs of the weights, and the fingerprint of what was packed; None: which nobody knows.
+    """The fingerprint of what was packed, or None if it is not known, and packs of the weights.
 
-    seen : their fingerprint just now, if it was looked at. before : packs of the same kind and
-        format, of other contents.
+    seen : the present fingerprint of the weights, if the caller has computed it.
+    before : earlier packs of the same kind and format, with other contents.
     """
 
     def made(of: tuple[Tensor, ...]) -> Packs:
@@ -304,7 +316,7 @@ def packed_now(
             return Packs.of(backend, kind, of, format_name)
         return before.renewed(of)
 
-    if len(sys._current_frames()) > 1:  # threads might change it, and back again before a look
+    if len(sys._current_frames()) > 1:  # another may change a weight, and change it back
         copies = tuple(copy_of(weight) for weight in weights)
         return fingerprint_of(backend, copies), made(copies)
     if not all(weight.is_contiguous() for weight in weights):

@@ -1,4 +1,4 @@
-"""Names for passes in torch's profilers, which see torch's own operations alone."""
+"""Names for passes in torch's profilers, which otherwise see only torch's own operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ is_profiled = torch._C._autograd._profiler_enabled
 
 
 def profiled(stack: Any) -> Any:
-    """A stack whose passes are `rnnfast::forward` and so on in the profile."""
+    """A stack whose passes appear in the profile under names such as `rnnfast::forward`."""
     return _Profiled(stack)
 
 

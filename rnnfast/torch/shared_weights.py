@@ -1,8 +1,9 @@
-"""Weights as the steps of a loop share them on torch's graph, and what the steps leave to them.
+"""Weights that the steps of a loop share on torch's graph, and their gradients.
 
-A step of its own would add an outer product to each weight's gradient: as much memory to write as
-all that its forward pass reads. So a step takes not the weights but a token that stands for them.
-Torch takes the token's node back after all steps that used it, which then are one batch.
+A step that computed these gradients alone would add an outer product to each weight's gradient, and
+so write as much memory as its forward pass reads. So a step depends not on the weights but on a
+token that stands for them. Torch runs the token's backward after that of all steps that used the
+token, and this computes the weights' gradients from all these steps as one batch.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ _get_num_threads = torch.get_num_threads
 _graph_task = torch._C._current_graph_task_id
 
 
-# A step, as far as the gradients of the weights need it: its input, the h before it if there is
-# one, its tape, where the outputs of inner layers are, if there are some, and the gradients at its
-# gates.
+# What the gradients of the weights need of a step: its input, the h before it, if any, its tape, if
+# it holds the outputs of inner layers, and the gradients at its gates.
 LeftStep = tuple[Tensor, Tensor | None, Tensor | None, Tensor]
 
 
 class Left:
-    """What a backward pass has left: steps, and the gradients of others that torch found."""
+    """What a backward pass leaves for the token: steps, and gradients that torch has computed.
+
+    found : the weights' gradients of the steps whose backward ran by torch's operations.
+    """
 
     __slots__ = ("found", "steps")
 
@@ -41,7 +44,7 @@ class Left:
 
 
 class SharedWeights:
-    """The weights as the steps of a graph share them, and what those steps left in backward."""
+    """The weights that the steps of a graph share, and what those steps leave in backward."""
 
     def __init__(self, holder: PackCache, call: Call, weights: tuple[Tensor, ...]) -> None:
         self._holder = weakref.ref(holder)
@@ -53,13 +56,13 @@ class SharedWeights:
         self._ids = tuple(map(id, weights))
         self._versions = tuple(map(version, weights))
         self._left: dict[int, Left] = {}
-        self.in_float = self._parameters.format_name is None  # not of a module in bfloat16
-        self.lone = Lone()  # until another step shares them
-        # What ran the last step, if another can run so; see `again`.
+        self.in_float = self._parameters.format_name is None  # false for a module in bfloat16
+        self.lone = Lone()  # the first step's mark, until another step shares the weights
+        # What ran the last step, if the next one can run the same way; see `run_again`.
         self._again: tuple[Packs, Known] | None = None
 
     def remember(self, packs: Packs) -> None:
-        """That these ran a step."""
+        """Keeps the packs that ran a step, for `run_again`."""
         known = self._parameters.known(packs, self.batch_first)
         self._again = None if known is None else (packs, known)
 
@@ -71,7 +74,11 @@ class SharedWeights:
         x: Any,
         state: Any,
     ) -> tuple[Packs, Any] | None:
-        """Packs, and what their stack's `forward` gives, which asks all that is not asked here."""
+        """Runs a step as the last one ran; None: it may be another kind of step.
+
+        Returns the packs and the result of their stack's `forward`, which checks all that is not
+        checked here.
+        """
         again = self._again  # other threads may change it
         if (
             again is None
@@ -87,7 +94,7 @@ class SharedWeights:
         return None if result is NotImplemented else (packs, result)
 
     def _are(self, weights: tuple[Tensor, ...]) -> bool:
-        """Whether they are the same and have not changed, as far as torch tells."""
+        """Whether these are the same weights, unchanged as far as torch can tell."""
         return (
             tuple(map(id, weights)) == self._ids
             and tuple(map(requires_grad, weights)) == self.needed
@@ -95,7 +102,7 @@ class SharedWeights:
         )
 
     def still_fit(self, call: Call, weights: tuple[Tensor, ...]) -> bool:
-        """Whether another step can share them, as they are the same and have not changed."""
+        """Whether another step can share the weights: it has the same ones, not changed since."""
         parameters, packs, _, batch_first, _ = call
         return (
             parameters is self._parameters
@@ -105,15 +112,15 @@ class SharedWeights:
         )
 
     def stack(self, packs: Packs) -> Any:
-        """What runs a step's backward pass: on `packs`, or on others of weights that have moved."""
+        """The stack for a step's backward pass, on the packs that `Parameters.still` returns."""
         return self._parameters.still(packs, self.weights).stack(self.batch_first)
 
     def new_token(self) -> Tensor | None:
-        """What stands for the weights; None: none of them needs a gradient."""
+        """A tensor that stands for the weights; None: none of them needs a gradient."""
         return _Token.apply(self, *self.weights) if any(self.needed) else None
 
     def check_unchanged(self) -> None:
-        """Raises what torch does where a weight was changed in place since the forward pass."""
+        """Raises torch's error if a weight was changed in place since the forward pass."""
         if tuple(map(version, self.weights)) == self._versions:
             return
         for weight, seen in zip(self.weights, self._versions, strict=True):
@@ -134,14 +141,14 @@ class SharedWeights:
             holder = self._holder()
             shared = None if holder is None else holder.shared  # other threads may change it
             if holder is not None and shared is not None and shared[0]() is self:
-                holder.shared = None  # a graph that is taken back grows no more
-            # Where the token is not asked for, as when only gradients at inputs are wanted.
+                holder.shared = None  # no more steps join a graph once its backward runs
+            # The token's backward does not run if, for example, only inputs' gradients are wanted.
             engine: Any = torch.autograd.Variable._execution_engine
             engine.queue_callback(lambda: self._left.pop(task, None))
         return left
 
     def gradients(self, wanted: tuple[bool, ...]) -> Sequence[Tensor | None]:
-        """At each weight, of all that the present backward pass has left."""
+        """The gradient at each weight, from all that the present backward pass has left."""
         left = self._left.pop(_graph_task(), None) or Left()
         found = left.found
         if left.steps:
@@ -156,7 +163,7 @@ class SharedWeights:
 
 
 class _Token(torch.autograd.Function):
-    """Stands for the weights on the graph of their steps."""
+    """The node that stands for the weights on the graph of their steps."""
 
     @staticmethod
     def forward(ctx: Any, own: SharedWeights, *weights: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The steps of a loop with gradients, whose weights' gradients are computed together.
 
-They are those of a cell, or of a layer that is called with one step after the other.
+The steps are calls of a cell, or of a layer that is called with one step at a time.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from rnnfast.torch.packs import Packs, Parameters
 from rnnfast.torch.shared_weights import SharedWeights
 
 _get_num_threads = torch.get_num_threads
-# None: there are none in force. A torch that does not tell may have some.
+# Returns None if no such hooks are active. A torch without this function may have some.
 _saved_tensors_hooks = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: NotImplemented
 )
 
 
 def goes_on(kind: Kind, states: Sequence[Tensor] | None) -> bool:
-    """Whether a layer's call of one step is of a loop: from a state that is on a graph."""
+    """Whether a layer's call of one step continues a loop: its state was computed on a graph."""
     return (
         states is not None
         and not is_leaf(states[0])
@@ -51,11 +51,11 @@ def record(
     x: Tensor,
     states: Sequence[Tensor] | None,
 ) -> tuple[Tensor, ...] | None:
-    """One step on torch's graph: a layer's output, and (h,) or (h, c). None: they do not fit.
+    """One step on torch's graph: a layer's output, then h and c. None: the arguments don't fit.
 
-    holder : has an attribute `shared`, for the `SharedWeights` of the module's last step and their
-        token, which it does not keep: a graph that is dropped takes them along, and the weights;
-        and `lone`, for that step if it is the only one of its graph.
+    holder : its attribute `shared` gets weak references to the `SharedWeights` of the module's last
+        step and to their token. Only the graph keeps these and the weights alive. Its attribute
+        `lone` gets the mark of that step, if the step is so far the only one of its graph.
     """
     packs = call.packs
     own, token = _last(holder)
@@ -75,7 +75,7 @@ def record(
     if own is None:
         own = SharedWeights(holder, call, weights)
         token = own.new_token()
-        # Weights made from others are not those of the next step.
+        # If weights are computed for each call, the next step has other ones.
         holder.shared = _references(own, token) if all(map(is_leaf, weights)) else None
         holder.lone = own.lone
     else:
@@ -92,9 +92,9 @@ def again(
     x: Any,
     hx: Any,
 ) -> tuple[Any, Any] | None:
-    """(output, state) of a step on the graph of the one before; None: it may be another.
+    """(output, state) of a step that continues the last step's graph; None: it may not do so.
 
-    parameters : which the cache still keeps. The rest as of `Parameters.again`.
+    parameters : those that the cache still keeps. The other arguments: see `Parameters.again`.
     """
     own, token = _last(cache)
     if own is None or token is None:
@@ -117,13 +117,13 @@ def _on_graph(
     x: Tensor,
     states: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """The outputs of a step that has run; `result` : as of a stack's `forward`."""
+    """Puts a step that has run on torch's graph; `result` : what the stack's `forward` gave."""
     y, last, tape = result
     outputs = last if isinstance(last, tuple) else (last,)
     kept = None
     if y is not None:
         outputs = y, *outputs
-        if packs.kind.saves_y:  # the caller may change it; of a module in bfloat16 none sees it
+        if packs.kind.saves_y:  # the caller may change y, unless the module is in bfloat16
             kept = copy_of(y) if own.in_float else y
     h0, c0 = (*states, None, None)[:2]
     return _apply(own, packs, outputs, kept, tape, token, x, h0, c0)
@@ -131,11 +131,11 @@ def _on_graph(
 
 def _is_alone(holder: PackCache, weights: tuple[Tensor, ...]) -> bool:
     """Whether a graph's first step is likely to be its only one, as the one before was."""
-    # A checkpoint runs the step once more, and then the one before is another: its node has to be
-    # the same, and to notice weights that have changed meanwhile.
+    # A checkpoint sets such hooks, and runs the step again, when the step before it may be another.
+    # Its node must be of the same kind both times, and notice if weights have changed in between.
     if _saved_tensors_hooks(True) is not None:
         return False
-    if not all(map(is_leaf, weights)):  # made from others, they are not those of the next
+    if not all(map(is_leaf, weights)):  # made for each call: the next step has other ones
         return True
     last = holder.lone  # other threads may change it
     return last is not None and last.is_back
@@ -146,17 +146,17 @@ def _references(*objects: Any) -> tuple[Any, ...]:
 
 
 def _last(holder: PackCache) -> tuple[SharedWeights | None, Tensor | None]:
-    """The weights and token of the holder's last step, as long as its graph is there."""
+    """The weights and the token of the holder's last step, as long as its graph exists."""
     shared = holder.shared  # other threads may change it
     own, token = (None if one is None else one() for one in shared or (None, None))
     return (None, None) if own and token is None and any(own.needed) else (own, token)
 
 
-_NOTHING = (None,) * 5  # at the arguments of a step that are before the token
+_NOTHING = (None,) * 5  # the gradients at a step's arguments before the token
 
 
 def _at_token(own: SharedWeights) -> Tensor | None:
-    """Its gradient, of no use but for compiled autograd, which adds up what is there."""
+    """The token's gradient: zero for compiled autograd, which sums gradients; else none."""
     compiled = sys.modules.get("torch._dynamo.compiled_autograd")
     if compiled is None or not getattr(compiled, "in_compiled_autograd_region", False):
         return None
@@ -164,7 +164,10 @@ def _at_token(own: SharedWeights) -> Tensor | None:
 
 
 class _StepFunction(torch.autograd.Function):
-    """A step that has run: its outputs; and, which are none, y as kept and the tape."""
+    """A step that has already run.
+
+    Besides its outputs it saves two tensors that only backward reads: the kept y, and the tape.
+    """
 
     @staticmethod
     def forward(
@@ -215,5 +218,5 @@ class _StepFunction(torch.autograd.Function):
         return (*before_x, dx, *at_states)
 
 
-# Without what Python's `apply` does for `torch.func`, which is not in force here: 2 us of 10.
+# Python's `apply` handles `torch.func`, which is never active here; this one saves 2 us of 10.
 _apply = super(torch.autograd.Function, _StepFunction).apply

@@ -1,8 +1,9 @@
-"""Classes that derive from a module's own, and run what it asks of torch's by the kernels.
+"""Classes that derive from a module's own class, and run torch's `forward` by the kernels.
 
-Those of `rnnfast.torch.modules` take the place of torch's: their layers are no instances of
-`torch.nn.LSTM`, which `torch.compile` would refuse. A class made here is one more of its bases, and
-a subclass of torch's keeps what it does itself: its `super().forward(…)` is rnnfast's.
+The classes of `rnnfast.torch.modules` replace torch's: their layers are no instances of
+`torch.nn.LSTM`, since `torch.compile` refuses to trace into those. A class made here is a subclass
+of the module's own class and of rnnfast's. So a subclass of torch's modules keeps its own methods,
+and its `super().forward(…)` is rnnfast's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rnnfast.torch.modules import TWINS, Layer
 
 _OF_TORCH = (*TWINS, torch_rnn.RNNBase, torch_rnn.RNNCellBase, Module, object)
 
-# What torch's `forward` asks of its own class, and rnnfast's asks nobody.
+# Names that torch's `forward` looks up in its own class, and that rnnfast's `forward` does not use.
 _ASKED_BY_TORCH = frozenset(
     [
         "_flat_weights",
@@ -37,11 +38,11 @@ _metas: dict[type, type] = {}
 
 
 def derived(own: type[Module]) -> type[Module]:
-    """The class made of one of torch's six, or of one that derives from it."""
+    """The class that is made from one of torch's six, or from a class that derives from it."""
     made = _made.get(own)
     if made is None:
         ours = TWINS.get(own)
-        if ours is not None and issubclass(ours, own):  # as cells are
+        if ours is not None and issubclass(ours, own):  # so for cells
             return ours
         bases: tuple[Any, ...] = (own, derived(_twin(own))) if ours is None else (ours, own)
         kept = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -53,13 +54,16 @@ def derived(own: type[Module]) -> type[Module]:
 
 
 def origin(made: type[Module]) -> type[Module] | None:
-    """The class that `made` was made of; None: it is none of these."""
+    """The class from which `derived` has made the class `made`; None if it has not."""
     found: type[Module] | None = vars(made).get("_OWN")
     return found
 
 
 def conflict(module: Module, own: type[Module]) -> str | None:
-    """What a module of the class `own` has in its own way, so that no class of these suits it."""
+    """A name that the module or its class `own` defines, so that `derived` cannot be used.
+
+    None : there is no such name.
+    """
     classes = [c for c in own.__mro__ if c not in _OF_TORCH]
     ours = [c for c in TWINS[_twin(own)].__mro__ if c not in _OF_TORCH]
     reserved = {name for c in ours for name in vars(c) if not name.startswith("__")}
@@ -74,7 +78,7 @@ def _twin(own: type[Module]) -> Any:
 
 
 def _call(self: Any, input: Any, hx: Any, format_name: str | None = None) -> Any:
-    """By torch with weights that a subclass has put in place of the parameters, as torch has it."""
+    """Leaves the call to torch if a subclass has replaced a parameter in `_flat_weights`."""
     own = self._parameters
     given = zip(self._flat_weights_names, self._flat_weights, strict=False)
     if any([own.get(name, weight) is not weight for name, weight in given]):
@@ -83,7 +87,7 @@ def _call(self: Any, input: Any, hx: Any, format_name: str | None = None) -> Any
 
 
 def _meta(of: type) -> Any:
-    """A class of classes that are pickled by their origin, which pickle can find."""
+    """A metaclass for made classes, which are pickled by their origin: pickle can find that."""
     meta = _metas.get(of)
     if meta is None:
         meta = _metas.setdefault(of, type("Derived", (of,), {}))

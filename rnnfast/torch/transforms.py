@@ -1,7 +1,7 @@
 """The registered operators under `torch.func`, whose transforms need rules of their own.
 
-`vmap` over x and the states alone makes one larger batch of them; over weights, and for gradients
-of weights for each sample, it runs sample by sample.
+`vmap` over x and the states alone runs one pass over a larger batch. `vmap` over weights, and
+gradients of weights for each sample, run sample by sample.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _Tensors = tuple[Any, ...]  # of Tensor or None
 
 
 def _in_force() -> set[Any]:
-    """The kinds of the transforms in force."""
+    """The kinds of the transforms that are active."""
     return {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
 
 
 def has_forward_mode() -> bool:
-    """Whether what is in force differentiates forward, which the operators do not."""
+    """Whether forward-mode differentiation is active, which the operators do not support."""
     return forward_ad._current_level >= 0 or _Type.Jvp in _in_force()
 
 
 def need_rules() -> bool:
-    """Whether what is in force needs the rules here; for others the operators suffice."""
+    """Whether an active transform needs the rules here; for others the operators suffice."""
     return not _in_force().isdisjoint({_Type.Grad, _Type.Vmap})
 
 
@@ -44,7 +44,7 @@ def forward(
     c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the operator `rnnfast::forward` gives, without its tape."""
+    """The results of the operator `rnnfast::forward`, without the tape."""
     y, h, c, _ = _Forward.apply(options, x, h0, c0, *weights)
     return y, h, c
 
@@ -81,14 +81,15 @@ class _Forward(torch.autograd.Function):
         batch = info.batch_size
         own = [_folded(t, dim, batch) for t, dim in zip(tensors[:3], dims[:3], strict=True)]
         y, h, c, tape = _Forward.apply(options, *own, *tensors[3:])
-        # The tape is of the pass as it ran; where y is batched and the tape is not, that was this.
+        # The tape stays that of the one large pass. A batched y with a tape that is not batched is
+        # how `_Backward.vmap` recognises such a pass.
         if c.numel() == 0:
             return (_unfolded(y, batch), _unfolded(h, batch), c, tape), (1, 1, None, None)
         return (*(_unfolded(t, batch) for t in (y, h, c)), tape), (1, 1, 1, None)
 
 
 class _Backward(torch.autograd.Function):
-    """Of `wanted`, the gradients at x, h0, c0 and each weight."""
+    """The gradients at x, h0, c0 and each weight; `wanted` has a flag for each."""
 
     @staticmethod
     def forward(
@@ -154,7 +155,7 @@ class _Backward(torch.autograd.Function):
     ) -> Any:
         _, _, *dims = in_dims
         batch = info.batch_size
-        folded = dims[6] is not None and dims[7] is None  # y and the tape, as _Forward leaves them
+        folded = dims[6] is not None and dims[7] is None  # y and the tape, see `_Forward.vmap`
         if not folded or any(wanted[3:]):
             return _one_by_one(
                 info, dims, tensors, lambda *own: _again(options, wanted, folded, own)
@@ -166,7 +167,7 @@ class _Backward(torch.autograd.Function):
 
 
 def _again(options: Options, wanted: tuple[bool, ...], folded: bool, given: _Tensors) -> _Tensors:
-    """The gradients for one sample; where the tape is of all together, by a new pass for it."""
+    """The gradients for one sample; if the tape is of all samples, a new pass makes its own."""
     dy, dh, dc, x, h0, c0, y, tape, *weights = given
     if folded:
         y, _, _, tape = _Forward.apply(options, x, h0, c0, *weights)
@@ -174,7 +175,7 @@ def _again(options: Options, wanted: tuple[bool, ...], folded: bool, given: _Ten
 
 
 def _folded(tensor: Tensor | None, dim: int | None, batch: int) -> Tensor | None:
-    """(T, B, ·) or (L*D, B, ·) with `dim` beside as (·, batch*B, ·)."""
+    """Folds the mapped axis `dim` of (T, B, ·) or (L*D, B, ·) into B: (·, batch*B, ·)."""
     if tensor is None:
         return None
     if dim is None:
