@@ -25,7 +25,7 @@ constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;
 // meeting as above: `way_of` finds that out.
 constexpr double kNearTeamNs = 1500, kNearTeamPerThreadNs = 200;
 // What takes less is left alone: by one row of packed weights, estimates may be three times too long.
-constexpr double kLeastForNearNs = 15'000;
+constexpr double kLeastForNearNs = 20'000;
 // More threads must be predicted to take less than this share of the time; of a short one, less, as
 // the workers may be asleep.
 constexpr double kGain = 0.85, kGainOfShort = 0.6, kGainOfNear = 0.85, kShortNs = 250000;

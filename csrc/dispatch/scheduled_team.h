@@ -57,8 +57,9 @@ public:
 
 private:
     using Clock = std::chrono::steady_clock;
-    // A trial of more takes too long, and the estimates of such passes are near enough.
-    static constexpr double kTriedNs = 10e6;
+    // Passes that are estimated to take one thread longer have no trials: the estimates are near enough,
+    // and one call that others disturb would turn many away from a team.
+    static constexpr double kTriedNs = 1e6;
 
     // Of all that the time of short passes depends on; not 0.
     static uint64_t hash_of(const std::vector<JobWork>& work, int threads) {

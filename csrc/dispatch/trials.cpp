@@ -7,17 +7,18 @@
 namespace rnnfast {
 namespace {
 
-// Of so many calls one thread runs one where teams are faster, and a team two, of which the first wakes
-// its workers, where one thread is. Teams are what depends on others.
+// One thread runs two calls of so many if teams are faster, and a team runs two of so many if one thread
+// is faster. The first of the two fills the caches or wakes the workers. Teams are tried more often
+// because they depend on what other threads and processes do.
 constexpr uint32_t kAlonePeriod = 512, kTeamPeriod = 64;
 
-// Whether a call is by the way that has been the slower one; so are more of the first, when either may
-// have been slow for once.
+// Whether a trial of the slower way begins with this call. There are more trials among the first calls,
+// when one slow call may have decided.
 bool is_trial(uint32_t call, uint32_t period) {
     return call < period ? (call & (call - 1)) == 0 : call % period == 0;
 }
 
-// The first so many calls go as estimated.
+// The first calls of a kind, which go as the estimates say.
 constexpr uint32_t kEstimated = 4;
 
 // Several threads may be here at once: what gets lost is one time of many.
@@ -48,11 +49,13 @@ Way way_of(uint64_t hash) {
     const uint32_t call = kind.calls.fetch_add(1, std::memory_order_relaxed);
     const float alone = kind.alone.load(std::memory_order_relaxed);
     const float team = kind.team.load(std::memory_order_relaxed);
-    if (team == 0) return Way::team;  // whose workers may not come
+    if (team == 0) return Way::team;  // no worker has come so far
     if (alone == 0) return call < kEstimated ? Way::team : Way::alone;
-    if (team < alone) return is_trial(call, kAlonePeriod) ? Way::alone : Way::team;
-    const bool tries = is_trial(call, kTeamPeriod) || is_trial(call - 1, kTeamPeriod);
-    return tries ? Way::waking_team : Way::alone;
+    const auto tries = [call](uint32_t period) {
+        return is_trial(call, period) || is_trial(call - 1, period);
+    };
+    if (team < alone) return tries(kAlonePeriod) ? Way::alone : Way::team;
+    return tries(kTeamPeriod) ? Way::waking_team : Way::alone;
 }
 
 void note_time(uint64_t hash, bool by_team, double ns) {
