@@ -97,7 +97,7 @@ void check_near() {
         {1, 1, 192, Held::packed, Forced::none},    {1, 1, 128, Held::borrowed, Forced::none},
         {1, 1, 256, Held::borrowed, Forced::units}, {1, 1, 256, Held::packed, Forced::units},
         {10, 8, 64, Held::packed, Forced::shards},  {1, 8, 64, Held::packed, Forced::none},
-        {100, 1, 64, Held::packed, Forced::none},  // as threads meet in each step
+        {100, 1, 16, Held::packed, Forced::none},
     };
     for (const auto& c : cases) {
         const RowPlan rows(c.steps, c.batch, false, nullptr);
