@@ -1,5 +1,5 @@
-/* The functions of include/rnnfast.h as a table, for callers that find them at run time: nothing is
- * linked against the Python module, which offers its table as the capsule `c_functions`. */
+/* The functions of include/rnnfast.h as a table, for callers that find them at run time. The Python module
+ * offers its table as the capsule `c_functions`, since nothing is linked against that module. */
 #ifndef RNNFAST_FUNCTIONS_H
 #define RNNFAST_FUNCTIONS_H
 
@@ -9,8 +9,9 @@
 extern "C" {
 #endif
 
-/* Passes of fewer multiplications keep Python's GIL: they take about 5 us with vectors of 512 bits, and
- * releasing it and taking it back 0.1, or far longer where another thread has taken it meanwhile. */
+/* Passes with fewer multiplications than this keep Python's GIL. Such passes take at most about 5 us with
+ * vectors of 512 bits. To release the GIL and take it back takes 0.1 us, but far longer if another thread
+ * has taken it meanwhile. */
 #define RNNFAST_RELEASING_PAYS (1 << 17)
 
 typedef struct rnnfast_functions {

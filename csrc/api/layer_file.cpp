@@ -22,7 +22,7 @@ namespace {
     fail(name + ": expected " + expected + ", got " + got);
 }
 
-// The options of a layer, as texts, of which each must be taken.
+// The options of a layer, as texts. `end` fails unless each of them has been taken.
 class Options {
 public:
     explicit Options(std::map<std::string, std::string> texts) : texts_(std::move(texts)) {}
@@ -69,7 +69,7 @@ CellId find_cell(const std::string& name) {
     return CellId(std::find(std::begin(kCells), std::end(kCells), name) - std::begin(kCells));
 }
 
-// The cell of a class of layers, or of single steps.
+// The cell of the class `kind`, which is named without the suffix Cell.
 CellId cell_of(const std::string& kind, Options& options) {
     if (kind == "LSTM") return CellId::lstm;
     if (kind == "GRU") return options.flag("reset_after") ? CellId::gru : CellId::gru_reset_before;
@@ -107,7 +107,7 @@ LayerFile read(const char* path, rnnfast_config& config) {
         if (kind == "LSTM") config.proj_size = options.integer("proj_size");
         if (options.flag("bidirectional")) fail("bidirectional", "false for a stream", "true");
         options.flag("batch_first");
-        options.take("dropout");  // of which a stream has none
+        options.take("dropout");  // ignored: a stream has no dropout
     }
     const std::string dtype = options.take("dtype");
     const std::string precision = options.has("precision") ? options.take("precision") : dtype;
@@ -122,7 +122,7 @@ LayerFile read(const char* path, rnnfast_config& config) {
                 fail("precision", "float32 or bfloat16 of " + std::to_string(size) + " products",
                      precision);
     if (!config.weights) config.weights = format ? kFormats[int(*format)] : config.dtype;
-    // Every parameter has as many elements as H, so that what follows does not overflow.
+    // Every parameter has at least H elements. This check keeps the sizes below from overflowing.
     if (config.hidden_size > file.bytes)
         fail("hidden_size", "that of the file's arrays", std::to_string(config.hidden_size));
     if (config.num_layers > int64_t(file.tensors.size()))

@@ -1,4 +1,4 @@
-// Layers and cells from the files that `layer.save` writes in Python.
+// Reads layers and cells from the files that `layer.save` writes in Python.
 #pragma once
 
 #include <memory>
@@ -13,9 +13,9 @@ struct LayerFile {
     std::vector<rnnfast_layer> layers;  // their arrays lie in `data`
 };
 
-// Sets what of `config` the file says: all but `batch_size`, and `weights` only where it is null.
-// Throws std::invalid_argument, which names the file and what is wrong, where it is none that a
-// stream can run; before its arrays are read, if they are not those of its sizes.
+// Fills in `config` from the file: all fields except `batch_size`, and `weights` only if it is null. Throws
+// std::invalid_argument, which names the file and the error, if the file has no layer that a stream can
+// run. If the arrays do not have the layer's sizes, it throws before it reads them.
 LayerFile read_layer_file(const char* path, rnnfast_config& config);
 
 }  // namespace rnnfast

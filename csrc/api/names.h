@@ -1,4 +1,4 @@
-// Cells and formats by their names, as programs and saved files have them.
+// The names of cells and formats that programs and saved files use.
 #pragma once
 
 #include <cstddef>
@@ -23,9 +23,9 @@ inline constexpr const char* kFormats[] = {
 #undef FORMAT
 };
 
-// The format that `name` names, for layers of `dtype`; none where it names the dtype. Throws
-// std::invalid_argument, which says what `what` may be, where it names neither; float32 alone has
-// formats.
+// The format that `name` names, for layers of `dtype`, or none if `name` is the dtype. Only float32 has
+// formats. For any other name, this throws std::invalid_argument, which lists the values that `what` may
+// have.
 inline std::optional<FormatId> find_format(const std::string& what, const std::string& name,
                                            const std::string& dtype) {
     if (name == dtype) return {};

@@ -1,4 +1,4 @@
-// The functions of include/rnnfast.h: checks, and no exception beyond them.
+// The functions of include/rnnfast.h. They check arguments, and let no exception out.
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -18,13 +18,14 @@
 namespace rnnfast {
 namespace {
 
-// Not a string, which might have to allocate where memory is short.
+// An array, since a string might have to allocate when memory is short.
 thread_local char last_error[512] = "";
 
 Stream* of(rnnfast_stream* stream) { return reinterpret_cast<Stream*>(stream); }
 const Stream* of(const rnnfast_stream* stream) { return reinterpret_cast<const Stream*>(stream); }
 
-// `text` as one line: of a long one, which may begin with the caller's path, the beginning and the end.
+// Keeps `text` as one line. Of a long text, which may begin with the caller's path, this keeps the beginning
+// and the end.
 void keep_error(const char* text) noexcept {
     constexpr size_t kRoom = sizeof last_error - 1, kBeginning = 200;
     const size_t size = std::strlen(text);
@@ -37,7 +38,7 @@ void keep_error(const char* text) noexcept {
         if (static_cast<unsigned char>(*c) < ' ' || *c == 0x7f) *c = '?';
 }
 
-// What `body` returns; null where it throws, and its error is kept.
+// Returns the result of `body`. If `body` throws, this keeps the error and returns null.
 template <class Body>
 auto guarded(const Body& body) noexcept -> decltype(body()) {
     try {
@@ -59,7 +60,7 @@ auto guarded(const Body& body) noexcept -> decltype(body()) {
     throw std::invalid_argument(text);
 }
 
-// Where `name` stands in a list of names.
+// The index of `name` in a list of names. Fails if it is not there.
 template <size_t N>
 int find(const char* what, const char* name, const char* const (&names)[N]) {
     std::string known;
@@ -88,7 +89,7 @@ void check_most(const char* what, int64_t value, int64_t most) {
              static_cast<long long>(most), static_cast<long long>(value));
 }
 
-// Arrays of so many elements, whole vectors of gates included, stay within what an index can hold.
+// Checks that an index can hold the number of elements of every array, including padding to whole vectors.
 void check_product(const StreamConfig& config, ptrdiff_t gates) {
     const double units = double(config.sizes.hidden) + 64, inputs = double(config.sizes.input);
     const double weights = double(gates) * units * (inputs + 2 * units);

@@ -14,13 +14,13 @@ namespace {
 constexpr int64_t kLengthBytes = 8;
 constexpr int64_t kMaxHeader = 100'000'000;  // as in the format's own library
 constexpr size_t kMaxAxes = 64;              // as in NumPy
-constexpr size_t kMaxDigits = 18;            // of an integer: they fit an int64_t
-constexpr size_t kMaxMetadata = 64;          // keys: several times as many as a layer has options
+constexpr size_t kMaxDigits = 18;            // of an integer; 18 digits fit an int64_t
+constexpr size_t kMaxMetadata = 64;          // keys; a layer has several times fewer options
 
 struct Dtype {
     const char* name;
     int64_t bytes;
-    std::string tag() const { return "F" + std::to_string(8 * bytes); }  // the format's name
+    std::string tag() const { return "F" + std::to_string(8 * bytes); }  // its name in the file
 };
 constexpr Dtype kDtypes[] = {
 #define DTYPE(name, type) {#name, int64_t(sizeof(type))},
@@ -37,7 +37,7 @@ std::string quoted(const std::string& text) {
     return "'" + out + "'";
 }
 
-// How many bytes follow the header's length, from where the file goes on.
+// Returns the number of bytes after the header's length, and moves to the first of them.
 int64_t rest_of(std::FILE* file) {
 #if defined(_WIN32)
     const int64_t size = _fseeki64(file, 0, SEEK_END) ? -1 : _ftelli64(file);
@@ -45,18 +45,18 @@ int64_t rest_of(std::FILE* file) {
     const int64_t size = fseeko(file, 0, SEEK_END) ? -1 : int64_t(ftello(file));
 #endif
     if (size < 0 || std::fseek(file, kLengthBytes, SEEK_SET)) fail(std::strerror(errno));
-    if (size < kLengthBytes) fail("file: expected a size, got none");  // as of a device
+    if (size < kLengthBytes) fail("file: expected a size, got none");  // e.g. of a device
     return size - kLengthBytes;
 }
 
-// A place in the text of a header. Each method reads what must come next, and moves past it.
+// A position in the text of a header. Each method reads the item that must come next, and moves past it.
 class Header {
 public:
     explicit Header(std::string text) : text_(std::move(text)) {
         if (next() != '{' || at_) fail_here("'{'");
     }
 
-    // Calls `value` with each key, to read what it has.
+    // Reads an object. Calls `value` with each key, to read the key's value.
     template <class Value>
     void object(const Value& value) {
         expect('{');
@@ -72,7 +72,7 @@ public:
         expect('}');
     }
 
-    // ASCII, as all names and strings are that anyone here asks for.
+    // Reads a string of printable ASCII. All names and strings that this library needs are such strings.
     std::string string() {
         if (next() != '"') fail_here("a string");
         std::string value;
@@ -117,7 +117,7 @@ private:
         return at_ < text_.size() ? static_cast<unsigned char>(text_[at_]) : kEnd;
     }
 
-    // Past spaces.
+    // Moves past spaces, and returns the next byte.
     int next() {
         while (at_ < text_.size() && std::strchr(" \t\n\r", text_[at_]) && text_[at_]) ++at_;
         return next_byte();
@@ -133,7 +133,7 @@ private:
         if (!take(c)) fail_here(std::string("'") + c + "'");
     }
 
-    // From the backslash to the last character of what it begins.
+    // Reads an escape sequence. Moves from its backslash to its last character.
     int escaped() {
         static constexpr char kNames[] = "\"\\/bfnrt", kChars[] = "\"\\/\b\f\n\r\t";
         ++at_;
@@ -209,7 +209,7 @@ Safetensors::Safetensors(const char* path) : file_(std::fopen(path, "rb"), std::
 #endif
     if (!file_) fail(std::strerror(errno));
     unsigned char raw[kLengthBytes];
-    read_exactly(raw, sizeof raw);  // of a folder, which has a size, this fails
+    read_exactly(raw, sizeof raw);  // fails for a folder, though it has a size
     uint64_t length = 0;
     for (int i = 0; i < kLengthBytes; ++i) length |= uint64_t(raw[i]) << 8 * i;
     const int64_t rest = rest_of(file_.get()), most = std::min(rest, kMaxHeader);
@@ -237,7 +237,7 @@ Safetensors::Safetensors(const char* path) : file_(std::fopen(path, "rb"), std::
 }
 
 std::unique_ptr<unsigned char[]> Safetensors::read() {
-    // Of arrays of unsigned char, new aligns the first element for any type.
+    // `new` aligns an array of unsigned char for elements of any type.
     std::unique_ptr<unsigned char[]> data(new unsigned char[size_t(bytes)]);
     read_exactly(data.get(), size_t(bytes));
     return data;
@@ -250,7 +250,7 @@ void Safetensors::read_exactly(void* to, size_t length) {
     fail("file: expected " + std::to_string(length) + " more bytes, got " + std::to_string(got));
 }
 
-// That the arrays fill the data, one after the other.
+// Checks that the arrays fill the data, one after the other.
 void Safetensors::check_places() {
     std::vector<std::pair<int64_t, int64_t>> places;
     for (const auto& item : tensors) places.emplace_back(item.second.begin, item.second.end);

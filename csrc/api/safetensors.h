@@ -1,4 +1,4 @@
-// Reads safetensors files, which rnnfast/_safetensors.py describes: arrays by name, and strings.
+// Reads safetensors files, which have named arrays and strings. rnnfast/_safetensors.py describes them.
 #pragma once
 
 #include <cstdint>
@@ -10,26 +10,26 @@
 
 namespace rnnfast {
 
-// An array of a file, and where it begins and ends in the data.
+// An array of a file. `begin` and `end` are its offsets in the data.
 struct Tensor {
     const char* dtype;  // NumPy's name
     std::vector<int64_t> shape;
     int64_t begin, end;
 };
 
-// A file with a header that has been found right. What is in it may have been damaged, or made to
-// do harm: nothing nests or repeats, and no memory is asked for that the file does not fill.
+// A file whose header has been checked. A file may be damaged, or made to do harm. So the header may have
+// no further nesting and no repeated key, and no more memory is allocated than the file fills.
 class Safetensors {
 public:
-    // Throws std::invalid_argument where the file cannot be read, or is no such file. `path`: as
-    // std::fopen takes it.
+    // Throws std::invalid_argument if the file cannot be read or is not such a file. `path` is a path that
+    // std::fopen accepts.
     explicit Safetensors(const char* path);
 
     std::map<std::string, std::string> metadata;
     std::map<std::string, Tensor> tensors;
-    int64_t bytes = 0;  // of the data: the arrays, one after the other
+    int64_t bytes = 0;  // the size of the data: the arrays, one after the other
 
-    // The data. Arrays of one dtype are aligned to it.
+    // Reads the data. If all arrays have one dtype, they are aligned to it.
     std::unique_ptr<unsigned char[]> read();
 
 private:

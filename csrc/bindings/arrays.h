@@ -1,4 +1,4 @@
-// From NumPy arrays to the pointers of core/args.h: checks, never copies, never computes.
+// Turns NumPy arrays into the pointers of core/args.h. It checks them, and never copies or computes.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -18,7 +18,7 @@ inline std::string shape_text(const ptrdiff_t* sizes, size_t count) {
     return text + (count == 1 ? ",)" : ")");
 }
 
-// What is wanted of an array besides its dtype.
+// The properties that an array must have besides its dtype.
 struct Wanted {
     const char* name;
     std::initializer_list<ptrdiff_t> shape;
@@ -32,8 +32,8 @@ struct View {
     ptrdiff_t strides[2] = {0, 0};
 };
 
-// None gives null pointers. `strided`: the first two axes of three may have any strides that keep
-// to whole elements; otherwise the array is C-contiguous.
+// Views an array; None gives a null pointer. If `strided`, the first two axes of three may have any strides
+// that are multiples of an element. Otherwise the array must be C-contiguous.
 template <class T>
 View<T> view(const py::object& object, const Wanted& wanted, bool strided = false) {
     View<T> result;
@@ -75,7 +75,7 @@ inline void not_none(const py::object& object, const char* name) {
     if (object.is_none()) throw py::type_error(std::string(name) + ": expected an array, got None");
 }
 
-// The same for an array that must be there.
+// The same, but None is an error.
 template <class T>
 View<T> required(const py::object& object, const Wanted& wanted, bool strided = false) {
     not_none(object, wanted.name);

@@ -1,6 +1,6 @@
-// The part of DLPack's binary interface, version 1, that tensors.cpp uses. Libraries that exchange
-// tensors this way give a table of functions on their tensors' type, as the capsule
-// `__dlpack_c_exchange_api__`. The names are DLPack's.
+// The part of DLPack's binary interface, version 1, that tensors.cpp uses. A library that exchanges
+// tensors this way has a table of functions: the attribute `__dlpack_c_exchange_api__` of its tensor
+// type, which is a capsule.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct Tensor {
     uint64_t byte_offset;
 };
 
-// A tensor whose memory goes when `deleter` is called, with itself.
+// A tensor that owns its memory. `deleter` frees both the memory and this struct.
 struct ManagedTensor {
     Version version;
     void* manager;
@@ -44,14 +44,14 @@ struct ManagedTensor {
     Tensor tensor;
 };
 
-// Functions return 0, or -1 with a Python exception set.
+// The functions return 0, or -1 with a Python exception set.
 struct ExchangeApi {
     Version version;
-    ExchangeApi* previous;  // of an older major version; null: none
+    ExchangeApi* previous;  // the table of an older major version; null: none
     void* allocate;
     void* managed_from_object;
-    int (*object_from_managed)(ManagedTensor*, void** object);  // takes the tensor
-    // Borrowed from `object`, while it lives and is not changed. Null: not offered.
+    int (*object_from_managed)(ManagedTensor*, void** object);  // takes ownership
+    // The tensor borrows from `object`, and is valid while that lives unchanged. Null: not offered.
     int (*tensor_from_object)(void* object, Tensor*);
     void* current_stream;
 };

@@ -15,7 +15,7 @@
 namespace rnnfast {
 namespace {
 
-// Bytes: reading fewer keeps the GIL: it takes 5 us.
+// A fingerprint of fewer bytes keeps the GIL, since it takes at most about 5 us.
 constexpr ptrdiff_t kReleasingPays = ptrdiff_t(256) << 10;
 
 PyObject* python_fingerprint(PyObject*, PyObject* const* args, Py_ssize_t count) {

@@ -1,18 +1,18 @@
-// What a stack's caller says of its arguments: how arrays look, and which gradients it wants.
+// What the caller of a stack tells of its arguments: the form of arrays, and which gradients it wants.
 #pragma once
 
 #include "bindings/ndarray.h"
 
 namespace rnnfast {
 
-// How a stack's arrays look to its caller.
+// The form that a stack's arrays have for its caller.
 struct Form {
-    bool cell;  // one step without an axis T, and states without the axis L*D
+    bool cell;  // arrays of one step have no axis T, and states no axis L*D
     bool batch_first;
-    bool ragged;   // x and y are (N, ·), as a PackedSequence's data; batch sizes tell T and B
-    bool tensors;  // arguments may be tensors, and the results are if x is one
+    bool ragged;  // x and y are (N, ·), like the data of a PackedSequence; batch sizes give T and B
+    bool tensors;  // arguments may be tensors; results are tensors if x is one
 
-    // Of an array (T, B, ·) with so many axes; false where there is no such form.
+    // Finds the axes of an array (T, B, ·) with `count` axes. Returns false if none has so many.
     bool axes(int count, Axes& axes) const {
         if (ragged) {
             axes = {-1, 0};
@@ -27,7 +27,8 @@ struct Form {
     }
 };
 
-// Which gradients a caller wants: all, or those for which a tuple has True, asked for in its order.
+// The gradients that a caller wants: all, or those whose entry in a tuple is True. `next` must be called for
+// each gradient, in the order of the tuple.
 class Choice {
 public:
     explicit Choice(PyObject* tuple) : tuple_(tuple) {}  // null: all
@@ -39,7 +40,7 @@ private:
     Py_ssize_t next_ = 0;
 };
 
-// Whether it is a tuple of so many bools.
+// Whether `object` is a tuple of `count` bools.
 inline bool are_bools(PyObject* object, Py_ssize_t count) {
     if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) != count) return false;
     for (Py_ssize_t i = 0; i < count; ++i)

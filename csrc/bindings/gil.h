@@ -1,4 +1,4 @@
-// The interpreter's lock, let go while a pass runs.
+// Releases the interpreter's lock (GIL) while a pass runs.
 #pragma once
 
 #include <Python.h>
@@ -8,11 +8,11 @@
 
 namespace rnnfast {
 
-// Releases the GIL while it lives, if `release`.
+// While it lives, the GIL is released if `release` is true.
 //
-// At its end a thread may find the interpreter gone, of whose daemon threads it is one. CPython before
-// 3.14 then ends the thread by unwinding its stack, in the course of which objects would be given back
-// without the GIL; as later ones do, it waits here for the process to end.
+// If the thread is a daemon thread, the interpreter may have ended in the meantime. CPython before 3.14 then
+// ends the thread by unwinding its stack, and on the way destructors would release Python objects without
+// the GIL. So the thread waits here for the process to end, as it does in later versions.
 class GilRelease {
 public:
     explicit GilRelease(bool release = true) : state_(release ? PyEval_SaveThread() : nullptr) {}

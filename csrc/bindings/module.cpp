@@ -1,5 +1,5 @@
-// The Python module rnnfast._native: checks arrays, releases the GIL, calls the dispatcher.
-// Its functions take what rnnfast/_backend.py describes; rnnfast/_native.pyi has their types.
+// The Python module rnnfast._native. It checks arrays, releases the GIL and calls the dispatcher.
+// rnnfast/_backend.py describes the arguments of its functions, and rnnfast/_native.pyi has their types.
 #include <pybind11/stl.h>
 
 #include <iterator>
@@ -50,7 +50,7 @@ std::unique_ptr<Packed> pack_as(CellId cell, const WeightObjects& weights, Held 
     return std::make_unique<PackedOf<T>>(cell, sizes, weights, held, format);
 }
 
-// A format of weights, of those in float32; nullptr: their dtype.
+// The format of the given name, for float32 weights. None gives nullptr: the weights keep their dtype.
 const Format* find_format(const py::object& name, const py::array& weights) {
     if (name.is_none()) return nullptr;
     if (!py::isinstance<py::array_t<float>>(weights))
@@ -79,11 +79,11 @@ std::unique_ptr<Packed> pack(const std::string& name, py::array weight_ih, py::a
                          std::string(py::str(weight_ih.dtype())));
 }
 
-// Those of the same layers with other weights. None: of something else.
+// New packs of the same layers with other weights. Returns None if the weights do not fit the layers.
 py::object repack(const py::list& given, const py::tuple& weights) {
     std::vector<Array> arrays;
     if (!read_all(weights.ptr(), arrays)) return py::none();
-    const auto packs = py::reinterpret_steal<py::tuple>(PyList_AsTuple(given.ptr()));  // to hold
+    const auto packs = py::reinterpret_steal<py::tuple>(PyList_AsTuple(given.ptr()));  // keeps them
     ArraysLeft left{arrays.data(), arrays.data() + arrays.size()};
     for (const py::handle pack : packs) {
         if (!py::isinstance<Packed>(pack))
@@ -98,8 +98,8 @@ py::object repack(const py::list& given, const py::tuple& weights) {
     return std::move(made);
 }
 
-// y = f(x) by the kernels' own sigmoid and tanh, for the tests of their accuracy; `rounds` times over,
-// for the benchmark.
+// Computes y = f(x) with the kernels' own sigmoid or tanh, so that tests can check their accuracy. The
+// benchmark repeats it `rounds` times.
 template <class T>
 void activation(const std::string& name, const py::array_t<T>& x, py::array_t<T>& y,
                 ptrdiff_t rounds) {
@@ -133,8 +133,9 @@ Forced find_schedule(const std::string& name) {
     throw py::value_error("schedule: expected one of " + known + ", got " + name);
 }
 
-// The floating-point operations done, and the sum of an array read `rounds` times, by loops that do
-// nothing else: the benchmark times them to learn what the core can do.
+// Two loops that the benchmark times to learn what the core can do. `probe_fma` only computes, and returns
+// the number of floating-point operations. `probe_read` only reads an array `rounds` times, and returns a
+// sum.
 template <class T>
 ptrdiff_t probe_fma(ptrdiff_t rounds) {
     const DtypeKernels<T>& kernels = active_kernels_for<T>();
@@ -154,7 +155,7 @@ T probe_read(const py::array_t<T>& array, ptrdiff_t rounds) {
     return kernels.probe_read(from.data, count, rounds);
 }
 
-// The threads of a team that met so many times and did nothing else.
+// Lets a team of `threads` threads meet `rounds` times. Returns its size, or 0 if the team did not run.
 int probe_meetings(int threads, ptrdiff_t rounds) {
     const GilRelease release;
     Team team(threads, 0, Team::Wait::for_all);
@@ -176,7 +177,7 @@ int probe_meetings(int threads, ptrdiff_t rounds) {
 #define RNNFAST_EXPORT __attribute__((visibility("default")))
 #endif
 
-// For threadpoolctl, which finds them by name in the shared object.
+// threadpoolctl finds these functions by name in the shared object.
 extern "C" RNNFAST_EXPORT int rnnfast_get_num_threads() { return rnnfast::num_threads(); }
 extern "C" RNNFAST_EXPORT void rnnfast_set_num_threads(int count) {
     rnnfast::set_num_threads(count);
@@ -184,7 +185,8 @@ extern "C" RNNFAST_EXPORT void rnnfast_set_num_threads(int count) {
 
 namespace py = pybind11;
 
-// Not of several interpreters in a process, as NumPy is not, and what torch's types are is kept once.
+// A process may not have several interpreters with this module: NumPy does not support them, and the table
+// of torch's types exists once per process.
 PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::not_supported()) {
     using namespace rnnfast;
     py::class_<Saved>(m, "Saved");
@@ -211,7 +213,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used(), py::multiple_interpreters::n
             saved, {x, h0, c0, lengths, reset, reverse, y, py::none(), py::none()},
             {dy, dhn, dcn, dx, dh0, dc0, {weight_ih, weight_hh, bias_ih, bias_hh, weight_hr}});
     });
-    // For the Cython class of streams, which is not linked against this module.
+    // The Cython class of streams uses this capsule, since it is not linked against this module.
     m.attr("c_functions") = py::capsule(&rnnfast_c_functions, "rnnfast._native.c_functions");
     add_stack(m);
     m.def("tape_row", [](const std::string& cell, const std::string& dtype, ptrdiff_t input,

@@ -1,5 +1,5 @@
-// NumPy arrays through NumPy's own structs, and tensors: reads what fits a call as it lies, and makes
-// new ones. pybind11's wrappers, which arrays.h uses, take longer than a step of a small layer.
+// Reads NumPy arrays through NumPy's own structs, and tensors, if a call can use them without conversion;
+// and makes new ones. pybind11's wrappers, which arrays.h uses, take longer than a step of a small layer.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -18,16 +18,16 @@ namespace rnnfast {
 
 namespace py = pybind11;
 
-// T and B of a caller's arrays (T, B, ·); or, where they are ragged, (N, ·): without padding.
+// T and B of a caller's arrays (T, B, ·). Ragged arrays are (N, ·): they have no padding.
 struct Extent {
     ptrdiff_t steps = 1, batch = 1;
-    ptrdiff_t ragged = 0;  // N; 0: they are not
+    ptrdiff_t ragged = 0;  // N; 0: the arrays are not ragged
 
     ptrdiff_t rows() const { return ragged ? ragged : steps * batch; }
 };
 
-// Where T and B are among the leading axes of such arrays; -1: nowhere, it is 1. Of ragged arrays, N
-// stands for B.
+// The positions of T and B among the leading axes of such arrays; -1: there is no such axis, and the size is
+// 1. In ragged arrays, N takes the place of B.
 struct Axes {
     int steps;
     int batch;
@@ -43,7 +43,7 @@ struct Axes {
     }
 };
 
-// Rows (T, B, ·) of unit stride; strides in elements.
+// Rows (T, B, ·) of unit stride. The other strides are in elements.
 template <class T>
 struct Rows {
     T* data = nullptr;
@@ -51,7 +51,7 @@ struct Rows {
     ptrdiff_t row = 0;
 };
 
-// NumPy's name for the kind of T's.
+// NumPy's character for the kind of T.
 template <class T>
 constexpr char kKind = std::is_floating_point_v<T> ? 'f'
                        : std::is_same_v<T, bool>   ? 'b'
@@ -63,7 +63,7 @@ inline bool is_empty(const Array& array) {
 }
 
 inline bool is_contiguous(const Array& array) {
-    if (is_empty(array)) return true;  // its strides mean nothing
+    if (is_empty(array)) return true;  // its strides have no meaning
     Py_intptr_t packed = array.item;
     for (int axis = array.axes; axis-- > 0;) {
         if (array.sizes[axis] > 1 && array.strides[axis] != packed) return false;
@@ -72,8 +72,8 @@ inline bool is_contiguous(const Array& array) {
     return true;
 }
 
-// `object` if it is an array of up to three axes and no subclass, or, where `tensors` are taken, a
-// tensor, of any items.
+// Reads `object` if it is an array of up to three axes, and of no subclass; or, if `tensors`, a tensor. Its
+// items may be of any type.
 inline bool read_any(PyObject* object, bool tensors, Array& array) {
     using api = py::detail::npy_api;
     if (Py_TYPE(object) != api::get().PyArray_Type_) return tensors && read_tensor(object, array);
@@ -83,7 +83,8 @@ inline bool read_any(PyObject* object, bool tensors, Array& array) {
     if (proxy->nd > kMostAxes) return false;
     array.data = proxy->data;
     array.axes = proxy->nd;
-    // By kind and size: NumPy has two numbers for int64, long and long long, where both have 8 bytes.
+    // Compare kind and size, not type numbers: if long and long long both have 8 bytes, NumPy has two numbers
+    // for int64.
     array.kind = swapped ? '?' : descr.kind();
     array.item = descr.itemsize();
     std::copy_n(proxy->dimensions, array.axes, array.sizes);
@@ -91,7 +92,7 @@ inline bool read_any(PyObject* object, bool tensors, Array& array) {
     return true;
 }
 
-// Contiguous arrays or tensors in a tuple; false where something is none.
+// Reads a tuple of contiguous arrays or tensors. Returns false if it is anything else.
 inline bool read_all(PyObject* tuple, std::vector<Array>& arrays) {
     if (!PyTuple_CheckExact(tuple)) return false;
     arrays.resize(size_t(PyTuple_GET_SIZE(tuple)));
@@ -102,14 +103,14 @@ inline bool read_all(PyObject* tuple, std::vector<Array>& arrays) {
     return true;
 }
 
-// Whether its items are aligned T's; where there are none, NumPy calls any address aligned.
+// Whether the array's items are aligned T's. An array without items counts as aligned, as in NumPy.
 template <class T>
 bool holds(const Array& array) {
     return array.kind == kKind<T> && array.item == ptrdiff_t(sizeof(T)) &&
            (reinterpret_cast<uintptr_t>(array.data) % alignof(T) == 0 || is_empty(array));
 }
 
-// As `read_any`, if it holds T's.
+// Reads like `read_any`, but only an array that holds T's.
 template <class T>
 bool read_array(PyObject* object, bool tensors, Array& array) {
     return read_any(object, tensors, array) && holds<T>(array);
@@ -120,13 +121,14 @@ inline bool has_shape(const Array& array, const Shape& shape) {
            std::equal(shape.sizes, shape.sizes + shape.count, array.sizes);
 }
 
-// The array's rows, if its last axis has unit stride and the others go forward by whole elements.
+// Reads the array's rows, if its last axis has unit stride, and the other strides are whole elements and not
+// negative.
 template <class T>
 bool read_rows(const Array& array, const Axes& axes, Rows<const T>& rows) {
     constexpr auto item = ptrdiff_t(sizeof(T));
     ptrdiff_t strides[3] = {0, 0, 0};
     for (int axis = 0; axis < array.axes; ++axis)
-        // The stride of an axis of one or none may be anything, and means nothing.
+        // An axis of size 0 or 1 may have any stride, which has no meaning.
         if (array.sizes[axis] > 1) strides[axis] = array.strides[axis];
     const int last = array.axes - 1;
     bool fits = array.sizes[last] <= 1 || strides[last] == item;
@@ -139,7 +141,7 @@ bool read_rows(const Array& array, const Axes& axes, Rows<const T>& rows) {
     return true;
 }
 
-// The data of a C-contiguous array of `shape`; None gives null. False where it is something else.
+// Reads the data of a C-contiguous array of `shape`; None gives null. Returns false for anything else.
 template <class T>
 bool read_contiguous(PyObject* object, bool tensors, const Shape& shape, const T*& data) {
     data = nullptr;
@@ -151,7 +153,7 @@ bool read_contiguous(PyObject* object, bool tensors, const Shape& shape, const T
     return true;
 }
 
-// What NumPy's C API returns: an object, or an exception that it has set.
+// Takes the result of a function of Python's or NumPy's C API: an object, or null if it has set an exception.
 inline py::object owned_or_throw(PyObject* object) {
     if (!object) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(object);
@@ -163,8 +165,8 @@ PyObject* descriptor() {
         py::detail::npy_format_descriptor<T>::value);
 }
 
-// An object that frees `memory` when the last array on it has gone. It gives no buffer, so that
-// read-only arrays on it stay so: NumPy asks the base before it makes an array writable.
+// An object that frees `memory` when the last array on it is gone. It does not offer the buffer protocol, so
+// that read-only arrays on it stay read-only: NumPy asks the base before it makes an array writable.
 template <class T>
 py::object owner_of(Buffer<T> memory) {
     const size_t bytes = memory.get_deleter().bytes;
@@ -178,7 +180,7 @@ py::object owner_of(Buffer<T> memory) {
     return owner;
 }
 
-// An array on memory that `owner` keeps.
+// An array on memory that `owner` keeps alive.
 template <class T>
 py::object array_on(const Shape& shape, T* data, const py::object& owner, bool writable) {
     using api = py::detail::npy_api;
@@ -192,15 +194,15 @@ py::object array_on(const Shape& shape, T* data, const py::object& owner, bool w
     return array;
 }
 
-// A new array or tensor, not initialised, and where it lies.
+// A new array or tensor, which is not initialised, and its memory.
 template <class T>
 struct New {
     py::object object;
     T* data;
 };
 
-// Those arrays that are large lie on memory that is kept when they have gone: from the system it
-// would come page by page, cleared.
+// Large arrays lie on memory that is kept for reuse when they are gone. The system would have to clear each
+// page of new memory. `too_large`: see `allocate_bytes`.
 template <class T>
 New<T> new_array(const Shape& shape, size_t too_large = kLasting) {
     if (shape.swapped) {
@@ -225,7 +227,7 @@ New<T> new_array(const Shape& shape, size_t too_large = kLasting) {
     return {std::move(array), data};
 }
 
-// What a caller whose x is `like` expects: a tensor or an array.
+// A new tensor if `like`, the caller's x, is one; otherwise a new array.
 template <class T>
 New<T> new_like(PyObject* like, const Shape& shape, size_t too_large = kLasting) {
     if (!is_tensor(like)) return new_array<T>(shape, too_large);

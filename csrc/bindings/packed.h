@@ -1,4 +1,4 @@
-// One layer's weights, packed or borrowed, as Python holds them, and its passes in one direction.
+// The object in which Python holds one layer's weights, packed or borrowed, and its passes in one direction.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ struct ForwardObjects {
     py::object y, hn, cn;
 };
 
-// Parameters, or their gradients.
+// Parameters of a layer, or their gradients.
 struct WeightObjects {
     py::object weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
 };
@@ -29,37 +29,38 @@ struct BackwardObjects {
     WeightObjects weights;
 };
 
-// What a forward pass keeps for its backward pass; opaque to Python.
+// The data that a forward pass keeps for its backward pass. They are opaque to Python.
 struct Saved {
     virtual ~Saved() = default;
 };
 
 template <class T>
 struct SavedOf final : Saved {
-    // Of a pass of n numbers to save, unless y has them.
+    // For a pass that saves n numbers. If `is_y`, y has these numbers, and nothing is saved.
     SavedOf(ptrdiff_t n, bool is_y) : count(n), data(is_y ? nullptr : allocate<T>(n, kPassing)) {}
     const ptrdiff_t count;
     const Buffer<T> data;
 };
 
-// Contiguous arrays that one after the other takes its share of.
+// The rest of a list of contiguous arrays, from which each pack in turn takes its own.
 struct ArraysLeft {
     const Array* next;
     const Array* end;
 };
 
-// One layer's weights, packed or borrowed, of whichever dtype; opaque to Python.
+// One layer's weights, packed or borrowed, of any dtype. They are opaque to Python.
 struct Packed {
     virtual ~Packed() = default;
     virtual std::unique_ptr<Saved> forward(const ForwardObjects&, bool training) const = 0;
     virtual void backward(const Saved&, const ForwardObjects&, const BackwardObjects&) const = 0;
-    // Whether the next of the arrays, which it passes over, have these weights' shapes and dtype.
+    // Whether the next arrays have the shapes and the dtype of these weights. Moves past these arrays.
     virtual bool fits(ArraysLeft&) const = 0;
-    // The same of the contents of such arrays; or borrowed too, with `owner`, which keeps them.
+    // The same layer with the weights in the next arrays. If these weights are borrowed, the new ones are,
+    // too, and keep `owner`, which keeps the arrays.
     virtual std::unique_ptr<Packed> renewed(ArraysLeft&, const py::object& owner) const = 0;
 };
 
-// Of a T that is not const, the arrays are to be writable.
+// Views the arrays of `o`. They must be writable if T is not const.
 template <class T>
 Weights<T> weight_views(const Sizes& sizes, ptrdiff_t gates, const WeightObjects& o) {
     const ptrdiff_t rows = gates * sizes.hidden;
@@ -178,7 +179,7 @@ private:
                (!P || next(views.weight_hr, {P, sizes_.hidden}));
     }
 
-    // Borrowed weights, and what keeps them.
+    // Borrowed weights, and the object that keeps their arrays.
     struct Lent {
         py::object owner;
         PackedWeights<T> weights;
@@ -194,7 +195,7 @@ private:
         return plan.rows() * cell_.saved_row(sizes_);
     }
 
-    // `running`: y and the final states are to be written.
+    // `running`: whether the pass writes y and the final states.
     Call views(const ForwardObjects& o, bool running) const {
         if (!py::isinstance<py::array>(o.x) || py::array(o.x).ndim() != 3)
             throw py::value_error("x: expected an array (T, B, I), got another");

@@ -1,4 +1,4 @@
-// A pass through a stack of layers: the jobs for dispatch/stack.h, and the memory between them.
+// A pass through a stack of layers: it makes the jobs for dispatch/stack.h, and the memory between them.
 #pragma once
 
 #include <algorithm>
@@ -12,12 +12,12 @@
 
 namespace rnnfast {
 
-// The weights of a stack, layer by layer and direction by direction.
+// The weights of a stack, in the order of layers and, within a layer, of directions.
 template <class T>
 struct Layers {
     std::vector<std::shared_ptr<const PackedWeights<T>>> packs;
     int directions;       // D
-    bool keeps_y = true;  // false: of a cell, whose backward pass has no y
+    bool keeps_y = true;  // false for a cell, whose backward pass does not get y
 
     int jobs() const { return int(packs.size()); }  // L*D
     int layers() const { return jobs() / directions; }
@@ -28,17 +28,17 @@ struct Layers {
     ptrdiff_t output() const { return directions * width(); }  // D*W
 };
 
-// Lengths and batch sizes are copies: other threads may change the caller's once they are checked.
+// Lengths and batch sizes are copied, since other threads may change the caller's arrays after the checks.
 template <class T>
 struct PassInputs : Extent {
     Rows<const T> x;                   // (T, B, I)
     const T* h0 = nullptr;             // (L*D, B, W)  null: zeros
     const T* c0 = nullptr;             // (L*D, B, H)  null: zeros, or the cell has no c
     std::vector<int64_t> lengths;      // (B)  empty: all T
-    std::vector<int64_t> batch_sizes;  // (T)  of ragged arrays; empty: they are not
+    std::vector<int64_t> batch_sizes;  // (T)  of ragged arrays; empty: not ragged
     const uint8_t* resets[2] = {nullptr, nullptr};  // (T, B)  for each direction; null: never
 
-    // As RowPlan takes them.
+    // The form in which RowPlan takes them.
     const int64_t* lengths_or_null() const { return lengths.empty() ? nullptr : lengths.data(); }
     const int64_t* batch_sizes_or_null() const {
         return batch_sizes.empty() ? nullptr : batch_sizes.data();
@@ -52,7 +52,7 @@ struct PassOutputs {
     T* cn = nullptr;  // (L*D, B, H)  null: the cell has no c
 };
 
-// The gradients that go into a backward pass, and those that come out of it.
+// The gradients that a backward pass reads, and those that it writes.
 template <class T>
 struct PassGradients {
     Rows<const T> dy;                 // (T, B, D*W)  in; null: zeros
@@ -60,14 +60,14 @@ struct PassGradients {
     const T* dcn = nullptr;           // (L*D, B, H)  in; null: zeros
     Rows<T> dx;                       // (T, B, I)    out, assigned; dense; null: not wanted
     T* dh0 = nullptr;                 // (L*D, B, W)  out, assigned; null: not wanted
-    T* dc0 = nullptr;                 // (L*D, B, H)  the same; null also: the cell has no c
-    std::vector<Weights<T>> weights;  // of each job  out, assigned; null: not wanted
-    T* gates = nullptr;  // (L, B, gradient_row())  of one step and direction, as of BackwardArgs
+    T* dc0 = nullptr;                 // (L*D, B, H)  the same; null also if the cell has no c
+    std::vector<Weights<T>> weights;  // (L*D)  out, assigned; null: not wanted
+    T* gates = nullptr;  // (L, B, gradient_row())  out, of one step and direction: see BackwardArgs
 };
 
-// Some memory, cut into arrays that begin on cache lines. Each thread keeps the last of moderate
-// size for the next that needs about as much: to get it anew, the system may clear every page of it
-// at 0.1 to 0.2 us each, as much as 81 pages for a tape of LSTM at T = 100, H = 64.
+// A block of memory that is cut into arrays, which begin on cache lines. Each thread keeps its last block of
+// up to 1 MiB for the next arena that needs about as much. For a new block, the system may have to clear
+// every page, which takes 0.1 to 0.2 us each. A tape of an LSTM at T = 100, H = 64 has 81 pages.
 template <class T>
 class Arena {
 public:
@@ -76,7 +76,7 @@ public:
         return (count + line - 1) / line * line;
     }
 
-    // On the caller's memory, and without gaps.
+    // Uses the caller's memory, and leaves no gaps between arrays.
     explicit Arena(T* memory) : gaps_(false), next_(memory) {}
     explicit Arena(ptrdiff_t count) : memory_{nullptr, count} {
         if (!count) return;
@@ -92,7 +92,7 @@ public:
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
 
-    // What an array of so many takes of it.
+    // The number of elements that an array of `count` takes, including the gap after it.
     ptrdiff_t size_of(ptrdiff_t count) const { return gaps_ ? whole_lines(count) : count; }
     T* take(ptrdiff_t count) {
         T* const taken = next_;
@@ -118,16 +118,17 @@ private:
 template <class T>
 class Pass {
 public:
-    // `training`: keeps what `backward` needs; both `layers` and the memory of the outputs must then
-    // live as long as the pass. It is kept in `tape`, of tape_size(), which may be 0, and the inputs
-    // must live as long, too; or, where there is no tape, in memory of the pass with copies of them.
+    // If `training`, the pass keeps the data that `backward` needs; `layers` and the memory of the outputs
+    // must then live as long as the pass. The data are kept in `tape`, of tape_size() elements, which may be
+    // 0; the inputs must then live as long, too. Without a tape, they are kept in memory of the pass,
+    // together with copies of the inputs.
     Pass(const Layers<T>& layers, const PassInputs<T>& in, const PassOutputs<T>& out, bool training,
          std::optional<T*> tape = {})
         : layers_(layers),
           extent_(in),
           batch_(in.batch),
           plan_(in.steps, batch_, false, in.lengths_or_null(), in.batch_sizes_or_null()),
-          // Two layers that are not neighbours share an output, which only training must keep.
+          // Without training, layers l and l + 2 share an output, so that two outputs are enough.
           inner_(training ? layers.layers() - 1 : std::min(layers.layers() - 1, 2)),
           arena_(tape ? Arena<T>(*tape) : Arena<T>(memory_needed(in, training))),
           resets_(training && !tape && in.resets[0] ? allocate<uint8_t>(2 * rows()) : nullptr),
@@ -143,24 +144,24 @@ public:
     void forward() const { run_forward_stack(jobs_.data(), layers_.layers(), layers_.directions); }
     void backward(const PassGradients<T>& grads) const;
 
-    // Of the tape of a pass of so many rows; throws where no memory could hold it.
+    // The size of the tape of a pass with `rows` rows. Throws if no memory could hold it.
     static ptrdiff_t tape_size(const Layers<T>& layers, ptrdiff_t rows) {
         const ptrdiff_t row = tape_row(layers.kernels(), layers.packs[0]->sizes(), layers.layers(),
                                        layers.directions, layers.keeps_y);
         return element_count({{rows, row}, 2}, sizeof(T));
     }
-    // Of one of its rows.
+    // The size of a row of the tape.
     static ptrdiff_t tape_row(const CellKernels<T>& kernels, const Sizes& sizes, int layers,
                               int directions, bool keeps_y = true) {
         const ptrdiff_t saved = kernels.saves_y && keeps_y ? 0 : kernels.saved_row(sizes);
         return directions * (layers * saved + (layers - 1) * sizes.width());
     }
 
-    // Of the gate gradients of a layer.
+    // The size of a row of a layer's gate gradients.
     static ptrdiff_t gradient_row(const Layers<T>& layers) {
         return layers.kernels().gradient_row(layers.packs[0]->sizes());
     }
-    // The output of a layer below the last, of one direction, in the tape of so many rows.
+    // The output of a layer below the last one, in the tape of a pass with `rows` rows and one direction.
     static const T* inner_output(const Layers<T>& layers, ptrdiff_t rows, const T* tape,
                                  int layer) {
         const ptrdiff_t below = layer * rows * layers.output();
@@ -175,7 +176,7 @@ private:
     }
     ptrdiff_t rows() const { return extent_.rows(); }
     int lowest_wanted(const PassGradients<T>& grads) const;
-    // The rows of one direction in (T, B, D*W) rows.
+    // The part of rows (T, B, D*W) that belongs to one direction.
     template <class U>
     Rows<U> half(const Rows<U>& rows, int direction) const {
         return {rows.data ? rows.data + direction * layers_.width() : nullptr, rows.step, rows.row};
@@ -200,8 +201,8 @@ private:
     const Extent extent_;
     const ptrdiff_t batch_;
     const RowPlan plan_;
-    std::optional<RowPlan> backward_plan_;  // of the second direction
-    const int inner_;                       // outputs of inner layers in memory
+    std::optional<RowPlan> backward_plan_;  // the plan of the second direction
+    const int inner_;                       // the number of inner layers' outputs in memory
     Arena<T> arena_;
     const Buffer<uint8_t> resets_;
     std::vector<ForwardJob<T>> jobs_;
@@ -213,7 +214,7 @@ PassInputs<T> Pass<T>::copied(const PassInputs<T>& in) {
     const ptrdiff_t width = layers_.input();
     T* const x = arena_.take(rows() * width);
     own.x = {x, batch_ * width, width};
-    // Without rows T may be huge, since it costs no memory.
+    // If there are no rows, T may be huge, since it costs no memory.
     for (ptrdiff_t t = 0; rows() && t < in.steps; ++t)
         for (ptrdiff_t b = 0; b < batch_; ++b)
             std::copy_n(in.x.data + t * in.x.step + b * in.x.row, width,
@@ -239,7 +240,7 @@ template <class T>
 void Pass<T>::lay_out(const PassInputs<T>& in, const PassOutputs<T>& out, bool training) {
     const ptrdiff_t width = layers_.width(), hidden = layers_.hidden();
     const ptrdiff_t output = rows() * layers_.output();
-    // What is saved comes first: its rows are whole vectors, and stay aligned without gaps.
+    // The saved gates come first: their rows are whole vectors, which stay aligned without gaps.
     const ptrdiff_t saved_stride = arena_.size_of(saved_size());
     T* const saved = training ? arena_.take(layers_.jobs() * saved_stride) : nullptr;
     const ptrdiff_t inner_stride = arena_.size_of(output);
@@ -315,7 +316,8 @@ void Pass<T>::backward(const PassGradients<T>& grads) const {
     run_backward_stack(jobs.data() + lowest * directions, layers - lowest, directions);
 }
 
-// The lowest layer at or below which a gradient is wanted; that after the last where none is.
+// The lowest layer that must run backward: the lowest with a wanted gradient. If no gradient is wanted, the
+// number of layers.
 template <class T>
 int Pass<T>::lowest_wanted(const PassGradients<T>& grads) const {
     if (grads.dx.data || grads.dh0 || grads.dc0 || grads.gates) return 0;

@@ -11,7 +11,7 @@
 namespace rnnfast {
 namespace {
 
-// Where an array lies, of what shape and dtype.
+// The address, dtype and shape of an array, as numbers.
 struct Place {
     static constexpr int kHead = 4;
     intptr_t numbers[kHead + kMostAxes];
@@ -37,8 +37,8 @@ PyObject* place_of(PyObject*, PyObject* tuple) {
     });
 }
 
-// Whether the tensors lie at `place`; or, where `now` takes theirs, are such as those which do, and
-// aligned.
+// Whether the tensors lie at `place`. If `now` is given, only their shapes and dtypes must be those of
+// `place`; they must be aligned, and `now` gets their place.
 bool lie_at(PyObject* place, PyObject* tensors, std::string* now = nullptr) {
     const char* at = PyBytes_AS_STRING(place);
     const char* const end = at + PyBytes_GET_SIZE(place);

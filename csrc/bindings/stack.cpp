@@ -92,7 +92,7 @@ PyObject* run_backward(PyObject* self, PyObject* const* args, Py_ssize_t count) 
     return returned([&] { return impl_of<Run>(self).backward(args[0], args[1]); });
 }
 
-// Adds a type of objects that own an Impl, and that nothing but this file can make.
+// Adds a type whose objects own an Impl. Only this file can make such objects.
 template <class Impl>
 py::object add_type(py::module_& module, const char* name, PyMethodDef* methods) {
     static PyMemberDef members[] = {{"__weaklistoffset__", T_PYSSIZET,
@@ -111,7 +111,7 @@ py::object add_type(py::module_& module, const char* name, PyMethodDef* methods)
 
 [[noreturn]] void refuse(const char* what) { throw py::value_error(what); }
 
-// That the layers fit on one another, as what runs them takes for granted.
+// Checks that the layers fit together. The code that runs them relies on it.
 template <class T>
 void check(const Layers<T>& layers, const std::vector<Names>& names, const Form& form) {
     const int jobs = layers.jobs(), directions = layers.directions;

@@ -1,4 +1,4 @@
-// A stack of layers and its training runs, of one dtype, with Python's arrays in and out.
+// A stack of layers of one dtype, which reads and returns Python's arrays.
 #pragma once
 
 #include <algorithm>
@@ -31,10 +31,10 @@ inline py::object pair(const py::object& first, const py::object& second) {
     return owned_or_throw(PyTuple_Pack(2, first.ptr(), second.ptr()));
 }
 
-// The names of a job's gradients, in the order of `Weights`; None: it has no such parameter.
+// The names of a job's gradients, in the order of `Weights`. None: the job has no such parameter.
 using Names = std::array<py::object, 5>;
 
-// What `Stack` in _native.pyi describes.
+// `Stack` in _native.pyi describes this class.
 class Stack {
 public:
     explicit Stack(py::object type_of_runs) : run_type(std::move(type_of_runs)) {}
@@ -50,7 +50,7 @@ public:
     const py::object run_type;
 };
 
-// What `Run` in _native.pyi describes.
+// `Run` in _native.pyi describes this class.
 class Run {
 public:
     virtual ~Run() = default;
@@ -96,26 +96,26 @@ public:
     py::object step_backward(PyObject* const* args) const override;
     py::object steps_backward(PyObject* const* args) const override;
 
-    // The gradients of `pass`, or NotImplemented where an argument is not what can be read: all of
-    // them, those of parameters by name; or those that `wanted` tells, in a list. Arrays, or tensors
-    // if `like` is one.
+    // The gradients of `pass`, or NotImplemented if an argument cannot be read. If `wanted` is null, they are
+    // all gradients, with those of parameters in a dict by name. Otherwise they are those that `wanted`
+    // selects, with those of parameters in a list. They are tensors if `like` is one, and otherwise arrays.
     py::object gradients(const Pass<T>& pass, PyObject* like, const Axes& axes,
                          const Extent& extent, PyObject* d_output, PyObject* d_state,
                          PyObject* wanted) const;
 
 private:
-    // So many arguments of a pass, as `read` takes them.
+    // The arguments of a pass that `read` takes, and their number.
     struct Given {
         PyObject* const* args;
         Py_ssize_t count;
-        PyObject* const* all = nullptr;  // those of infer_at and forward_at, which ask for more
+        PyObject* const* all = nullptr;  // all arguments of infer_at or forward_at
 
         static Given at(PyObject* const* all) {
-            return {all + 2, 2, all};  // after the weights' place and themselves
+            return {all + 2, 2, all};  // x and state follow the weights' place and the weights
         }
     };
 
-    // Whether a pass can read them, and runs.
+    // Reads the arguments. Returns false if a pass cannot read them or must not run.
     bool admits(const Given& given, int threads, Axes& axes, PassInputs<T>& in) const {
         if (!read(given.args, given.count, axes, in) || !runs(in)) return false;
         PyObject* const* const all = given.all;
@@ -137,7 +137,7 @@ private:
 
     py::object forwarded(const Given& given, int threads) const;
 
-    // Whether the weights have that fingerprint; None: it does not matter.
+    // Whether the weights have the fingerprint `seen`. Always true if `seen` is None.
     static bool is_as_seen(PyObject* weights, PyObject* seen, int threads) {
         if (seen == Py_None) return true;
         const auto wanted = PyLong_AsUnsignedLongLong(seen);
@@ -145,7 +145,7 @@ private:
         return fingerprint_of(weights, threads) == wanted;
     }
 
-    // New arrays for the gradients that are wanted; None for others.
+    // Make new arrays for the gradients that are wanted, and return None for the others.
     py::object new_input_gradient(PyObject* like, const Axes& axes, const Extent& extent,
                                   Choice& choice, PassGradients<T>& grads) const;
     py::object new_state_gradient(PyObject* like, const Axes& axes, const Extent& extent,
@@ -161,32 +161,32 @@ private:
         return count;
     }
     bool trains() const { return layers_.packs[0]->trains(); }
-    // Whether the gradients of the parameters can be those of many steps together.
+    // Whether steps can leave gate gradients, for the parameters' gradients of many steps together.
     bool leaves_steps() const {
         return layers_.directions == 1 && !form_.ragged && trains() &&
                layers_.kernels().meetings(layers_.packs[0]->sizes()) == 1;
     }
-    // Of what a step leaves for them.
+    // The shape of the gate gradients that a step leaves.
     Shape gates_shape(ptrdiff_t batch) const {
         return {{layers_.jobs(), batch, Pass<T>::gradient_row(layers_)}, 3};
     }
-    // Borrowed weights are for passes that read them once, or not at all. Of more steps or rows, those
-    // that pack them are faster, and so may be those whose lengths leave rows out: callers keep a pack
-    // for these.
+    // Whether a pass runs. With borrowed weights, only passes that read the weights once run. With more steps
+    // or rows, a pass with packed weights is faster; with lengths that leave rows out, or resets, it may be.
+    // For such passes, callers keep a pack.
     bool runs(const PassInputs<T>& in) const {
         return !layers_.packs[0]->borrowed() ||
                (in.steps == 1 && in.batch <= layers_.kernels().few && in.lengths.empty() &&
                 !in.resets[0]);
     }
-    // `passes`: how often as much is multiplied as in a forward pass.
+    // Whether to release the GIL. `passes`: the work, in units of the work of a forward pass.
     bool releases(const Extent& extent, int passes) const {
         return passes * double(extent.rows()) * work_ >= RNNFAST_RELEASING_PAYS;
     }
     py::object state(const py::object& h, const py::object& c) const { return c ? pair(h, c) : h; }
 
-    // New arrays for what a pass gives, and where they lie.
+    // New arrays for the results of a pass, and their memory.
     struct Outputs {
-        py::object y, state;  // a cell's y: None
+        py::object y, state;  // y is None for a cell
         PassOutputs<T> out;
     };
     Outputs new_outputs(PyObject* like, const Axes& axes, const PassInputs<T>& in) const {
@@ -200,10 +200,10 @@ private:
             cn = std::move(made.object);
         }
         if (form_.cell) {
-            out.y = {out.hn, 0, layers_.width()};  // of one step: h after it
+            out.y = {out.hn, 0, layers_.width()};  // y of one step is h after it
         } else {
             Shape shape = axes.shape(in, layers_.output());
-            // Tensors lie as torch's own do, whose dropout draws its masks in the order of memory.
+            // Tensors have the memory order of torch's own, since dropout draws its masks in that order.
             shape.swapped = form_.tensors && axes.batch == 0 && axes.steps == 1;
             auto made = new_like<T>(like, shape);
             out.y = dense_rows(made.data, axes, shape);
@@ -212,7 +212,7 @@ private:
         return {y, state(hn.object, cn), out};
     }
 
-    // Of an array (L*D, B, ·).
+    // The shape of an array (L*D, B, ·).
     Shape state_shape(const Axes& axes, ptrdiff_t batch, ptrdiff_t width) const {
         Shape shape;
         if (!form_.cell) shape.add(layers_.jobs());
@@ -223,7 +223,7 @@ private:
 
     static Rows<T> dense_rows(T* data, const Axes& axes, const Shape& shape) {
         const ptrdiff_t width = shape.sizes[shape.count - 1];
-        const int outer = shape.swapped;  // of two axes
+        const int outer = shape.swapped;  // the outer one of two axes in memory
         const auto stride = [&](int axis) {
             return axis < 0                             ? 0
                    : axis == outer && axes.count() == 2 ? shape.sizes[1 - outer] * width
@@ -232,7 +232,7 @@ private:
         return {data, stride(axes.steps), stride(axes.batch)};
     }
 
-    // The rows of an array with these axes and sizes, or None.
+    // Reads the rows of an array with these axes and this shape. None leaves `rows` as it is.
     bool read_rows_or_none(PyObject* object, const Axes& axes, const Shape& shape,
                            Rows<const T>& rows) const {
         if (object == Py_None) return true;
@@ -241,7 +241,7 @@ private:
                read_rows(array, axes, rows);
     }
 
-    // A state, or its gradient: h, or a pair (h, c). One of a pair may be None if `partly`.
+    // Reads a state or its gradient: h, or a pair (h, c), or None. If `partly`, one of a pair may be None.
     bool read_state(PyObject* object, const Axes& axes, ptrdiff_t batch, bool partly, const T*& h,
                     const T*& c) const {
         if (object == Py_None) return true;
@@ -254,8 +254,8 @@ private:
                (partly || (h && c));
     }
 
-    // Of so many arguments: x and state; from 3 on lengths, or of ragged x batch sizes, which it needs;
-    // from 4 on reset and reset_reversed too.
+    // Reads `count` arguments: (x, state), (x, state, lengths) or (x, state, lengths, reset, reset_reversed).
+    // If x is ragged, batch sizes take the place of lengths, and must be there.
     bool read(PyObject* const* args, Py_ssize_t count, Axes& axes, PassInputs<T>& in) const {
         Array x;
         if (!read_array<T>(args[0], form_.tensors, x) || !form_.axes(x.axes, axes)) return false;
@@ -279,13 +279,13 @@ private:
                            [&in](int64_t length) { return length >= 0 && length <= in.steps; });
     }
 
-    // In place of lengths, where x is ragged: they tell T and B.
+    // Reads batch sizes, which a ragged x needs in place of lengths. They give T and B.
     bool read_batch_sizes(PyObject* object, PassInputs<T>& in) const {
         Array sizes;
         if (!read_array<int64_t>(object, form_.tensors, sizes) || sizes.axes != 1 ||
             !is_contiguous(sizes))
             return false;
-        in.ragged = in.batch;  // as x has it
+        in.ragged = in.batch;  // the rows of x
         in.steps = sizes.sizes[0];
         const auto* const given = reinterpret_cast<const int64_t*>(sizes.data);
         in.batch_sizes.assign(given, given + in.steps);
@@ -314,7 +314,7 @@ private:
     const Layers<T> layers_;
     const std::vector<Names> names_;
     const Form form_;
-    double work_ = 0;  // of a step of one row, in multiplications of its dtype
+    double work_ = 0;  // the cost of a step of one row, in multiplications of its dtype
 };
 
 }  // namespace rnnfast

@@ -1,6 +1,6 @@
-// Backward passes of steps, of a cell or of a layer called with one: each by itself, and the gradients of
-// the parameters of all of them together, where one step's alone would take as much memory to write as
-// all that its forward pass reads.
+// Backward passes of single steps: of a cell, or of a layer called with one step. Each step has a backward
+// pass of its own, but the parameters' gradients of many steps are computed together. To write those of one
+// step alone would touch as much memory as its forward pass reads.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,8 @@
 
 namespace rnnfast {
 
-// Whether a gradient, or one of a pair, is a tensor that stands for the negatives of what lies there.
+// Whether a gradient, or one of a tuple, is a tensor that stands for the negatives of the values in its
+// memory.
 inline bool is_any_negated(PyObject* gradient) {
     if (!PyTuple_CheckExact(gradient)) return is_tensor(gradient) && is_negated(gradient);
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(gradient); ++i)
@@ -17,8 +18,8 @@ inline bool is_any_negated(PyObject* gradient) {
     return false;
 }
 
-// x, state, output, tape, d_output, d_state, wanted, threads -> gradients at x and at the state, and
-// the gates'.
+// Arguments: x, state, output, tape, d_output, d_state, wanted, threads. Returns the gradients at x, at the
+// state and at the gates.
 template <class T>
 py::object StackOf<T>::step_backward(PyObject* const* args) const {
     Axes axes;
@@ -49,7 +50,7 @@ py::object StackOf<T>::step_backward(PyObject* const* args) const {
         grads.gates = made.data;
         gates = std::move(made.object);
     }
-    grads.weights.resize(layers_.packs.size());  // none is wanted
+    grads.weights.resize(layers_.packs.size());  // all null: none is wanted
     const ThreadLimit limit(integer(args[7]));
     const PassOutputs<T> out{{only_read(y.data), y.step, y.row}, nullptr, nullptr};
     const Pass<T> pass(layers_, in, out, true, only_read(tape));
@@ -60,8 +61,8 @@ py::object StackOf<T>::step_backward(PyObject* const* args) const {
     return owned_or_throw(PyTuple_Pack(3, dx.ptr(), initial.ptr(), gates.ptr()));
 }
 
-// Steps in a list of tuples (x, h before it or None, tape or of one layer None, gates), wanted, threads ->
-// gradients of the parameters.
+// Arguments: steps, wanted, threads. `steps` is a list of tuples (x, h before the step, tape, gates). h may
+// be None, and so may the tape if there is one layer. Returns the gradients of the parameters.
 template <class T>
 py::object StackOf<T>::steps_backward(PyObject* const* args) const {
     PyObject* const steps = args[0];
@@ -69,7 +70,7 @@ py::object StackOf<T>::steps_backward(PyObject* const* args) const {
         !are_bools(args[1], parameters()))
         return not_implemented();
     const auto count = size_t(PyList_GET_SIZE(steps)), layers = size_t(layers_.layers());
-    std::vector<LeftStep<T>> left(layers * count);  // layer by layer
+    std::vector<LeftStep<T>> left(layers * count);  // the steps of each layer are neighbours
     std::vector<Extent> extents(count);
     for (size_t i = 0; i < count; ++i) {
         PyObject* const step = PyList_GET_ITEM(steps, Py_ssize_t(i));
@@ -107,7 +108,7 @@ py::object StackOf<T>::steps_backward(PyObject* const* args) const {
     for (const Extent& extent : extents) rows += double(extent.rows());
     {
         const GilRelease release(rows * work_ >= RNNFAST_RELEASING_PAYS);
-        for (size_t begin = 0, end; begin < count; begin = end) {  // as many as have as many rows
+        for (size_t begin = 0, end; begin < count; begin = end) {  // steps of one batch size
             end = begin + 1;
             while (end < count && extents[end].batch == extents[begin].batch) ++end;
             const RowPlan plan(ptrdiff_t(end - begin), extents[begin].batch, false, nullptr);

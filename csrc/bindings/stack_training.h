@@ -1,5 +1,5 @@
-// Training passes of a stack: `Run`s, which keep what backward needs, and passes on a tape of the
-// caller's, as torch has it, whose graph keeps it and may move it.
+// Training passes of a stack. A `Run` keeps the data that backward needs. Other passes keep them on a tape
+// that the caller gets, as for torch, whose graph keeps the tape and may move it.
 #pragma once
 
 #include <memory>
@@ -10,7 +10,7 @@
 
 namespace rnnfast {
 
-// Of a pass that has run, backward only reads the memory.
+// Removes const from memory of a pass that has run. Its backward pass only reads that memory.
 template <class T>
 T* only_read(const T* data) {
     return const_cast<T*>(data);
@@ -19,7 +19,7 @@ T* only_read(const T* data) {
 template <class T>
 class RunOf final : public Run {
 public:
-    // `self` is `stack`'s Python object, and `outputs` what keeps the memory of the output.
+    // `self` is the Python object of `stack`, and `outputs` the object that keeps the memory of the output.
     RunOf(const StackOf<T>& stack, PyObject* self, py::object outputs, const Axes& axes,
           const Extent& extent, std::unique_ptr<const Pass<T>> pass)
         : stack_(stack),
@@ -47,7 +47,7 @@ py::object StackOf<T>::record(PyObject* self, PyObject* const* args, Py_ssize_t 
     PassInputs<T> in;
     if (form_.ragged || !trains()) return not_implemented();
     if (!read(args, count, axes, in) || !runs(in)) return not_implemented();
-    // The states lie apart from the output, which is larger: keeping a state does not keep it.
+    // The states have memory of their own, so that keeping a state does not keep the larger output.
     const Shape y_shape = axes.shape(in, layers_.output());
     const Shape h_shape = state_shape(axes, in.batch, layers_.width());
     const Shape c_shape = state_shape(axes, in.batch, layers_.hidden());
@@ -125,7 +125,7 @@ py::object StackOf<T>::new_parameter_gradients(PyObject* like, Choice& choice,
             arrays.push_back(std::move(made.object));
             return made.data;
         };
-        // Braces: in this order.
+        // Braces guarantee that the calls run in this order.
         grads.weights[k] = {gradient(0, {{gates, sizes.input}, 2}),
                             gradient(1, {{gates, sizes.width()}, 2}), gradient(2, {{gates}, 1}),
                             gradient(3, {{gates}, 1}),
@@ -146,7 +146,7 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes
     Choice choice(wanted);
     const py::object dx = new_input_gradient(like, axes, extent, choice, grads);
     const py::object initial = new_state_gradient(like, axes, extent, choice, grads);
-    std::vector<py::object> arrays;  // also those whose name another takes
+    std::vector<py::object> arrays;  // keeps also arrays whose name a later one takes in the dict
     const py::object parameters = new_parameter_gradients(like, choice, grads, arrays);
     {
         const GilRelease release(releases(extent, 2));
@@ -155,7 +155,7 @@ py::object StackOf<T>::gradients(const Pass<T>& pass, PyObject* like, const Axes
     return owned_or_throw(PyTuple_Pack(3, dx.ptr(), initial.ptr(), parameters.ptr()));
 }
 
-// Output (a cell's: None), state, tape.
+// Returns the output (None for a cell), the state and the tape.
 template <class T>
 py::object StackOf<T>::forwarded(const Given& given, int threads) const {
     Axes axes;
@@ -174,7 +174,7 @@ py::object StackOf<T>::forwarded(const Given& given, int threads) const {
     return owned_or_throw(PyTuple_Pack(3, made.y.ptr(), made.state.ptr(), tape.object.ptr()));
 }
 
-// x, state, lengths, output, tape, d_output, d_state, wanted, threads -> as `gradients`.
+// Arguments: x, state, lengths, output, tape, d_output, d_state, wanted, threads. Returns `gradients`.
 template <class T>
 py::object StackOf<T>::backward(PyObject* const* args) const {
     Axes axes;

@@ -18,17 +18,17 @@
 namespace rnnfast {
 namespace {
 
-// The types whose objects are tensors, of which the first has made the table.
+// The functions of a library, and the types whose objects are its tensors.
 struct Library {
     dlpack::ExchangeApi api;
     std::array<PyTypeObject*, 2> types;
     PyObject* is_negated;
 };
 
-// Never freed: another thread may be reading it. It keeps its objects.
+// Never freed, since another thread may be reading it. It owns references to its objects.
 std::atomic<const Library*> library{nullptr};
 
-// NumPy has none; as that of types that others define.
+// NumPy has no bfloat16. 'V' is its kind for types that other packages define.
 constexpr char kBfloat16Kind = 'V';
 
 constexpr struct {
@@ -41,22 +41,23 @@ constexpr struct {
     {kBfloat16Kind, dlpack::kBfloat},
 };
 
-// Tensors of less lie behind their description, where sanitizers would not see what is written there.
+// The data of smaller tensors lie behind their description, in one block. Not with sanitizers, which would
+// not find writes past the ends of such data.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kFew = 0;
 #else
 constexpr size_t kFew = 4096;  // bytes
 #endif
 
-// What a tensor of ours is made of. Few numbers lie behind it, in the same block: malloc keeps no
-// aligned ones at hand.
+// The description of a tensor that this library makes. Data of less than kFew bytes lie behind it, in the
+// same block of malloc, which has no fast way to give small aligned blocks.
 struct OwnedTensor {
     dlpack::ManagedTensor managed;
     int64_t sizes[kMostAxes], strides[kMostAxes];
-    bool is_apart;  // its memory
-    size_t bytes;   // of that
+    bool is_apart;  // whether the data have a block of their own
+    size_t bytes;   // the size of that block
 
-    // With room for so many bytes; `too_large`: as of `allocate_bytes`.
+    // Makes one with `room` bytes of data. `too_large`: see `allocate_bytes`.
     static OwnedTensor* make(size_t room, size_t too_large) {
         constexpr size_t kLine = 64;
         const bool is_apart = room >= kFew;
@@ -100,7 +101,7 @@ bool take_tensors(const py::object& table, const py::type& tensor, const py::typ
     return true;
 }
 
-// The shape of an array, and whether it is contiguous but for two swapped axes.
+// The shape of an array. `swapped` is set if the array is contiguous once its first two axes are exchanged.
 Shape shape_of(const Array& array) {
     Shape shape;
     for (int axis = 0; axis < array.axes; ++axis) shape.add(array.sizes[axis]);
@@ -113,8 +114,8 @@ Shape shape_of(const Array& array) {
     return shape;
 }
 
-// A tensor in the shape of another, without values: float32, or bfloat16 if `half`. None where that
-// other is not one that can be read.
+// A new tensor in the shape of `tensor`, without values: float32, or bfloat16 if `half`. Returns None if
+// `tensor` cannot be read.
 py::object empty_like(const py::object& tensor, bool half) {
     Array like;
     if (!read_tensor(tensor.ptr(), like)) return py::none();
@@ -122,8 +123,9 @@ py::object empty_like(const py::object& tensor, bool half) {
     return new_tensor(shape, half ? kBfloat16Kind : 'f', half ? 2 : 4).object;
 }
 
-// A tensor with the values of another, or an array, in the same order in memory. None where that is
-// neither contiguous nor so but for two axes, or cannot be read, or an array is not of floats.
+// A copy of a tensor or an array, with the same order in memory. Returns None if `other` cannot be read, is
+// an array of another dtype than float32 and float64, or is not contiguous even once its first two axes are
+// exchanged.
 py::object copy(const py::object& other) {
     Array from;
     if (!read_any(other.ptr(), true, from) || from.kind == '?') return py::none();
@@ -166,7 +168,7 @@ bool read_tensor(PyObject* object, Array& array) {
     if (!is_tensor(object)) return false;
     dlpack::Tensor tensor;
     if (library.load(std::memory_order_acquire)->api.tensor_from_object(object, &tensor)) {
-        PyErr_Clear();  // it has no memory of its own, as sparse ones
+        PyErr_Clear();  // it has no memory, e.g. a sparse tensor
         return false;
     }
     if (tensor.device.type != dlpack::kCpu || tensor.ndim > kMostAxes || tensor.dtype.lanes != 1)
@@ -183,7 +185,7 @@ bool read_tensor(PyObject* object, Array& array) {
         array.strides[axis] = tensor.strides ? tensor.strides[axis] * array.item : packed;
         packed *= tensor.shape[axis];
     }
-    return tensor.data || packed == 0;  // torch has zeros without memory
+    return tensor.data || packed == 0;  // in torch, a tensor of zeros may have no memory
 }
 
 bool is_negated(PyObject* tensor) {

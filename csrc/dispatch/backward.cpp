@@ -11,9 +11,10 @@
 namespace rnnfast {
 namespace {
 
-// Whether W's transpose is worth its memory to chunks of at most so many rows: a large one is made
-// anew for many, which takes 2 to 4 % of the product of 512 to 256, a third of backward. Then threads
-// share out its columns, of which there must be some panels.
+// Whether it pays to keep the transpose of W, for chunks of at most `rows` rows. If W is large and a chunk
+// has many rows, each chunk makes the transpose anew: with 512 to 256 rows that takes 2 to 4 % of the
+// product with it, which is a third of backward. Threads then share the columns of the transpose, so W
+// must have enough of them for several panels.
 template <class T>
 bool keeps_transposed_w(const CellKernels<T>& kernels, const ForwardArgs<T>& args, ptrdiff_t rows) {
     constexpr ptrdiff_t kLarge = ptrdiff_t(1) << 20, kMany = 96, kWide = 256;  // bytes, rows, I
@@ -29,8 +30,8 @@ struct Job {
     BackwardArgs<T> grads;
     const Plan& plan;
     std::vector<Chunk> chunks;
-    ptrdiff_t most_rows = 0;  // of a chunk
-    size_t shared, own = 0;   // scratch that the pass takes, and each of its threads besides
+    ptrdiff_t most_rows = 0;  // the most rows that a chunk has
+    size_t shared, own = 0;   // scratch of the pass, and of each of its threads in addition
 
     explicit Job(const BackwardJob<T>& job)
         : kernels(job.weights->kernels()),
@@ -41,7 +42,7 @@ struct Job {
         args.weights = job.weights->weights();
         args.packed = job.weights->packed();
         args.format = job.weights->format();
-        // Of one step whose state's gradient is not wanted, nothing reads the weights.
+        // Nothing reads the transpose of R in a pass of one step without a gradient at the initial state.
         if (grads.dh0 || (plan.steps > 1 && !grads.left) || kernels.meetings(args.sizes) > 1)
             grads.transposed = job.weights->transposed(Transposed::of_steps);
         const ptrdiff_t row = kernels.gradient_row(args.sizes);
@@ -66,11 +67,12 @@ struct Job {
                          memory + shared + own * size_t(work.part), work);
     }
 
-    // await(chunk) returns once what the chunk reads is there; report(chunk) is told what it wrote.
+    // await(chunk) returns once the data that the chunk reads are complete. report(chunk) is called once
+    // the chunk's results are written.
     template <class Await, class Report>
     void run_alone(T* memory, const Await& await, const Report& report) const {
         const Slice all{{0, plan.batch}};
-        // Also before `begin`, which clears dx past the lengths: layers share that memory.
+        // `begin` clears dx past the lengths, in memory that layers share, so it must wait, too.
         if (!chunks.empty()) await(chunks.front());
         phase({BackwardPhase::begin, {0, 0}, all, 0, 1}, memory);
         for (const Chunk& chunk : chunks) {
@@ -86,11 +88,11 @@ struct Job {
         run_alone(memory, [](const Chunk&) {}, [](const Chunk&) {});
     }
 
-    // The part of a group's thread `rank` of `size`, all of which meet at `group`; those with units
-    // of their own at `units` too.
+    // The part of thread `rank` in a group of `size`. All of the group's threads meet at `group`; those that
+    // share the units also meet at `units`.
     void run(const Split& split, int rank, int size, Meeting::Place& group, Meeting::Place& units,
              T* memory) const {
-        const bool has_steps = rank < split.threads();  // the others help with the products alone
+        const bool has_steps = rank < split.threads();  // the others only help with the products
         Slice mine = has_steps ? split.slice(plan, rank) : Slice{{0, 0}};
         mine.wait = Meeting::Place::wait;
         mine.place = &units;
@@ -146,7 +148,7 @@ void run_alone(const std::vector<Job<T>>& jobs, int directions) {
     }
 }
 
-// All threads on each job in turn, or a group of them on each direction of a layer.
+// All threads run one job after the other, or one group of threads runs each direction of a layer.
 template <class T>
 bool run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& work, int directions,
                 const Schedule& schedule, Team& team) {
@@ -161,7 +163,7 @@ bool run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
         return groups ? group_size(threads, int(i) % 2) : threads;
     };
     std::deque<Task> tasks;
-    size_t scratch = 0;  // of a group
+    size_t scratch = 0;  // of one group
     for (size_t i = 0; i < jobs.size(); ++i) {
         tasks.emplace_back(best_split(work[i], size_of(i)), size_of(i));
         scratch = std::max(scratch, jobs[i].shared + jobs[i].own * size_t(size_of(i)));
@@ -175,7 +177,7 @@ bool run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
         const FormatScope format(jobs[0].args.format);
         Meeting::Place all(everyone);
         const int first_size = groups ? group_size(threads, 0) : threads;
-        const size_t mine = rank < first_size ? 0 : 1;  // of the groups
+        const size_t mine = rank < first_size ? 0 : 1;  // the index of its group
         T* const memory = block.template as<T>() + mine * scratch;
         for (size_t end = jobs.size(); end > 0; end -= size_t(directions)) {
             const size_t first = end - size_t(directions);
@@ -195,7 +197,7 @@ bool run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
     });
 }
 
-// Each thread runs every so-many-th layer from the top, a chunk behind the layer above.
+// With n threads, each runs every n-th layer from the top down, one chunk behind the layer above.
 template <class T>
 bool run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     note_schedule(Forced::layers);
@@ -203,7 +205,7 @@ bool run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     size_t each = 0;
     for (const Job<T>& job : jobs) each = std::max(each, job.shared + job.own);
     const ScratchBlock block(each * threads * sizeof(T));
-    std::vector<Signal> done(jobs.size() + 1);  // steps of layer l's dx that are there
+    std::vector<Signal> done(jobs.size() + 1);  // for each layer: the steps whose dx is complete
     done.back().add(uint64_t(jobs[0].plan.steps));
     return team.run([&](int rank) {
         if (rank >= wanted) return;
@@ -228,11 +230,11 @@ bool run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
 template <class T>
 void run_backward_stack(const BackwardJob<T>* given, int layers, int directions) {
     const Plan& plan = given->plan->plan();
-    if (plan.batch == 0 || plan.steps == 0)  // there is no chunk to assign gradients
+    if (plan.batch == 0 || plan.steps == 0)  // no chunk would assign the gradients
         for (int i = 0; i < layers * directions; ++i)
             if (given[i].grads.assign) clear_gradients(given[i]);
     if (plan.batch == 0) return;
-    const FloatEnv env;  // the estimates too leave no flag behind
+    const FloatEnv env;  // also for the estimates, whose exception flags must not remain
     const std::vector<Job<T>> jobs(given, given + layers * directions);
     std::vector<JobWork> work;
     double alone = 0;

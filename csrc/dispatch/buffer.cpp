@@ -17,12 +17,12 @@ namespace {
 
 constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t(2) << 20;
-// Blocks of so many bytes lie on huge pages.
+// Blocks of this many bytes and more lie on huge pages.
 constexpr size_t kHuge = kHugePage;
-// What a thread keeps: enough for the chunks of all but the largest layers.
+// The largest scratch block that a thread keeps. It is enough for the chunks of all but the largest layers.
 constexpr size_t kMostKept = size_t(8) << 20;
 
-// Sanitizers watch over malloc's blocks alone.
+// Sanitizers only check blocks of malloc, so with them all blocks come from it.
 #if defined(__SANITIZE_ADDRESS__)
 #define RNNFAST_MAPS 0
 #elif defined(__has_feature)
@@ -40,18 +40,18 @@ constexpr size_t kMostKept = size_t(8) << 20;
 
 #if defined(__linux__)
 const auto kSmallPage = size_t(sysconf(_SC_PAGESIZE));
-// No more is kept than an eighth of the machine's memory.
+// Kept blocks take no more than an eighth of the machine's memory.
 const uint64_t kMostBytes = uint64_t(sysconf(_SC_PHYS_PAGES)) * kSmallPage / 8;
 #else
 constexpr uint64_t kMostBytes = UINT64_MAX;
 #endif
 
 #if RNNFAST_MAPS
-// Blocks of so many bytes are the system's own: malloc may give memory that others had, which lies on
-// small pages and stays there.
+// Whether a block of `bytes` comes from the system directly. malloc may give memory that was in use
+// before, which lies on small pages and stays there.
 constexpr bool is_mapped(size_t bytes) { return bytes >= kHuge; }
 
-// On huge pages, if there are some: that is advice, and all that is asked for may lie on others.
+// Maps `bytes` on huge pages, if there are any: this is advice, and the block may lie on small pages.
 void* map(size_t bytes) {
     if (bytes > SIZE_MAX / 2) return nullptr;
     void* const all = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE,
@@ -59,7 +59,7 @@ void* map(size_t bytes) {
     if (all == MAP_FAILED) return nullptr;
     const size_t before = -reinterpret_cast<uintptr_t>(all) % kHugePage;
     char* const p = static_cast<char*>(all) + before;
-    // What is left over, in whole small pages, of which nothing has been touched.
+    // Unmap the rest before and after the block, in whole small pages. Nothing there has been touched.
     const size_t used = (bytes + kSmallPage - 1) / kSmallPage * kSmallPage;
     if (before) (void)munmap(all, before);
     (void)munmap(p + used, kHugePage - before);
@@ -68,7 +68,7 @@ void* map(size_t bytes) {
 }
 #endif
 
-// Null where there is not so much memory.
+// Returns null if the system has not enough memory.
 void* system_allocate(size_t bytes) {
 #if defined(_WIN32)
     return ::operator new(bytes, std::align_val_t(kLine), std::nothrow);
@@ -92,7 +92,7 @@ void system_free(void* p, [[maybe_unused]] size_t bytes) noexcept {
 #endif
 }
 
-// A block that is kept; of those freed later the number is higher.
+// A freed block that is kept. A block that is freed later has a higher number.
 struct Spare {
     void* memory;
     size_t bytes;
@@ -101,25 +101,26 @@ struct Spare {
     bool fits(size_t wanted, size_t too_large) const {
         return bytes >= wanted && bytes / too_large < wanted;
     }
-    // The smallest; of several the one that was freed last, of which most is in a cache: in turns they
-    // would all be cold.
+    // A smaller block is better. Of blocks of one size, the one freed last is better, since more of it is in
+    // a cache; if such blocks were used in turn, all of them would be cold.
     bool is_better_than(const Spare& other) const {
         return bytes != other.bytes ? bytes < other.bytes : number > other.number;
     }
 };
 
-// Whoever exchanges the pointer for another owns the block: there is no lock, which a fork could leave
-// held. What it has may be read beside it without that, but may be that of another.
+// A place for one kept block. The thread that exchanges the pointer owns the block. There is no lock, since
+// a fork could leave it held. `seen` reads the size and the number without owning the block, so they may
+// already be those of another block.
 class Slot {
 public:
-    // Of an empty one no bytes, as freed last of all.
+    // An empty slot shows 0 bytes, and the highest number, as if it had been freed last.
     Spare seen() const {
         if (!spare_.load(std::memory_order_relaxed)) return {nullptr, 0, UINT64_MAX};
         return {nullptr, bytes_.load(std::memory_order_relaxed),
                 number_.load(std::memory_order_relaxed)};
     }
     Spare* take() { return spare_.exchange(nullptr); }
-    // False where there is one already.
+    // Returns false if the slot has a block already.
     bool put(Spare* s) {
         if (spare_.load(std::memory_order_relaxed)) return false;
         const Spare own = *s;  // another thread may take it at once
@@ -129,7 +130,7 @@ public:
         number_.store(own.number, std::memory_order_relaxed);
         return true;
     }
-    // Gives it back to the system.
+    // Gives the block back to the system.
     void drop() {
         if (Spare* const s = take()) {
             system_free(s->memory, s->bytes);
@@ -143,14 +144,14 @@ private:
     std::atomic<uint64_t> number_{0};
 };
 
-// As many as a training step of a network of eight layers frees.
+// The number of kept blocks: as many as a training step of a network of eight layers frees.
 constexpr size_t kSpares = 64;
-// One that has been left so often, as others were freed, is of sizes that are not asked for any more.
+// A block is stale once this many others were freed after it: nobody asks for its size any more.
 constexpr uint64_t kStale = 2 * kSpares;
 Slot slots[kSpares];
 std::atomic<uint64_t> next_number{0};
 
-// That which was freed first.
+// The slot whose block was freed first.
 Slot& oldest() noexcept {
     return *std::min_element(slots, slots + kSpares, [](const Slot& a, const Slot& b) {
         return a.seen().number < b.seen().number;
@@ -163,7 +164,7 @@ uint64_t all_bytes() noexcept {
     return all;
 }
 
-// Leaves `s` in a slot, at the expense of others where there are too many.
+// Puts `s` into a slot. If there are too many blocks or bytes, this drops the oldest blocks.
 void keep(Spare* s) noexcept {
     const auto put = [s] {
         return std::any_of(slots, slots + kSpares, [s](Slot& slot) { return slot.put(s); });
@@ -172,7 +173,7 @@ void keep(Spare* s) noexcept {
     for (size_t k = 0; k < kSpares && all_bytes() > kMostBytes; ++k) oldest().drop();
 }
 
-// The kept block that fits best; null: none does.
+// Takes the kept block that fits best. The result has null memory if none fits.
 Block take(size_t bytes, size_t too_large) noexcept {
     for (size_t attempt = 0; attempt < kSpares; ++attempt) {
         Slot* best = nullptr;
@@ -195,14 +196,14 @@ Block take(size_t bytes, size_t too_large) noexcept {
     return {nullptr, 0};
 }
 
-// Gives the system what nobody has asked for in a long time.
+// Gives the oldest block back to the system if it is stale.
 void drop_stale() noexcept {
     Slot& slot = oldest();
     const Spare seen = slot.seen();
     if (seen.bytes && next_number - seen.number > kStale) slot.drop();
 }
 
-// From the system; where it has no more, what is kept is given back first.
+// A new block from the system. If the system has no memory left, this first gives all kept blocks back.
 void* new_block(size_t bytes) {
     if (void* const p = system_allocate(bytes)) return p;
     for (Slot& slot : slots) slot.drop();
@@ -210,7 +211,7 @@ void* new_block(size_t bytes) {
     throw std::bad_alloc();
 }
 
-// The block that the thread keeps.
+// The scratch block that the thread keeps.
 struct Kept {
     void* block = nullptr;
     size_t bytes = 0;
@@ -233,7 +234,8 @@ Block allocate_bytes(size_t bytes, size_t too_large) {
 
 void free_bytes(void* p, size_t bytes) noexcept {
 #if defined(__linux__) && defined(MADV_FREE)
-    // For small pages the offer would cost as much as touching new ones.
+    // Offers the pages of a huge block to the system. For small pages, the offer would cost as much as
+    // touching new ones.
     const bool offered = bytes < kHuge || !madvise(p, bytes / kHugePage * kHugePage, MADV_FREE);
 #else
     const bool offered = bytes < kHuge;

@@ -1,4 +1,4 @@
-// Memory for scratch, packed weights and what training saves: aligned, not initialised.
+// Memory for scratch, packed weights and the data that training saves: aligned, and not initialised.
 #pragma once
 
 #include <cstddef>
@@ -6,24 +6,26 @@
 
 namespace rnnfast {
 
-// Aligned to a cache line. Blocks of 2 MiB and more lie on huge pages where the system has them: a
-// first touch of 4 KiB costs about 0.25 us, and a product that walks over rows of several KiB would
-// miss the TLB at each. Throws std::bad_alloc where there is not so much memory.
+// `allocate_bytes` returns memory that is aligned to a cache line, and throws std::bad_alloc if there is
+// not enough. Blocks of 2 MiB and more lie on huge pages if the system has them: the first touch of a
+// small page of 4 KiB costs about 0.25 us, and a product that walks over rows of several KiB would miss
+// the TLB at each row.
 //
-// A few blocks of 256 KiB and more that were freed are kept for others of about their size, so that
-// the steps of a training loop give each other their memory instead of having the system clear it
-// each time. The pages of huge ones are the system's to take back whenever it needs them; where it
-// knows no such offer, huge ones are not kept.
+// Up to 64 freed blocks of 256 KiB and more are kept for later requests of about their size. So the steps
+// of a training loop reuse their memory, and the system need not clear it each time. The system may take
+// the pages of kept huge blocks back whenever it needs them. Systems where this is impossible keep no
+// huge blocks.
 constexpr size_t kKeptFrom = size_t(256) << 10;
 
-// So many times as large as need be a kept block is left to others. What may last takes none that would
-// hold far more than its own; what a pass gives back at its end may, as sequences of another length
-// come with each batch, and would else have blocks of their own.
+// A request does not take a kept block that is this many times as large as the request, or larger. Memory
+// that may last (kLasting) takes no block that is far too large. Memory that a pass gives back at its end
+// (kPassing) may take one: each batch brings sequences of another length, and each length would otherwise
+// need blocks of its own.
 constexpr size_t kLasting = 2, kPassing = 16;
 
 struct Block {
     void* memory;
-    size_t bytes;  // at least what was asked for
+    size_t bytes;  // at least the number that was requested
 };
 Block allocate_bytes(size_t bytes, size_t too_large = kLasting);
 void free_bytes(void* p, size_t bytes) noexcept;
@@ -42,8 +44,8 @@ Buffer<T> allocate(ptrdiff_t count, size_t too_large = kLasting) {
     return Buffer<T>(static_cast<T*>(block.memory), {block.bytes});
 }
 
-// Scratch of one call, on the thread that makes it. A thread keeps its last block for the next
-// call, unless it is large.
+// The scratch of one call, for use on the thread that makes it. Each thread keeps its last block for the
+// next call, unless the block is larger than 8 MiB.
 class ScratchBlock {
 public:
     explicit ScratchBlock(size_t bytes);

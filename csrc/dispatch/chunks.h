@@ -7,9 +7,9 @@
 
 namespace rnnfast {
 
-// Chunks of whole steps, in the order in which backward runs them. They depend on the sizes and the
-// rows alone: a chunk's sums over rows have the same bits for any number of threads.
-// gradient_row: of a row's gate gradients; weights: of those that have a gradient, both in numbers.
+// Returns chunks of whole steps, in the order in which backward runs them. They depend only on the sizes
+// and the rows, so that sums over the rows of a chunk have the same bits for any number of threads.
+// gradient_row: the number of gate gradients of a row. weights: the number of elements of W and R.
 std::vector<Chunk> make_chunks(const Plan& plan, ptrdiff_t gradient_row, ptrdiff_t weights);
 
 }  // namespace rnnfast

@@ -10,7 +10,7 @@
 
 namespace rnnfast {
 
-// The core that the calling thread runs on; -1: the system does not say.
+// The core on which the calling thread runs; -1 if the system does not tell.
 inline int current_core() {
 #if defined(__linux__)
     return sched_getcpu();
@@ -19,8 +19,9 @@ inline int current_core() {
 #endif
 }
 
-// Moves the calling thread to another of the cores that it may use. A worker that is woken on the
-// core of the caller, which spins, would share it until the scheduler looks again: milliseconds.
+// Moves the calling thread from `core` to another of the cores that it may use. The caller of a pass
+// spins on its core. A worker that was woken there would share the core until the scheduler looks again,
+// which takes milliseconds.
 inline void leave_core(int core) {
 #if defined(__linux__)
     cpu_set_t own;
@@ -28,7 +29,7 @@ inline void leave_core(int core) {
     cpu_set_t others = own, now;
     CPU_CLR(size_t(core), &others);
     if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others)) return;
-    // It may come back when it likes; unless somebody has moved it meanwhile.
+    // Afterwards the thread may use its old core again, unless somebody else has moved it meanwhile.
     if (!sched_getaffinity(0, sizeof now, &now) && CPU_EQUAL(&now, &others))
         (void)sched_setaffinity(0, sizeof own, &own);
 #else
@@ -36,7 +37,7 @@ inline void leave_core(int core) {
 #endif
 }
 
-// The cores that the calling thread may run on, one at least.
+// The number of cores on which the calling thread may run, at least 1.
 inline int core_count() {
 #if defined(__linux__)
     cpu_set_t own;

@@ -24,7 +24,7 @@ uint64_t fingerprint(const std::vector<Bytes>& arrays) {
         for (ptrdiff_t at = 0; at == 0 || at < array.count; at += kBlock)
             blocks.push_back({array.data + at, std::min(kBlock, array.count - at)});
     }
-    std::vector<uint64_t> seen(blocks.size());  // of each block
+    std::vector<uint64_t> seen(blocks.size());  // the fingerprint of each block
     const auto take = [&](std::atomic<size_t>& next) {
         for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < blocks.size();)
             seen[i] = of_block(blocks[i].data, blocks[i].count);
@@ -39,7 +39,7 @@ uint64_t fingerprint(const std::vector<Bytes>& arrays) {
         has_run = team.run([&](int) { take(next); });
     }
     if (!has_run) take(next);
-    // The arrays' sizes, too: two whole blocks in one array are not the same in two.
+    // Include the sizes of the arrays: two whole blocks in one array differ from the same blocks in two.
     for (const Bytes& array : arrays) seen.push_back(uint64_t(array.count));
     const auto* const data = reinterpret_cast<const unsigned char*>(seen.data());
     return of_block(data, ptrdiff_t(seen.size() * sizeof(uint64_t)));

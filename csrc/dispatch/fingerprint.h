@@ -1,4 +1,4 @@
-// Fingerprints of arrays, by as many threads as read them faster than one.
+// Fingerprints of arrays. Several threads read the arrays if that is faster.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,8 @@ struct Bytes {
     ptrdiff_t count;
 };
 
-// Of the arrays' contents and sizes, in their order: others have another, except by chance. The same
-// for any number of threads; it differs between ISAs.
+// A hash of the contents and sizes of the arrays, in their order. Other arrays have another hash, except by
+// chance. It is the same for any number of threads, but differs between ISAs.
 uint64_t fingerprint(const std::vector<Bytes>& arrays);
 
 }  // namespace rnnfast

@@ -11,8 +11,9 @@
 
 namespace rnnfast {
 
-// Rounds to nearest, raises nothing, and takes denormal numbers for zero, without which decaying
-// gates run 20 times slower. Gives back the caller's environment, flags and all, at the end.
+// While it lives, the thread rounds to nearest, traps no exception and takes denormal numbers as zero.
+// With denormal numbers, decaying gates would run 20 times slower. At the end, the caller's environment
+// is restored, including its flags.
 class FloatEnv {
 #if defined(__x86_64__) || defined(_M_X64)
     static constexpr unsigned kMasked = 0x1f80, kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
@@ -43,7 +44,8 @@ public:
     FloatEnv& operator=(const FloatEnv&) = delete;
 };
 
-// For as long as a thread multiplies in a format, or in none (null).
+// Lives as long as a thread multiplies in a format, and then releases the registers that the format has
+// prepared. `format` may be null.
 class FormatScope {
     const Format* const format_;
 

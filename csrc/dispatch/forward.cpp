@@ -10,7 +10,7 @@
 namespace rnnfast {
 namespace {
 
-// With layers at the same time: the pieces that the steps are cut into, at the most.
+// The most pieces into which the steps are cut when layers run at the same time.
 constexpr ptrdiff_t kPieces = 16;
 
 template <class T>
@@ -31,7 +31,7 @@ struct Job {
         return forward_work(kernels, args.sizes, args.format, plan, held(args));
     }
 
-    // The most that a thread's slice takes.
+    // The largest scratch that the slice of a thread takes.
     size_t scratch(const Split& split) const {
         ptrdiff_t most = 0;
         for (int rank : {0, split.threads() - 1})
@@ -39,7 +39,8 @@ struct Job {
         return size_t(most);
     }
 
-    // The part of a group's thread `rank`; `scratch` is the group's, `each` the size of a slice's.
+    // The part of thread `rank` of a group. `scratch` is the scratch of the group, and `each` the size of
+    // the scratch of a slice.
     void run(const Split& split, int rank, Meeting::Place& place, T* scratch, size_t each) const {
         if (rank >= split.threads()) return;
         Slice mine = split.slice(plan, rank);
@@ -49,7 +50,7 @@ struct Job {
     }
 };
 
-// Threads that run some of the jobs together, one after the other.
+// A group of threads, which run some of the jobs together, one job after the other.
 template <class T>
 class Group {
 public:
@@ -60,14 +61,14 @@ public:
             each_ = std::max(each_, jobs[i].scratch(tasks_.back().split));
             threads_ = std::max(threads_, tasks_.back().split.threads());
         }
-        // A cache line apart.
+        // Each slice's scratch begins on a cache line of its own.
         each_ = (each_ + 63) / 64 * 64;
     }
 
     size_t scratch() const { return each_ * size_t(threads_); }
     Forced schedule() const { return schedule_of(tasks_.front().split); }
 
-    // `all` is where every thread of the team meets after a layer.
+    // Every thread of the team meets at `all` after each layer.
     void run(int rank, Meeting::Place& all, T* scratch) {
         for (Task& task : tasks_) {
             Meeting::Place place(task.meeting);
@@ -127,7 +128,7 @@ bool run_groups(const std::vector<Job<T>>& jobs, const std::vector<JobWork>& wor
     });
 }
 
-// Each thread runs every so-many-th layer, a piece behind the layer below.
+// With n threads, each runs every n-th layer, one piece behind the layer below.
 template <class T>
 bool run_layers(const std::vector<Job<T>>& jobs, int wanted, Team& team) {
     note_schedule(Forced::layers);
@@ -174,8 +175,8 @@ template <class T>
 void run_forward_stack(const ForwardJob<T>* given, int layers, int directions) {
     const size_t count = size_t(layers) * size_t(directions);
     if (given->plan->plan().batch == 0)
-        return;          // whatever T, which costs no memory and may be huge
-    const FloatEnv env;  // the estimates too leave no flag behind
+        return;          // for any T, which may be huge, since it costs no memory
+    const FloatEnv env;  // also for the estimates, whose exception flags must not remain
     if (allowed_threads() == 1) return run_alone(given, count);
     double alone = 0;
     for (size_t i = 0; i < count; ++i) alone += Job<T>(given[i]).work().alone();

@@ -14,7 +14,7 @@ namespace rnnfast {
 
 using namespace rnnfast;
 
-#if !defined(_WIN32)  // where CMakeLists.txt exports it
+#if !defined(_WIN32)  // on Windows, CMakeLists.txt exports the function
 __attribute__((visibility("default")))
 #endif
 const CompiledIsa* librnnfast_kernels() {

@@ -14,7 +14,7 @@
 namespace rnnfast {
 namespace {
 
-// What GNU's OpenMP is called by from compiled code; LLVM's and Intel's have these names too.
+// The functions of GNU's OpenMP that compiled code calls. LLVM's and Intel's OpenMP have them, too.
 struct OpenMp {
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
     int (*thread_num)();
@@ -24,14 +24,15 @@ struct OpenMp {
 // Never freed: another thread may be reading it.
 std::atomic<const OpenMp*> known{nullptr};
 
-// How long after the last work of ours they surely spin still.
+// How long OpenMP's threads surely still spin after they have run work for this library.
 constexpr std::chrono::milliseconds kStillSpinning{2};
-// All of the library's threads are called, and the caller waits for all: most must have work.
-constexpr int kMostCalled = 2;  // for each that has
+// A team calls all of OpenMP's threads, and the caller waits for all of them, so at least half of them
+// must have work.
+constexpr int kMostCalled = 2;  // threads called for each that has work
 
 #if !defined(_WIN32)
-// Whether the process is a fork that has run no other program since: threads that OpenMP knows of may
-// be its parent's.
+// Whether the process is a fork that has run no other program since. In such a process, OpenMP may know
+// threads that only the parent has.
 bool is_fork() {
 #if defined(__linux__)
     std::FILE* const file = std::fopen("/proc/self/stat", "r");
@@ -41,7 +42,7 @@ bool is_fork() {
     std::fclose(file);
     const char* const name_end = std::strrchr(text, ')');
     constexpr unsigned kForkedNoExec = 0x40;
-    unsigned flags;  // after the state, and the parent's and four other numbers
+    unsigned flags;  // the field after the state, the parent's number and four other numbers
     return !name_end || std::sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) != 1 ||
            flags & kForkedNoExec;
 #else
@@ -49,8 +50,8 @@ bool is_fork() {
 #endif
 }
 
-// The function that a library's own calls of `name` go to: in what all libraries see, as one that was
-// preloaded, else in what this one is linked with.
+// Finds the function that `library` itself calls by `name`: first in the global scope, where a preloaded
+// library would be, and then among the libraries with which `library` is linked.
 template <class Function>
 bool find(void* library, const char* name, Function& function) {
     void* found = dlsym(RTLD_DEFAULT, name);
@@ -60,8 +61,8 @@ bool find(void* library, const char* name, Function& function) {
 }
 #endif
 
-// OpenMP has threads for each thread that calls it, and all would spin beside those of the others: the
-// first that comes is the only one, until it ends.
+// OpenMP has a separate set of threads for each thread that calls it, and all these sets would spin at the
+// same time. So only the first thread that comes may call it, until that thread ends.
 struct Caller {
     using Clock = std::chrono::steady_clock;
     static inline std::atomic<Caller*> first{nullptr};
@@ -75,7 +76,7 @@ struct Caller {
         return first.compare_exchange_strong(none, this) || none == this;
     }
 
-    Clock::time_point last{};  // when its threads ended work of ours
+    Clock::time_point last{};  // when OpenMP's threads last ended work for this caller
     bool has_spinning() const { return Clock::now() - last < kStillSpinning; }
 };
 thread_local Caller caller;
@@ -90,7 +91,7 @@ struct Region {
 void run_part(void* data) {
     auto& region = *static_cast<Region*>(data);
     const int rank = region.openmp.thread_num();
-    if (region.openmp.num_threads() < region.size)  // on all of them alike
+    if (region.openmp.num_threads() < region.size)  // which is the same on all threads
         region.has_run = false;
     else if (rank < region.size)
         region.work(rank);

@@ -1,29 +1,32 @@
-// The threads of another library's OpenMP, which may run teams in place of the pool's. They spin for
-// milliseconds after that library's own work, and would take turns with the pool's on their cores.
+// The threads of another library's OpenMP, which may run teams in place of the pool's workers. They spin
+// for milliseconds after that library's own work, and the pool's workers would have to share their cores.
 #pragma once
 
 #include <functional>
 
 namespace rnnfast {
 
-// From now on those of the OpenMP that the shared object at `path` calls, which is loaded. False where
-// there is none, on Windows, and in a forked process, whose OpenMP may wait for its parent's threads;
-// then nothing changes. Those that are forked later do without.
+// From now on, teams may run on the threads of the OpenMP that the shared object at `path` calls. That
+// object must be loaded. Returns false, and changes nothing, if it has no OpenMP, on Windows, and in a
+// forked process, whose OpenMP may wait for threads of the parent. Processes forked later use no OpenMP.
 bool use_openmp(const char* path);
 
-// To wake threads that sleep takes 5 to 50 us, and they come when they come: work must take longer.
+// Work must take longer than this to be worth waking sleeping threads. Waking them takes 5 to 50 us, and the
+// caller must wait for all of them, however long that takes.
 constexpr double kWorthWakingNs = 200'000;
 
-// Whether `threads` that the library usually has are to run work of this thread for `size` of them.
-// `wakes`: also where they sleep. Else soon after the last, while they still spin.
+// Whether OpenMP's threads should run work of the calling thread for `size` threads. `threads` is the number
+// that the library usually has. If `wakes`, they may run it even if they sleep; otherwise only soon after
+// the last work, while they still spin.
 bool openmp_runs(bool wakes, int threads, int size);
 
-// That they did not come soon, as others have their cores: as if they slept.
+// Notes that the threads did not come soon, because others have their cores. They now count as asleep.
 void forget_openmp();
 
-// Runs work(rank), ranks 0 to size-1, the caller's 0, on the first of `threads`: with another number some
-// would end, or others would be made. The caller waits for all of them. False where OpenMP gives fewer
-// than `size`, as in a region of its own, and nothing was run. `work` must not throw.
+// Runs work(rank) for ranks 0 to size-1 on the first of `threads` threads; the caller's rank is 0. OpenMP
+// would end threads, or make new ones, if it were asked for another number. The caller waits for all of
+// them. Returns false, and runs nothing, if OpenMP gives fewer than `size`, as it does inside one of its
+// regions. `work` must not throw.
 bool run_by_openmp(int threads, int size, const std::function<void(int)>& work);
 
 }  // namespace rnnfast

@@ -20,7 +20,7 @@ namespace {
 
 #if defined(__x86_64__) || defined(_M_X64)
 
-// CPUID by hand: __builtin_cpu_supports needs a runtime library that clang-cl does not link.
+// Reads CPUID directly: __builtin_cpu_supports needs a runtime library that clang-cl does not link.
 struct X86 {
     bool avx2 = false, avx2vnni = false, avx512 = false, avx512vnni = false, avx512bf16 = false,
          tiles = false;
@@ -30,14 +30,14 @@ struct X86 {
         if (!__get_cpuid(1, &a, &b, &c, &d)) return;
         const bool fma = c >> 12 & 1, osxsave = c >> 27 & 1;
         if (!osxsave || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-        // Bits of XCR0: the registers that the operating system saves. 6: XMM, YMM; e0: AVX-512's.
+        // XCR0 tells which registers the operating system saves. Bits 6: XMM and YMM; e0: AVX-512's.
         unsigned low, high;
         __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
         avx2 = fma && (b >> 5 & 1) && (low & 0x6) == 0x6;
         const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
         avx512 = avx2 && f && dq && bw && vl && (low & 0xe6) == 0xe6;
         avx512vnni = avx512 && (c >> 11 & 1);
-        // 60000: those of the tile registers. Bits of EDX: the registers, bfloat16, int8.
+        // Bits 60000 of XCR0: the tile registers. Bits of EDX: tile registers, bfloat16, int8.
         tiles = (d >> 24 & 1) && (d >> 22 & 1) && (d >> 25 & 1) && (low & 0x60000) == 0x60000;
         if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return;
         avx2vnni = avx2 && (a >> 4 & 1);
@@ -57,10 +57,10 @@ bool cpu_has(const std::string& isa) {
            (isa == "avx512bf16" && cpu.avx512bf16);
 }
 
-// Whether the process may use tile registers, for which Linux wants to be asked.
+// Whether the process may use tile registers. On Linux, a process must ask for them.
 bool may_use_tiles() {
 #if defined(__linux__)
-    constexpr long kRequest = 0x1023, kTileData = 18;  // of arch_prctl
+    constexpr long kRequest = 0x1023, kTileData = 18;  // arguments of arch_prctl
     return cpu().tiles && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
     return false;
@@ -69,7 +69,7 @@ bool may_use_tiles() {
 
 #else
 
-// Whether the CPU has SDOT. NEON belongs to every AArch64.
+// Whether the CPU has SDOT. Every AArch64 CPU has NEON.
 bool has_dot() {
 #if defined(__linux__)
     constexpr unsigned long kDot = 1ul << 20;  // HWCAP_ASIMDDP
@@ -102,7 +102,8 @@ std::string join(const std::vector<std::string>& names) {
     return all;
 }
 
-// What the environment says of tile registers. Throws std::runtime_error.
+// Whether the environment variable RNNFAST_AMX allows tile registers. Throws std::runtime_error if its
+// value is not known.
 bool wants_tiles() {
     const char* const given = std::getenv("RNNFAST_AMX");
     const std::string value = given ? given : "";
@@ -164,7 +165,8 @@ std::vector<std::string> supported_isas() {
 
 const std::string& active_isa() { return active().name; }
 
-// Asked when a format is first used: the answer changes what Linux wants of the process's signal stacks.
+// The system is asked only when a format is first used, since permission for tile registers makes Linux
+// require larger signal stacks of the process.
 bool active_amx() {
     static const bool used = active().wants_tiles && active().with_tiles && may_use_tiles();
     return used;

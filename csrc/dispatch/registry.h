@@ -1,4 +1,4 @@
-// Which ISA's kernels run.
+// The choice of the ISA whose kernels run.
 #pragma once
 
 #include <string>
@@ -8,15 +8,15 @@
 
 namespace rnnfast {
 
-// The names of the ISAs compiled in, and of those of them that this CPU has; best first.
+// The names of the ISAs compiled in, and of those among them that this CPU supports, best first.
 std::vector<std::string> compiled_isas();
 std::vector<std::string> supported_isas();
 
-// The best one, or the one that the environment variable RNNFAST_ISA names. Throws
-// std::runtime_error with a sentence where that cannot be; asks the environment once.
+// The ISA in use: the one that the environment variable RNNFAST_ISA names, or else the best one. Throws
+// std::runtime_error with an explanation if that ISA cannot be used. The environment is read once.
 const std::string& active_isa();
-// Whether its formats are multiplied in AMX's tile registers: where the CPU has them, Linux gives
-// them, and RNNFAST_AMX is not 0. Throws where that is something else.
+// Whether products in low precision use AMX's tile registers: if the CPU has them, Linux grants them, and
+// RNNFAST_AMX is not 0. Throws like `active_isa`, and also if RNNFAST_AMX is neither 0 nor 1.
 bool active_amx();
 const KernelTable& active_kernels();
 const Format& active_format(FormatId format);

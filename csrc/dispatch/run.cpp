@@ -18,7 +18,7 @@ PackedWeights<T>::PackedWeights(CellId cell, const Sizes& sizes, const Weights<c
       weights_(held == Held::borrowed ? weights : Weights<const T>{}),
       packed_(held == Held::borrowed ? nullptr : allocate<T>(kernels_.packed_size(sizes, format))) {
     if (borrowed()) return;
-    const FloatEnv env;  // biases are added
+    const FloatEnv env;  // packing adds biases
     kernels_.pack(sizes_, format, weights, packed_.get());
 }
 
@@ -34,7 +34,8 @@ const T* PackedWeights<T>::transposed(Transposed which, bool make) const {
     const Buffer<T>* there = kept.load(std::memory_order_acquire);
     if (there) return there->get();
     if (!make) return nullptr;
-    // Two threads may both come here; the first to end wins. No lock, which a fork could leave held.
+    // Several threads may be here at once; the first that ends wins. There is no lock, since a fork could
+    // leave it held.
     const ptrdiff_t size = kernels_.transposed_size(sizes_, format_, which);
     auto made = std::make_unique<Buffer<T>>(allocate<T>(size));
     kernels_.pack_transposed(sizes_, format_, packed_.get(), which, made->get());
@@ -58,7 +59,7 @@ RowPlan::RowPlan(ptrdiff_t steps, ptrdiff_t batch, bool reverse, const int64_t* 
                          [lengths](ptrdiff_t a, ptrdiff_t b) { return lengths[a] > lengths[b]; });
         active_.assign(size_t(steps), 0);
         for (ptrdiff_t row = 0; row < batch; ++row)
-            if (lengths[row] > 0) ++active_[size_t(lengths[row]) - 1];  // whose last step it is
+            if (lengths[row] > 0) ++active_[size_t(lengths[row]) - 1];  // at the row's last step
         for (size_t t = active_.size(); t-- > 1;) active_[t - 1] += active_[t];
         plan_.order = order_.data();
     }

@@ -7,27 +7,28 @@
 namespace rnnfast {
 namespace {
 
-// One Zen 4 core near its peak. What counts is the proportion to the costs of threads below.
-constexpr double kProductsPerNs = 50;  // float32; half as many in float64; a format tells its own
-// One row is bound by reading the weights, and takes as long as so many rows together.
+// Measured on one Zen 4 core near its peak. Only its proportion to the costs of threads below matters.
+constexpr double kProductsPerNs = 50;  // float32; half as many in float64; a format has a `speed`
+// A product of one row is bound by reading the weights, and takes as long as this many rows together.
 constexpr double kLeastRows = 3;
-// Weights of so many bytes come from L3 or memory in each step, which is hidden behind products but for
-// the time of so many rows.
+// Weights of this many bytes or more come from L3 or memory in each step. Products hide the time that
+// this takes, except for the time of this many rows.
 constexpr double kFarBytes = 8 << 20, kFarRows = 4;
-// A meeting of two threads in a step, with the lines of h that move between their caches: 120 to
-// 300 ns with one row at H = 128 to 256.
+// The cost of a meeting of two threads in a step, including the cache lines of h that move between their
+// caches: 120 to 300 ns with one row at H = 128 to 256. Each further thread adds to it.
 constexpr double kMeetingNs = 250, kMeetingPerThreadNs = 50;
-// What of a step's rows other threads have made comes from their caches, so many bytes a ns.
+// The bytes per ns at which a thread reads the parts of a step's rows that are in other threads' caches.
 constexpr double kMovedBytesPerNs = 3;
-// Gathering a team, meeting its end, and the caches that it starts with.
+// The cost of a team: to gather it, to meet at its end, and to fill the caches of its threads.
 constexpr double kTeamNs = 5000, kTeamPerThreadNs = 500;
-// The same of threads that spin. Two cores that are far apart take 4 us, and three times as long for a
-// meeting as above: `way_of` finds that out.
+// The cost of a team whose threads spin. If two cores are far apart, it is 4 us, and a meeting takes three
+// times as long as above. Estimates do not know that; the trials of `way_of` find it out.
 constexpr double kNearTeamNs = 1500, kNearTeamPerThreadNs = 200;
-// What takes less is left alone: by one row of packed weights, estimates may be three times too long.
+// One thread runs shorter work alone: with one row of packed weights, the estimate may be three times
+// too long.
 constexpr double kLeastForNearNs = 20'000;
-// More threads must be predicted to take less than this share of the time; of a short one, less, as
-// the workers may be asleep.
+// More threads are used only if the estimate is below this share of the time of one thread. The share is
+// lower for short work, since the workers may be asleep.
 constexpr double kGain = 0.85, kGainOfShort = 0.6, kGainOfNear = 0.85, kShortNs = 250000;
 
 double gain(double alone_ns, Workers workers) {
@@ -53,7 +54,7 @@ double split_ns(const JobWork& w, const Split& split, int threads) {
                         w.meetings * (kMeetingNs + kMeetingPerThreadNs * (split.units - 2)) +
                         w.rows * w.row_bytes * others / kMovedBytesPerNs);
     } else {
-        // Whole rows of the batch, in proportion where rows have ended.
+        // Threads take whole rows of the batch. If rows have ended, the rest is assumed to be in proportion.
         const double share = std::ceil(double(w.batch) / split.shards) / double(w.batch);
         loop = steps * (rows_cost(w.rows * share) + w.far_rows) * w.row_step;
     }
@@ -78,8 +79,8 @@ JobWork work_of(const CellKernels<T>& kernels, const Sizes& sizes, const Format*
     w.batch = plan.batch;
     w.rows = double(plan.start(plan.steps)) / double(std::max<ptrdiff_t>(plan.steps, 1));
     w.row_step = row * double(sizes.width()) / per_ns;
-    // Of forward: the input's product. Backward: three of them, and the recurrent weights' own.
-    // A borrowed W is read no faster than R.
+    // For forward, the rest is the product with W. Backward adds to it in `backward_work`. Reading a
+    // borrowed W takes as long as reading R.
     const double rows_of_all = w.rows * double(w.steps);
     w.rest = (held == Held::borrowed ? rows_cost(rows_of_all) : rows_of_all) * row *
              double(sizes.input) / per_ns;
@@ -108,11 +109,11 @@ template <class T>
 JobWork backward_work(const CellKernels<T>& kernels, const Sizes& sizes, const Format* format,
                       const Plan& plan, Held held, ptrdiff_t chunks, bool left) {
     constexpr double kCopiedPerNs = 8;  // elements of gate gradients
-    constexpr ptrdiff_t kPhases = 5;    // of a chunk: copies, steps and products
+    constexpr ptrdiff_t kPhases = 5;    // in a chunk: copies, steps and products
     JobWork w = work_of(kernels, sizes, format, plan, held);
     w.rest = (left ? 1 : 2) * w.rest + w.rows * double(w.steps) * w.row_step;
     w.row_bytes = double(kernels.gradient_row(sizes)) * sizeof(T);
-    if (left) {  // rows are copied alone
+    if (left) {  // steps only copy rows
         w.row_step = double(kernels.gradient_row(sizes)) / kCopiedPerNs;
         w.meetings = 0, w.far_rows = 0, w.row_bytes = 0;
     }
@@ -197,7 +198,7 @@ Schedule best_schedule(const JobWork* jobs, int layers, int directions, int thre
             longest = std::max(longest, jobs[i].alone());
             pieces = std::min(pieces, jobs[i].pieces);
         }
-        // Each thread runs so many layers; the last starts some pieces after the first.
+        // Each thread runs `turns` layers. The last thread starts n - 1 pieces after the first.
         const double turns = std::ceil(double(layers) / n);
         if (pieces > 0)
             consider(Order::layers, n,

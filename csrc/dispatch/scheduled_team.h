@@ -1,4 +1,4 @@
-// The schedule of a stack's jobs, and the threads that came to run it.
+// The schedule of a stack's jobs, and the team of threads that runs it.
 #pragma once
 
 #include <chrono>
@@ -14,7 +14,7 @@ namespace rnnfast {
 
 class ScheduledTeam {
 public:
-    // `alone_ns`: what the jobs take one thread.
+    // `alone_ns`: the estimated time that the jobs take one thread.
     ScheduledTeam(const std::vector<JobWork>& work, int layers, int directions, double alone_ns) {
         const auto best = [&](int threads, Workers workers) {
             return best_schedule(work.data(), layers, directions, threads, workers);
@@ -41,7 +41,7 @@ public:
                                                  : Team::Wait::for_a_part,
                       way == Way::waking_team);
         if (team_->size() < schedule_.threads) schedule_ = best(team_->size(), workers);
-        if (schedule_.threads == 1) team_.reset();  // its workers wait, and so may other callers
+        if (schedule_.threads == 1) team_.reset();  // frees its workers, and the pool for others
     }
     ~ScheduledTeam() {
         if (!kind_) return;
@@ -52,16 +52,16 @@ public:
     ScheduledTeam& operator=(const ScheduledTeam&) = delete;
 
     const Schedule& schedule() const { return schedule_; }
-    // Null: the caller is to run alone.
+    // Null if the caller must run alone.
     Team* team() { return team_ ? &*team_ : nullptr; }
 
 private:
     using Clock = std::chrono::steady_clock;
-    // Passes that are estimated to take one thread longer have no trials: the estimates are near enough,
-    // and one call that others disturb would turn many away from a team.
+    // Passes that are estimated to take one thread longer than this have no trials. Their estimates are
+    // good enough, and one call that others disturb would keep many later calls from having a team.
     static constexpr double kTriedNs = 1e6;
 
-    // Of all that the time of short passes depends on; not 0.
+    // A hash of everything that the time of a short pass depends on; never 0.
     static uint64_t hash_of(const std::vector<JobWork>& work, int threads) {
         uint64_t hash = uint64_t(threads);
         const auto add = [&hash](double number) {
@@ -81,7 +81,7 @@ private:
     Schedule schedule_;
     std::optional<Team> team_;
     Clock::time_point start_;
-    uint64_t kind_ = 0;  // of a short pass
+    uint64_t kind_ = 0;  // the hash of a pass that has trials; 0: there are none
 };
 
 }  // namespace rnnfast

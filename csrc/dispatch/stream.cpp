@@ -19,13 +19,13 @@ struct Stack {
     const CellKernels<T>& kernels;
     const Format* const format;
     std::vector<Layer> layers;
-    double work;  // of a step of one row, in multiplications of its dtype
+    double work;  // the cost of a step of one row, in multiplications of its dtype
 
     Stack(const StreamConfig& config, const Weights<const T>* weights)
         : kernels(active_kernels_for<T>().cells[int(config.cell)]),
           format(config.format ? &active_format(*config.format) : nullptr),
           work(0) {
-        const FloatEnv env;  // biases are added
+        const FloatEnv env;  // packing adds biases
         Sizes s = config.sizes;
         for (ptrdiff_t l = 0; l < config.layers; ++l, s.input = s.width()) {
             const ptrdiff_t size = kernels.packed_size(s, format);
@@ -74,7 +74,7 @@ public:
     void run(ptrdiff_t steps, const void* x, void* y) noexcept override {
         const FloatEnv env;
         const FormatScope format(plan_.batch > 1 ? weights_->format
-                                                 : nullptr);  // one row: no tiles
+                                                 : nullptr);  // products of one row use no tiles
         ForwardArgs<T>& bottom = layers_.front().args;
         ForwardArgs<T>& top = layers_.back().args;
         bottom.x = static_cast<const T*>(x);
@@ -125,8 +125,8 @@ public:
 
 private:
     struct Layer {
-        mutable ForwardArgs<T> args{};  // which the pass reads; get_state's results too
-        Buffer<T> between, scratch;     // x, from the layer below; what the pass works in
+        mutable ForwardArgs<T> args{};  // read by the pass; `get_state` sets where it writes
+        Buffer<T> between, scratch;     // x, the y of the layer below; the scratch of the pass
         Buffer<unsigned char> pass;
     };
 
@@ -137,7 +137,7 @@ private:
     const std::shared_ptr<const Stack<T>> weights_;
     const StreamKernels<T>& kernels_;
     const Plan plan_;
-    std::vector<Layer> layers_;  // which stay where they are: the passes know
+    std::vector<Layer> layers_;  // must not move: the passes point to them
 };
 
 }  // namespace

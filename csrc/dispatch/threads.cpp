@@ -19,19 +19,19 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A worker that spins comes in 1 us, one that sleeps in 5 to 50 us; one whose core another thread has,
-// as one of OpenMP that spins after its region, when the scheduler next looks: in up to 10 ms. Waiting
-// must not take more than a part of the work.
+// How long to wait for workers: no more than a part of what the work takes. A worker that spins comes in
+// 1 us, and one that sleeps in 5 to 50 us. If another thread has its core, such as a thread of OpenMP that
+// spins after its region, it comes when the scheduler next looks, after up to 10 ms.
 std::chrono::microseconds patience(double alone_ns) {
     constexpr double kShare = 1.0 / 8, kLeast = 2, kMost = 10'000;
     return std::chrono::microseconds(int(std::clamp(alone_ns / 1000 * kShare, kLeast, kMost)));
 }
 
-// What waking a thread takes at most where it has a core.
+// Waking a thread takes at most this long if it has a core of its own.
 constexpr std::chrono::microseconds kAnyWaking{200};
 
 constexpr int kMostThreads = 1024;
-thread_local int thread_limit = kMostThreads;  // of ThreadLimit
+thread_local int thread_limit = kMostThreads;  // set by ThreadLimit
 
 inline void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -41,10 +41,10 @@ inline void relax() {
 #endif
 }
 
-// Spins until `done()`; false when it took longer than `most`.
+// Spins until `done()` is true. Returns false if that takes longer than `most`.
 template <class Done>
 bool spin(const Done& done, std::chrono::microseconds most) {
-    for (int i = 0; i < 64; ++i) {  // first without a look at the clock, which takes 25 ns
+    for (int i = 0; i < 64; ++i) {  // at first without reading the clock, which takes 25 ns
         if (done()) return true;
         relax();
     }
@@ -54,13 +54,13 @@ bool spin(const Done& done, std::chrono::microseconds most) {
             if (done()) return true;
             relax();
         }
-        std::this_thread::yield();  // to whoever waits for this core, perhaps who is waited for
+        std::this_thread::yield();  // to a thread that waits for this core: perhaps the one awaited
     } while (Clock::now() < end);
     return false;
 }
 
-// What a worker is about. The caller offers; the worker takes, or the caller takes back; the caller
-// says when to start, once it knows how many have come.
+// What a worker is doing. The caller offers work; the worker takes the offer, or the caller takes it
+// back. The caller starts the work once it knows how many workers have come.
 enum class Stage { idle, offered, taken, started };
 
 struct alignas(64) Worker {
@@ -71,7 +71,8 @@ struct alignas(64) Worker {
 
 class Pool {
 public:
-    // Whether all workers of a team of so many spin; `wakes`: those that sleep, for the next call.
+    // Whether all workers of a team of `most` threads spin. If `wakes`, wakes those that sleep, for the
+    // next call.
     bool are_near(int most, bool wakes) {
         if (wakes) grow(most - 1);
         const auto wanted = size_t(most - 1);
@@ -84,7 +85,8 @@ public:
         return near;
     }
 
-    // The caller and the workers that come; at most `most` in all.
+    // Gathers a team of at most `most` threads, and returns its size: the caller and the workers that come
+    // within `patience`; if `all`, it waits for all of them.
     int gather(int most, std::chrono::microseconds patience, bool all) {
         grow(most - 1);
         core_ = current_core();
@@ -107,7 +109,7 @@ public:
         return int(team_.size()) + 1;
     }
 
-    // The team that was gathered runs `work` and ends; null: it just ends.
+    // Runs `work` on the gathered team and disbands it. If `work` is null, this only disbands it.
     void run(const std::function<void(int)>* work) {
         work_ = work;
         finished_ += team_.size();
@@ -120,7 +122,7 @@ public:
     }
 
 private:
-    // Up to `count` workers; fewer where the system gives no more threads.
+    // Makes workers until there are `count`, or fewer if the system gives no more threads.
     void grow(int count) {
         try {
             workers_.reserve(size_t(count));
@@ -145,7 +147,7 @@ private:
                 return worker.stage.load(std::memory_order_acquire) == Stage::started;
             };
             while (!spin(started, kSpinInCall))
-                std::this_thread::yield();  // the caller is about to say
+                std::this_thread::yield();  // the caller will start soon
             if (work_) (*work_)(worker.rank);
             worker.stage.store(Stage::idle);
             ended_.add();
@@ -155,16 +157,16 @@ private:
     std::vector<std::unique_ptr<Worker>> workers_;
     std::vector<Worker*> team_;
     const std::function<void(int)>* work_ = nullptr;
-    std::atomic<int> core_{-1};  // the caller's
+    std::atomic<int> core_{-1};  // the caller's core
     Signal ended_;
     uint64_t finished_ = 0;
 };
 
-// Calls whose work is worth threads that spin, and no others.
+// Decides about calls whose work is worth threads that spin, but not worth waking any.
 class ShortCalls {
 public:
-    // Whether one that comes now may have threads; `wakes`: it is the last of some that came one soon after
-    // the other, and so may wake them.
+    // Whether a call that begins now may have threads. Sets `wakes` if the call may wake them, because
+    // `kThatWake` calls in a row each came soon after the one before.
     bool may_share(double alone_ns, bool& wakes) {
         wakes = false;
         if (calls_alone_ > 0) return --calls_alone_, false;
@@ -175,8 +177,9 @@ public:
         if (in_turn_ >= kThatWake) wakes = true, in_turn_ = 0;
         return true;
     }
-    // Whether threads that should spin came, or did not, as others have their cores: that may cost a slice
-    // of the scheduler's time, so it is tried again after twice as many calls.
+    // Notes whether the threads that should spin came. They did not if other threads have their cores.
+    // Waiting for them may then cost a time slice of the scheduler, so each absence in a row doubles the
+    // number of calls that run alone before the next attempt.
     void note(bool came) {
         if (!came) calls_alone_ = after_absence_;
         after_absence_ = came ? kLeastAlone : std::min(2 * after_absence_, kMostAlone);
@@ -195,14 +198,14 @@ struct State {
     ShortCalls short_calls;
     std::atomic<int> threads{1};
     std::atomic<int> quota{kMostThreads};
-    std::atomic<int> busy{0};  // the callers
+    std::atomic<int> busy{0};  // the number of `Busy` objects
 };
 
 State*& state_pointer() {
     static State* instance = [] {
 #if !defined(_WIN32)
-        // A child of fork has none of the threads: it leaves the old state, which may be in use, as
-        // it lies.
+        // A forked child has none of the threads. It makes a new state and leaves the old one as it
+        // is, since that may have been in use.
         pthread_atfork(nullptr, nullptr, [] {
             State* const before = state_pointer();
             state_pointer() = new State;
@@ -280,7 +283,7 @@ Team::Team(int most, double alone_ns, Wait wait, bool wakes) {
         if (is_short) longest_ = kAnyWaking + std::chrono::nanoseconds(int64_t(alone_ns));
         return;
     }
-    // The pool's, which spin between short calls, would have half of the cores of torch's.
+    // The pool's workers spin between short calls, and would take half of the time of torch's cores.
     if (is_short && is_for_torch) return;
     try {
         if (!state().pool) state().pool = new Pool;
@@ -307,7 +310,7 @@ bool Team::run(const std::function<void(int)>& work) {
         Signal here;
         const bool has_run = run_by_openmp(thread_limit, size_, [&](int rank) {
             if (rank == 0) {
-                here.wait(uint64_t(size_ - 1));  // which yields: to who was woken on this core
+                here.wait(uint64_t(size_ - 1));  // yields to a thread woken on this core
             } else {
                 if (current_core() == core) leave_core(core);
                 here.add();

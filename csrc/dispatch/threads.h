@@ -10,15 +10,17 @@
 
 namespace rnnfast {
 
-// The most threads that a call may use, the caller's among them; 1 until it is set.
+// The most threads that a call may use, including the caller. It is 1 until it is set.
 int num_threads();
-void set_num_threads(int count);  // taken into 1..1024
+void set_num_threads(int count);  // clamped to 1..1024
 
-// The most cores that the process has time of, fewer than it may run on, perhaps, in a container.
+// Sets the number of cores whose time the process may use. In a container it may be lower than the
+// number of cores on which the process may run.
 void set_cpu_quota(int count);
 
-// While it lives, passes of its thread use no more than `most` threads, if `most` is above 0: the number
-// of the library whose OpenMP `use_openmp` has found, whose threads long ones then use.
+// While it lives, the passes of its thread use no more than `most` threads, if `most` is above 0. `most`
+// is the number of threads of the library whose OpenMP `use_openmp` has found: long passes then run on
+// the threads of that OpenMP.
 class ThreadLimit {
 public:
     explicit ThreadLimit(int most);
@@ -30,11 +32,11 @@ private:
     const int before_;
 };
 
-// The most that a pass of this thread may use.
+// The most threads that a pass of the calling thread may use.
 int allowed_threads();
 
-// Work that a team may do, for the lifetime of the object: such work of other callers that begins
-// meanwhile leaves it a core.
+// Marks, while it lives, that the calling thread does work that a team may do. If another caller begins
+// such work meanwhile, that caller leaves this one a core.
 class Busy {
 public:
     Busy();
@@ -42,7 +44,8 @@ public:
     Busy(const Busy&) = delete;
     Busy& operator=(const Busy&) = delete;
 
-    // The most threads for this work: as many as are allowed, and, of the cores, as others had left.
+    // The most threads for this work: those that are allowed, but no more than the cores that other
+    // callers had left.
     int threads() const { return threads_; }
 
 private:
@@ -50,13 +53,14 @@ private:
     int threads_;
 };
 
-// How long threads that wait spin before they sleep. Between calls: longer than the gaps in a loop
-// of calls, of which the longest are the 50 to 70 us between a forward and a backward pass of torch's
-// autograd, and short enough to leave the core to others. In a call: longer than one thread's part of
-// a chunk, since waking takes 30 us and more; who spins yields to whoever waits for the core.
+// How long a waiting thread spins before it sleeps. Between calls, it spins for longer than the gaps in a
+// loop of calls last, and not so long that it keeps the core from others. The longest gaps are the 50 to
+// 70 us between a forward and a backward pass of torch's autograd. In a call, it spins for longer than
+// one thread's part of a chunk takes, since waking takes 30 us and more. A spinning thread yields to any
+// thread that waits for its core.
 constexpr std::chrono::microseconds kSpinBetweenCalls{100}, kSpinInCall{1000};
 
-// A counter that can be waited for: spinning at first, then asleep.
+// A counter. A thread that waits for a value spins at first and then sleeps.
 class Signal {
 public:
     uint64_t value() const { return value_.load(std::memory_order_acquire); }
@@ -72,7 +76,8 @@ private:
     std::condition_variable condition_;
 };
 
-// Where the members of a group wait for each other, again and again. Each has a place of its own.
+// A barrier at which the members of a group wait for each other, any number of times. Each member has a
+// `Place` of its own, which counts its visits.
 class Meeting {
 public:
     explicit Meeting(int members) : members_(uint64_t(members)) {}
@@ -98,34 +103,37 @@ private:
     const uint64_t members_;
 };
 
-// Threads of the pool, for the lifetime of the object: the caller and those workers that came in a
-// part of the time of the work. While the pool is in use by another caller there are none.
+// The threads that run a pass together: the caller, and the workers of the pool, or the threads of
+// OpenMP, that came in time. They belong to the team while it lives. If another caller has the pool, the
+// team is the caller alone.
 class Team {
 public:
-    // How long workers are waited for that sleep, or whose core others have; by OpenMP, until they come.
+    // How long to wait for workers that sleep or whose core another thread uses. With OpenMP's threads:
+    // until they come.
     enum class Wait {
-        for_none,  // only those are asked that spin, if that is all that are wanted; see ShortCalls
-        for_a_part,  // an eighth of what the work takes one thread
+        for_none,    // workers are asked only if all that are wanted spin; see ShortCalls
+        for_a_part,  // an eighth of the time that the work takes one thread
         for_all      // until they come
     };
 
-    // `alone_ns`: what the work takes one thread. `wakes`: those that are not waited for, for the next call.
+    // `alone_ns`: the time that the work takes one thread. `wakes`: with `for_none`, wakes the workers that
+    // sleep, for the next call; OpenMP's threads are then woken for this call.
     Team(int most, double alone_ns, Wait wait, bool wakes = false);
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
-    int size() const { return size_; }  // the caller among them
+    int size() const { return size_; }  // including the caller
 
-    // Runs work(rank) on each thread, ranks 0 to size()-1, the caller's 0. `work` must not throw.
-    // To be called once. False where OpenMP had fewer threads, and nothing was run.
+    // Runs work(rank) on each thread, for ranks 0 to size()-1; the caller's rank is 0. `work` must not
+    // throw. May be called only once. Returns false, and runs nothing, if OpenMP had fewer threads.
     [[nodiscard]] bool run(const std::function<void(int)>& work);
 
 private:
     int size_ = 1;
     bool has_pool_ = false;
     bool by_openmp_ = false;
-    // What short work takes by OpenMP at most, if its threads have cores; 0: no matter.
+    // Short work on OpenMP's threads takes less than this if they have cores of their own; 0: not checked.
     std::chrono::nanoseconds longest_{};
 };
 

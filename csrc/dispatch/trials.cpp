@@ -7,9 +7,9 @@
 namespace rnnfast {
 namespace {
 
-// One thread runs two calls of so many if teams are faster, and a team runs two of so many if one thread
-// is faster. The first of the two fills the caches or wakes the workers. Teams are tried more often
-// because they depend on what other threads and processes do.
+// If teams are faster, one thread runs two calls in each kAlonePeriod. If one thread is faster, a team runs
+// two calls in each kTeamPeriod. The first of the two fills the caches or wakes the workers. Teams are
+// tried more often because their time depends on what other threads and processes do.
 constexpr uint32_t kAlonePeriod = 512, kTeamPeriod = 64;
 
 // Whether a trial of the slower way begins with this call. There are more trials among the first calls,
@@ -18,10 +18,10 @@ bool is_trial(uint32_t call, uint32_t period) {
     return call < period ? (call & (call - 1)) == 0 : call % period == 0;
 }
 
-// The first calls of a kind, which go as the estimates say.
+// The first calls of a kind follow the estimates. There are this many.
 constexpr uint32_t kEstimated = 4;
 
-// Several threads may be here at once: what gets lost is one time of many.
+// Several threads may write at the same time. Then one measured time of many is lost.
 struct Kind {
     std::atomic<uint64_t> hash{0};
     std::atomic<uint32_t> calls{0};
@@ -30,7 +30,7 @@ struct Kind {
 
 std::array<Kind, 256> kinds;
 
-// The place of a kind, which it takes from another.
+// The place of a kind. If another kind had it, that kind's times are dropped.
 Kind& place_of(uint64_t hash) {
     Kind& place = kinds[hash % kinds.size()];
     if (place.hash.load(std::memory_order_relaxed) != hash) {
@@ -49,7 +49,7 @@ Way way_of(uint64_t hash) {
     const uint32_t call = kind.calls.fetch_add(1, std::memory_order_relaxed);
     const float alone = kind.alone.load(std::memory_order_relaxed);
     const float team = kind.team.load(std::memory_order_relaxed);
-    if (team == 0) return Way::team;  // no worker has come so far
+    if (team == 0) return Way::team;  // no team has been timed: no worker has come so far
     if (alone == 0) return call < kEstimated ? Way::team : Way::alone;
     const auto tries = [call](uint32_t period) {
         return is_trial(call, period) || is_trial(call - 1, period);
@@ -62,9 +62,10 @@ void note_time(uint64_t hash, bool by_team, double ns) {
     Kind& kind = place_of(hash);
     std::atomic<float>& kept = by_team ? kind.team : kind.alone;
     const float before = kept.load(std::memory_order_relaxed), now = float(ns);
-    // Of a team a mean, which others that take a core for a time raise, and one call among many does not.
-    // Of its first calls, and of one thread, the least counts: memory or a sleeping worker may have made
-    // one long.
+    // A shorter time replaces the kept one at once for one thread, and in the first calls of a kind: new
+    // memory or a sleeping worker may have made an earlier call long. Later, a team's time is a running
+    // mean. A longer time raises the kept one by an eighth of the difference, and one call by 5/8 at most:
+    // others that take a core for a while raise it far more than one slow call does.
     constexpr uint32_t kFirst = 16;
     float after = now;
     if (before > 0 && now > before)

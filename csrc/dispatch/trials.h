@@ -1,22 +1,22 @@
-// Whether short passes are run by one thread or by a team: by what each took lately.
+// Decides whether one thread or a team runs a short pass, by the times that each took lately.
 #pragma once
 
 #include <cstdint>
 
 namespace rnnfast {
 
-// Estimates of such passes err by a factor, and how long it takes two cores to meet differs by machine,
-// and on a virtual one by the minute: so each way is tried, and tried again.
+// Estimates of short passes may be wrong by a factor. The time that two cores need to meet differs between
+// machines, and on a virtual machine from minute to minute. So both ways are tried, again and again.
 enum class Way {
     alone,
     team,
-    waking_team,  // as the one that is not taken as a rule, whose workers sleep
+    waking_team,  // a trial of the team when one thread is faster: the workers sleep and are woken
 };
 
-// How to run a pass of this kind, a hash of all that its time depends on, that a team may be worth.
+// How to run a pass for which a team may pay. `kind` is a hash of everything that its time depends on.
 Way way_of(uint64_t kind);
 
-// That a pass of this kind took so long, one way or the other.
+// Notes the time that a pass of this kind took, by a team or by one thread.
 void note_time(uint64_t kind, bool by_team, double ns);
 
 }  // namespace rnnfast
