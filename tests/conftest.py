@@ -119,6 +119,21 @@ def estimated(native):
 
 
 @pytest.fixture
+def taken(monkeypatch):
+    """For each call that reaches `rnnfast.torch.eager.again`: whether it was one as before."""
+    eager = importlib.import_module("rnnfast.torch.eager")
+    found, again = [], eager.again
+
+    def spy(*args):
+        result = again(*args)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(eager, "again", spy)
+    return found
+
+
+@pytest.fixture
 def keep_threads():
     """Puts the number of threads back, and that of torch's where it is imported."""
     before, wanted = rnnfast.get_num_threads(), _config._threads

@@ -13,27 +13,13 @@ from torch_twins import CELLS, LAYERS, flat, normal, state_for, twins  # noqa: E
 
 import rnnfast.torch as rt  # noqa: E402  after torch is known to be there
 from rnnfast import _backend  # noqa: E402
-from rnnfast.torch import eager, exchange  # noqa: E402
+from rnnfast.torch import exchange  # noqa: E402
 
 KINDS = [*LAYERS, *CELLS]
 pytestmark = [
     pytest.mark.usefixtures("native"),
     pytest.mark.skipif(not exchange._IS_DIRECT, reason="this torch exchanges arrays alone"),
 ]
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    """Of each call that reached it, whether it was one as before."""
-    found, again = [], eager.again
-
-    def spy(*args):
-        result = again(*args)
-        found.append(result is not None)
-        return result
-
-    monkeypatch.setattr(eager, "again", spy)
-    return found
 
 
 def one_step(kind: str, batch: int | None = 2, steps: int = 1) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch_twins import CELLS, LAYERS, flat, normal, state_for, twins  # noqa: E
 
 import rnnfast.torch as rt  # noqa: E402  after torch is known to be there
 from rnnfast import _backend  # noqa: E402
-from rnnfast.torch import eager, exchange, steps  # noqa: E402
+from rnnfast.torch import exchange, steps  # noqa: E402
 from rnnfast.torch.cache import PackCache  # noqa: E402
 
 # What can be called step by step on one graph: a projection cannot.
@@ -23,20 +23,6 @@ pytestmark = [
     pytest.mark.usefixtures("native"),
     pytest.mark.skipif(not exchange._IS_DIRECT, reason="this torch exchanges arrays alone"),
 ]
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    """Of each call that reached it, whether it was one as before."""
-    found, again = [], eager.again
-
-    def spy(*args):
-        result = again(*args)
-        found.append(result is not None)
-        return result
-
-    monkeypatch.setattr(eager, "again", spy)
-    return found
 
 
 def inputs(kind, batch=2, count=5, **options):
